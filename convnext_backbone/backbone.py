@@ -1,0 +1,244 @@
+"""ConvNextBackbone: multi-stage feature maps for detectors, segmentors and plain PyTorch.
+
+Papers: arXiv 2201.03545 (V1), 2301.00808 (V2), 2508.10104 (DINOv3). The per-stage norms are those
+of facebookresearch/ConvNeXt, object_detection/mmdet/models/backbones/convnext.py; `out_features`
+and `out_indices` are transformers' (models/convnext/modeling_convnext.py).
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from .archs import arch_fields
+from .config import ConvNextConfig
+from .layers import LayerNorm2d
+from .trunk import ConvNextTrunk
+
+
+class ConvNextBackbone(ConvNextTrunk):
+    """A ConvNeXt that returns the maps of the requested stages, each through its own LayerNorm.
+
+    Args:
+        config: A `ConvNextConfig`, or the name of an architecture (as `arch`).
+        arch: The name of an architecture, one of `list_archs()`. With neither, the architecture is
+            that of the default `ConvNextConfig`, ConvNeXt-Tiny.
+        frozen_stages: As in mmdet: -1 freezes nothing, 0 the stem, k the stem and stages 1 to k.
+            Frozen parameters take no gradient, and their modules stay in eval mode. The norms of
+            the outputs are never frozen.
+        with_cp: Recompute the blocks' activations in the backward pass instead of keeping them.
+        init_cfg: `dict(type='Pretrained', checkpoint=SOURCE)`, applied by `init_weights()`; SOURCE
+            is anything that `load_weights` reads.
+        fields: Fields of `ConvNextConfig` that replace those of `config` or `arch`.
+
+    Attributes:
+        config: This backbone's own `ConvNextConfig`.
+        load_report: What the last loading of weights did, or None.
+
+    Raises:
+        ValueError: An argument is out of its range or the outputs are not a valid choice.
+        TypeError: An argument is of the wrong type or unknown.
+    """
+
+    main_input_name = "pixel_values"
+
+    def __init__(
+        self,
+        config: ConvNextConfig | str | None = None,
+        *,
+        arch: str | None = None,
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        init_cfg: Mapping[str, Any] | None = None,
+        **fields: Any,
+    ) -> None:
+        super().__init__(_resolve_config(config, arch, fields), with_cp=with_cp)
+        stages = len(self.config.depths)
+        if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= stages:
+            raise ValueError(
+                f"frozen_stages must be an integer from -1 to {stages}, got {frozen_stages!r}"
+            )
+        self.frozen_stages = frozen_stages
+        self.init_cfg = _check_init_cfg(init_cfg)
+        self.norms = nn.ModuleDict()
+        self._align_norms()
+        self.reset_parameters()
+
+    # What it gives: names, positions, channels and strides of the outputs, in stage order.
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """The names of all possible outputs: the stem, then stage1 to stageN."""
+        return tuple(self.config.stage_names)
+
+    @property
+    def out_features(self) -> tuple[str, ...]:
+        """The names of the outputs. Assigning another choice gives new outputs fresh norms."""
+        assert self.config.out_features is not None
+        return tuple(self.config.out_features)
+
+    @out_features.setter
+    def out_features(self, names: Sequence[str]) -> None:
+        self.config.out_features = names
+        self._align_norms()
+
+    @property
+    def out_indices(self) -> tuple[int, ...]:
+        """The outputs as positions in `stage_names`, never negative. Assignable."""
+        return tuple(self.stage_names.index(name) for name in self.out_features)
+
+    @out_indices.setter
+    def out_indices(self, indices: Sequence[int]) -> None:
+        self.config.out_indices = indices
+        self._align_norms()
+
+    @property
+    def num_features(self) -> tuple[int, ...]:
+        """The channels of every entry of `stage_names`."""
+        return (self.config.hidden_sizes[0], *self.config.hidden_sizes)
+
+    @property
+    def out_feature_channels(self) -> dict[str, int]:
+        """The channels of every entry of `stage_names`, by name."""
+        return dict(zip(self.stage_names, self.num_features, strict=True))
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """The channels of each output."""
+        return tuple(self.num_features[i] for i in self.out_indices)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """The stride of each output, in input pixels."""
+        return tuple(self.config.strides[i] for i in self.out_indices)
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """Return the normed map of each requested stage.
+
+        Stages after the last requested one are not run. A side that a stride does not divide is
+        floored, as in every other ConvNeXt.
+
+        Args:
+            pixel_values: Images (N, num_channels, H, W), floating point.
+
+        Returns:
+            One contiguous (N, C_i, H // stride_i, W // stride_i) per output, in stage order.
+
+        Raises:
+            ValueError: The shape does not fit, or the image is smaller than the last stride.
+            TypeError: The input is not a floating-point tensor.
+        """
+        if len(self.norms) != len(self.out_features) or self.out_features != tuple(self.norms):
+            self._align_norms()  # the user changed `config.out_features` in place
+        maps = self.iter_maps(pixel_values, last=self.out_indices[-1])
+        return tuple(
+            self.norms[name](x).contiguous()
+            for name, x in zip(self.stage_names, maps, strict=False)
+            if name in self.norms
+        )
+
+    # How it trains: which parts are frozen, and their mode.
+
+    def train(self, mode: bool = True) -> "ConvNextBackbone":
+        """Set training mode, but keep frozen modules in eval mode. Returns self."""
+        super().train(mode)
+        for module in self._frozen_modules():
+            module.eval()
+        return self
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        if self.frozen_stages < 0:
+            return []
+        k = self.frozen_stages
+        return [self.downsample_layers[0], *self.downsample_layers[1:k], *self.stages[:k]]
+
+    def _unused_modules(self) -> list[nn.Module]:
+        last = self.out_indices[-1]
+        return [*self.downsample_layers[max(last, 1) :], *self.stages[last:]]
+
+    def _align_norms(self) -> None:
+        """Hold one norm per output, and gradients for what is run and not frozen.
+
+        A norm that stays keeps its weights. A stage that is not run would have no gradient, which
+        DistributedDataParallel refuses unless it is told to look for such parameters.
+        """
+        like = next(self.parameters())
+        norms = dict(self.norms)
+        self.norms = nn.ModuleDict(
+            {
+                name: norms.get(name)
+                or LayerNorm2d(
+                    channels, eps=self.config.norm_eps, device=like.device, dtype=like.dtype
+                )
+                for name, channels in self.out_feature_channels.items()
+                if name in self.out_features
+            }
+        )
+        self.requires_grad_(True)
+        for module in (*self._frozen_modules(), *self._unused_modules()):
+            module.requires_grad_(False)
+        self.train(self.training)
+
+    # Where its weights come from and go to.
+
+    def init_weights(self) -> None:
+        """Fill the parameters afresh, then load what `init_cfg` names. mmengine calls this."""
+        if self.is_init:
+            return
+        self.reset_parameters()
+        if self.init_cfg is not None:
+            from .weights import load_weights
+
+            options = {k: v for k, v in self.init_cfg.items() if k not in ("type", "checkpoint")}
+            self.load_report = load_weights(self, self.init_cfg["checkpoint"], **options)
+        self.is_init = True
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | os.PathLike[str], **overrides: Any
+    ) -> "ConvNextBackbone":
+        """Build the backbone that `source` describes and load it.
+
+        Args:
+            source: A file, a directory, a URL, a Hugging Face id or an `arch.tag` of
+                `list_weights()`. The architecture is read from the tensors.
+            overrides: Any argument of the constructor, and any option of `load_weights`.
+
+        Raises:
+            ValueError: The source is not a ConvNeXt or does not fit, with every misfit listed.
+            FileNotFoundError: There is no such file.
+        """
+        from .weights import load_pretrained_
+
+        return load_pretrained_(cls, source, overrides)
+
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
+        """Write config.json and model.safetensors, which transformers loads as they are."""
+        from .weights import save_pretrained
+
+        save_pretrained(self, directory)
+
+
+def _resolve_config(
+    config: ConvNextConfig | str | None, arch: str | None, fields: dict[str, Any]
+) -> ConvNextConfig:
+    if config is not None and arch is not None:
+        raise ValueError(f"give config or arch, not both: got config={config!r} and arch={arch!r}")
+    if isinstance(config, ConvNextConfig):
+        return config.replace(**fields)
+    name = config if arch is None else arch
+    return ConvNextConfig(**{**(arch_fields(name) if name is not None else {}), **fields})
+
+
+def _check_init_cfg(init_cfg: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    if init_cfg is None:
+        return None
+    if not isinstance(init_cfg, Mapping) or init_cfg.get("type") != "Pretrained":
+        raise ValueError(
+            "init_cfg must be None or dict(type='Pretrained', checkpoint=...); a fresh start is "
+            f"governed by initializer_range and layer_scale_init_value; got {init_cfg!r}"
+        )
+    if "checkpoint" not in init_cfg:
+        raise ValueError(f"init_cfg must name a checkpoint, got {init_cfg!r}")
+    return init_cfg

@@ -1,0 +1,304 @@
+"""ConvNextConfig: what a ConvNeXt is, in Hugging Face's parameter names.
+
+The rules of `out_features` and `out_indices` are transformers' (`backbone_utils.py`), with its gaps
+closed: `[]` and indices out of range are refused, tuples and lists are alike, and either field may
+be changed later.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from .archs import arch_fields
+from .layers import ACTIVATIONS
+
+# config.json's model_type -> the fields that it implies and does not write.
+_MODEL_TYPES: dict[str, dict[str, object]] = {
+    "convnext": {"use_grn": False},
+    "convnextv2": {"use_grn": True, "layer_scale_init_value": 0.0},
+    "dinov3_convnext": {"use_grn": False},
+}
+MODEL_TYPES = tuple(_MODEL_TYPES)
+_OUTPUTS = {"out_features", "out_indices"}
+
+
+@dataclass(kw_only=True)
+class ConvNextConfig:
+    """The architecture and the outputs of a ConvNeXt.
+
+    Attributes:
+        num_channels: Channels of the input image.
+        patch_size: Kernel and stride of the stem, in pixels.
+        num_stages: Number of stages; derived from `depths` when not given.
+        hidden_sizes: Channels of each stage; the stem has those of the first.
+        depths: Number of blocks of each stage.
+        hidden_act: Activation between the pointwise layers, a key of `layers.ACTIVATIONS`.
+        initializer_range: Standard deviation of the truncated normal that fills weights.
+        layer_norm_eps: Epsilon of the final norm over the pooled map, and of that norm only.
+        layer_scale_init_value: Start of the layer scale; 0 builds none.
+        drop_path_rate: Stochastic depth of the last block; blocks before it get a linear share.
+        image_size: Side of the images that the weights were trained on, in pixels; informative.
+        use_grn: Build the V2 block, with Global Response Normalisation.
+        norm_eps: Epsilon of every norm but the final one (1e-6; xxlarge was trained with 1e-5).
+        kernel_size: Side of the depthwise kernel, odd, in pixels.
+        out_features: Names of the outputs, out of `stage_names`, in their order.
+        out_indices: The same outputs as positions in `stage_names`; negative ones count from the
+            end. With neither given the last stage is the output; with both, they must agree.
+        model_type: transformers' name of the family; derived from `use_grn` when not given.
+
+    Raises:
+        ValueError: A value is out of its range, or `out_features` and `out_indices` are not a
+            valid choice of outputs.
+        TypeError: A value is of the wrong type, or a name is not a field.
+    """
+
+    num_channels: int = 3
+    patch_size: int = 4
+    num_stages: int | None = None
+    hidden_sizes: Sequence[int] = (96, 192, 384, 768)
+    depths: Sequence[int] = (3, 3, 9, 3)
+    hidden_act: str = "gelu"
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    layer_scale_init_value: float = 1e-6
+    drop_path_rate: float = 0.0
+    image_size: int = 224
+    use_grn: bool = False
+    norm_eps: float = 1e-6
+    kernel_size: int = 7
+    out_features: Sequence[str] | None = None
+    out_indices: Sequence[int] | None = None
+    model_type: str | None = None
+
+    def __post_init__(self) -> None:
+        self._check_architecture()
+        if self.model_type is None:
+            self.model_type = "convnextv2" if self.use_grn else "convnext"
+        _check_choice("model_type", self.model_type, MODEL_TYPES)
+        if _MODEL_TYPES[self.model_type]["use_grn"] != self.use_grn:
+            raise ValueError(f"use_grn={self.use_grn} does not fit model_type {self.model_type!r}")
+        features, indices = align_outputs(self.stage_names, self.out_features, self.out_indices)
+        self._set_outputs(features, indices)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Once built, a change of one of the two output fields carries the other along.
+        if name in _OUTPUTS and "_ready" in self.__dict__:
+            chosen = {**dict.fromkeys(_OUTPUTS), name: value}
+            self._set_outputs(*align_outputs(self.stage_names, **chosen))
+        else:
+            object.__setattr__(self, name, value)
+
+    def _set_outputs(self, features: list[str], indices: list[int]) -> None:
+        self.__dict__.update(out_features=features, out_indices=indices, _ready=True)
+
+    def _check_architecture(self) -> None:
+        self.hidden_sizes = _positive_ints("hidden_sizes", self.hidden_sizes)
+        self.depths = _positive_ints("depths", self.depths)
+        if len(self.hidden_sizes) != len(self.depths):
+            raise ValueError(
+                f"hidden_sizes and depths must have one entry per stage, got hidden_sizes="
+                f"{self.hidden_sizes} and depths={self.depths}"
+            )
+        if self.num_stages is None:
+            self.num_stages = len(self.depths)
+        if self.num_stages != len(self.depths):
+            raise ValueError(
+                f"num_stages must be the length of depths, {len(self.depths)}, "
+                f"got {self.num_stages!r}"
+            )
+        for name in ("num_channels", "patch_size", "image_size", "kernel_size"):
+            _positive_ints(name, (getattr(self, name),))
+        if self.kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, got {self.kernel_size}")
+        for name, upper in _RATES.items():
+            _check_number(name, getattr(self, name), upper)
+        if not isinstance(self.use_grn, bool):
+            raise TypeError(f"use_grn must be True or False, got {self.use_grn!r}")
+        _check_choice("hidden_act", self.hidden_act, tuple(ACTIVATIONS))
+
+    @property
+    def stage_names(self) -> list[str]:
+        """The names of all possible outputs: the stem, then stage1 to stageN."""
+        return ["stem", *(f"stage{i}" for i in range(1, len(self.depths) + 1))]
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """The stride of each entry of `stage_names`, in input pixels."""
+        p = self.patch_size
+        return (p, *(p * 2**i for i in range(len(self.depths))))
+
+    @classmethod
+    def from_arch(cls, arch: str, **overrides: Any) -> "ConvNextConfig":
+        """Build the config of a named architecture, with fields replaced by `overrides`.
+
+        Raises:
+            ValueError: `arch` is not in `list_archs()`, or an override is out of its range.
+            TypeError: An override is not a field.
+        """
+        return cls(**{**arch_fields(arch), **overrides})
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], **overrides: Any) -> "ConvNextConfig":
+        """Build a config from the contents of a Hugging Face config.json.
+
+        Entries that do not describe the architecture (`torch_dtype`, `transformers_version`, ...)
+        have no meaning here and are left out.
+
+        Raises:
+            ValueError: The model_type is not a ConvNeXt's, or a value is out of its range.
+        """
+        model_type = values.get("model_type", "convnext")
+        _check_choice("model_type", model_type, MODEL_TYPES)
+        known = {f.name for f in fields(cls)}
+        given = {k: v for k, v in values.items() if k in known}
+        # Both are written; the names are kept, since they alone mean the same in every release.
+        if given.get("out_features") is not None:
+            given.pop("out_indices", None)
+        if model_type == "dinov3_convnext" and "layer_norm_eps" in given:
+            given.setdefault("norm_eps", given["layer_norm_eps"])  # DINOv3 has one epsilon
+        return cls(**{**_MODEL_TYPES[model_type], **given}).replace(**overrides)
+
+    def replace(self, **changes: Any) -> "ConvNextConfig":
+        """Return a copy with fields replaced; fields derived from a replaced one follow it.
+
+        Raises:
+            ValueError: A change is out of its range.
+            TypeError: A change is not a field.
+        """
+        derived = {"num_stages"} if "depths" in changes else set()
+        derived |= {"model_type"} if "use_grn" in changes else set()
+        derived |= {"out_features", "out_indices"} if _OUTPUTS & changes.keys() else {"out_indices"}
+        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in derived}
+        return type(self)(**{**kept, **changes})
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike[str], **overrides: Any) -> "ConvNextConfig":
+        """Read a config.json: a file, or the directory that holds it.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: The file is not a ConvNeXt's config.json.
+        """
+        path = Path(source)
+        path = path / "config.json" if path.is_dir() else path
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not a JSON file: {error}") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} must hold a JSON object, got {type(values).__name__}")
+        return cls.from_dict(values, **overrides)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-ready values, with `stage_names` as transformers writes it."""
+        values = asdict(self)
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        return {**values, "stage_names": self.stage_names}
+
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
+        """Write `directory`/config.json, replacing it in one step."""
+        path = Path(directory) / "config.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+
+
+# Number fields and the largest value that makes sense for each.
+_RATES = {
+    "initializer_range": float("inf"),
+    "layer_norm_eps": 1.0,
+    "norm_eps": 1.0,
+    "layer_scale_init_value": float("inf"),
+    "drop_path_rate": 1.0,
+}
+
+
+def align_outputs(
+    stage_names: Sequence[str],
+    out_features: Iterable[str] | None,
+    out_indices: Iterable[int] | None,
+) -> tuple[list[str], list[int]]:
+    """Return `out_features` and `out_indices`, each derived from the other where it is None.
+
+    Negative indices stay negative, as in transformers.
+
+    Raises:
+        ValueError: A choice is empty, unknown, out of range, repeated or not in the order of
+            `stage_names`, or the two do not name the same stages.
+        TypeError: A choice is not a sequence of names or of integers.
+    """
+    num = len(stage_names)
+    if out_features is None and out_indices is None:
+        return [stage_names[-1]], [num - 1]
+    named = placed = None
+    if out_features is not None:
+        features = _sequence("out_features", out_features, str)
+        unknown = [f for f in features if f not in stage_names]
+        if unknown:
+            raise ValueError(
+                f"out_features must be a subset of stage_names {list(stage_names)}, got {features}"
+            )
+        named = [list(stage_names).index(f) for f in features]
+        _check_order("out_features", features, named)
+    if out_indices is not None:
+        indices = _sequence("out_indices", out_indices, int)
+        if any(not -num <= i < num for i in indices):
+            raise ValueError(
+                f"out_indices must be valid indices for stage_names {list(stage_names)}, "
+                f"from {-num} to {num - 1}, got {indices}"
+            )
+        placed = [i % num for i in indices]
+        _check_order("out_indices", indices, placed)
+    if named is not None and placed is not None and named != placed:
+        raise ValueError(
+            f"out_features and out_indices must name the same stages of {list(stage_names)}, "
+            f"got out_features={features} and out_indices={indices}"
+        )
+    if named is None:
+        assert placed is not None
+        features = [stage_names[i] for i in placed]
+    if placed is None:
+        assert named is not None
+        indices = named
+    return features, indices
+
+
+def _sequence(name: str, value: Any, kind: type) -> list[Any]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be a list or tuple of {kind.__name__}, got {value!r}")
+    items = list(value)
+    if not items:
+        raise ValueError(f"{name} must not be empty, got {value!r}")
+    if any(not isinstance(item, kind) or isinstance(item, bool) for item in items):
+        raise TypeError(f"{name} must be a list or tuple of {kind.__name__}, got {value!r}")
+    return items
+
+
+def _check_order(name: str, given: list[Any], positions: list[int]) -> None:
+    if len(set(positions)) != len(positions):
+        raise ValueError(f"{name} must not contain any duplicates, got {given}")
+    if positions != sorted(positions):
+        raise ValueError(f"{name} must be in the same order as stage_names, got {given}")
+
+
+def _positive_ints(name: str, value: Any) -> tuple[int, ...]:
+    items = tuple(_sequence(name, value, int))
+    if min(items) < 1:
+        raise ValueError(f"{name} must be positive, got {value!r}")
+    return items
+
+
+def _check_number(name: str, value: Any, upper: float) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not 0.0 <= value <= upper:
+        raise ValueError(f"{name} must lie between 0 and {upper}, got {value!r}")
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {choices}, got {value!r}")

@@ -1,0 +1,148 @@
+"""The ConvNeXt trunk: stem, blocks and stages, shared by the backbone and the classifier.
+
+Papers: ConvNeXt (arXiv 2201.03545, section 2 and appendix A.4) and ConvNeXt V2 (arXiv 2301.00808,
+section 3.3). Parameter names are those of facebookresearch/ConvNeXt (models/convnext.py), the names
+that most published detectors and segmentors carry.
+
+Axes: N batch, C channels, H height, W width. Maps are (N, C, H, W) in channels-last memory, so the
+norm and the pointwise layers work on (N, H, W, C) views without a copy.
+"""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .config import ConvNextConfig
+from .layers import ACTIVATIONS, DropPath, GlobalResponseNorm, LayerNorm2d
+
+_MLP_RATIO = 4  # hidden width of the block over its width, in every published ConvNeXt
+
+
+class Block(nn.Module):
+    """Depthwise convolution, norm, two pointwise layers, residual: (N, C, H, W) to the same."""
+
+    def __init__(self, config: ConvNextConfig, channels: int, drop_path_rate: float) -> None:
+        super().__init__()
+        hidden = _MLP_RATIO * channels
+        size = config.kernel_size
+        self.dwconv = nn.Conv2d(channels, channels, size, padding=size // 2, groups=channels)
+        self.norm = nn.LayerNorm(channels, eps=config.norm_eps)
+        self.pwconv1 = nn.Linear(channels, hidden)
+        self.act = ACTIVATIONS[config.hidden_act]()
+        self.grn = GlobalResponseNorm(hidden) if config.use_grn else nn.Identity()
+        self.pwconv2 = nn.Linear(hidden, channels)
+        scale = config.layer_scale_init_value
+        self.gamma = nn.Parameter(torch.full((channels,), float(scale))) if scale > 0 else None
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the block's residual branch to `x` (N, C, H, W)."""
+        y = self.dwconv(x).permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
+        y = self.pwconv2(self.grn(self.act(self.pwconv1(self.norm(y)))))
+        if self.gamma is not None:
+            y = y * self.gamma
+        y = y.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
+        return x + self.drop_path(y)
+
+
+class ConvNextTrunk(nn.Module):
+    """The stem and the stages of a ConvNeXt, without norms of their outputs.
+
+    Args:
+        config: The architecture; copied, so later changes of the caller's object do not reach in.
+        with_cp: Recompute the blocks' activations in the backward pass instead of keeping them.
+    """
+
+    def __init__(self, config: ConvNextConfig, *, with_cp: bool = False) -> None:
+        super().__init__()
+        self.config = copy.deepcopy(config)
+        self.with_cp = with_cp
+        self.load_report: Any = None
+        # mmengine's BaseModule.init_weights passes over a child that says it is initialised.
+        self.is_init = False
+        widths = config.hidden_sizes
+        # A list of floats, not a tensor: the constructor must work under a meta-device context.
+        rates = iter(_linear_rates(config.drop_path_rate, sum(config.depths)))
+        downsamples = map(self._downsample, widths, widths[1:])
+        self.downsample_layers = nn.ModuleList([self._stem(), *downsamples])
+        self.stages = nn.ModuleList(
+            nn.Sequential(*(Block(config, width, next(rates)) for _ in range(depth)))
+            for width, depth in zip(widths, config.depths, strict=True)
+        )
+
+    def _stem(self) -> nn.Sequential:
+        c = self.config
+        conv = nn.Conv2d(c.num_channels, c.hidden_sizes[0], c.patch_size, stride=c.patch_size)
+        return nn.Sequential(conv, LayerNorm2d(c.hidden_sizes[0], eps=c.norm_eps))
+
+    def _downsample(self, before: int, after: int) -> nn.Sequential:
+        return nn.Sequential(
+            LayerNorm2d(before, eps=self.config.norm_eps), nn.Conv2d(before, after, 2, stride=2)
+        )
+
+    def reset_parameters(self) -> None:
+        """Fill every parameter afresh: truncated normal weights, zero biases, norms of identity.
+
+        Source: `_init_weights` of facebookresearch/ConvNeXt, models/convnext.py.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=self.config.initializer_range)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+            elif isinstance(module, GlobalResponseNorm):
+                nn.init.zeros_(module.gamma)
+                nn.init.zeros_(module.beta)
+            elif isinstance(module, Block) and module.gamma is not None:
+                nn.init.constant_(module.gamma, self.config.layer_scale_init_value)
+
+    def iter_maps(self, pixel_values: Tensor, last: int) -> Iterator[Tensor]:
+        """Yield the maps of the stem and of stages 1 to `last`, each (N, C, H, W).
+
+        Raises:
+            TypeError: `pixel_values` is not a floating-point tensor.
+            ValueError: It is not (N, num_channels, H, W), or too small for stage `last`.
+        """
+        self._check_input(pixel_values, last)
+        x = pixel_values.to(memory_format=torch.channels_last)
+        x = self.downsample_layers[0](x)
+        yield x
+        for index in range(last):
+            if index > 0:
+                x = self.downsample_layers[index](x)
+            for block in self.stages[index].children():
+                x = self._run_block(block, x)
+            yield x
+
+    def _run_block(self, block: nn.Module, x: Tensor) -> Tensor:
+        # Without a gradient to take, there is nothing to keep and so nothing to recompute.
+        if self.with_cp and torch.is_grad_enabled():
+            return checkpoint(block, x, use_reentrant=False)
+        return block(x)
+
+    def _check_input(self, pixel_values: Tensor, last: int) -> None:
+        if not isinstance(pixel_values, Tensor):
+            raise TypeError(f"pixel_values must be a tensor, got {type(pixel_values).__name__}")
+        if not pixel_values.is_floating_point():
+            raise TypeError(f"pixel_values must be floating point, got {pixel_values.dtype}")
+        shape = tuple(pixel_values.shape)
+        channels = self.config.num_channels
+        if len(shape) != 4 or shape[1] != channels:
+            raise ValueError(f"pixel_values must have shape (N, {channels}, H, W), got {shape}")
+        least = self.config.strides[last]
+        if shape[2] < least or shape[3] < least:
+            raise ValueError(
+                f"pixel_values must be at least {least}x{least} pixels to reach "
+                f"{self.config.stage_names[last]!r}, got {shape[2]}x{shape[3]}"
+            )
+
+
+def _linear_rates(last: float, num: int) -> list[float]:
+    """Return `num` rates from 0 to `last`, evenly spaced; a lone block gets 0."""
+    return [last * i / max(num - 1, 1) for i in range(num)]
