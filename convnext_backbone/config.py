@@ -15,13 +15,15 @@ from typing import Any
 from .archs import arch_fields
 from .layers import ACTIVATIONS
 
-# config.json's model_type -> the fields that it implies and does not write.
+# config.json's model_type -> the fields that it implies.
 _MODEL_TYPES: dict[str, dict[str, object]] = {
     "convnext": {"use_grn": False},
     "convnextv2": {"use_grn": True, "layer_scale_init_value": 0.0},
     "dinov3_convnext": {"use_grn": False},
 }
 MODEL_TYPES = tuple(_MODEL_TYPES)
+# model_type -> fields that transformers' class derives itself and refuses to read.
+_DERIVED = {"dinov3_convnext": {"num_stages"}}
 _OUTPUTS = {"out_features", "out_indices"}
 
 
@@ -194,7 +196,8 @@ class ConvNextConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values, with `stage_names` as transformers writes it."""
-        values = asdict(self)
+        unwritten = _DERIVED.get(str(self.model_type), set())
+        values = {k: v for k, v in asdict(self).items() if k not in unwritten}
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
         return {**values, "stage_names": self.stage_names}
 

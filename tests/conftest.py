@@ -1,0 +1,19 @@
+"""Settings of the whole suite: no network, and one thread so that timing never decides a result."""
+
+import os
+
+# Before anything imports huggingface_hub: a test that would go online must fail, not wait.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
