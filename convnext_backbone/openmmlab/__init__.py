@@ -4,11 +4,18 @@ The only room of the package that imports an OpenMMLab package.
 """
 
 from ..backbone import ConvNextBackbone
+from .mmcv_ext import install_mmcv_ext, mmcv_ops_provider
+
+__all__ = ["install_mmcv_ext", "mmcv_ops_provider", "register"]
 
 
 def register() -> None:
-    """Register the backbone in mmengine's root registry, which mmdet and mmseg both look into."""
+    """Register the backbone in mmengine's root registry, which mmdet and mmseg both look into.
+
+    Also makes the published packages work on a current stack: see `mmcv_ext`.
+    """
     from mmengine.registry import MODELS
 
+    install_mmcv_ext()
     if MODELS.get("ConvNextBackbone") is None:
         MODELS.register_module(module=ConvNextBackbone)
