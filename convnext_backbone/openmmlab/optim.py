@@ -1,0 +1,56 @@
+"""Names of this package for `optim_wrapper` in a config, imported only when a config uses them.
+
+mmengine.optim takes about a second to import, which `import convnext_backbone` must not cost.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from mmengine.optim import OptimWrapper
+
+    from .layer_decay import ConvNextLayerDecayOptimWrapperConstructor
+
+
+def layer_decay_constructor(
+    *args: Any, **kwargs: Any
+) -> "ConvNextLayerDecayOptimWrapperConstructor":
+    """Build the constructor that `layer_decay.py` describes."""
+    from .layer_decay import ConvNextLayerDecayOptimWrapperConstructor
+
+    return ConvNextLayerDecayOptimWrapperConstructor(*args, **kwargs)
+
+
+def auto_amp_optim_wrapper(**kwargs: Any) -> "OptimWrapper":
+    """Build the optimizer wrapper with the best mixed precision that this machine has.
+
+    bfloat16 where the GPU computes in it, which needs no loss scaling; else float16 with dynamic
+    loss scaling; on a CPU plain float32. The choice goes to the log.
+
+    Args:
+        kwargs: Arguments of mmengine's `OptimWrapper`.
+    """
+    from mmengine.logging import print_log
+    from mmengine.optim import AmpOptimWrapper, OptimWrapper
+
+    if not torch.cuda.is_available():
+        print_log("No GPU: training in float32, without mixed precision.", logger="current")
+        return OptimWrapper(**kwargs)
+    dtype = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    print_log(f"Mixed precision in {dtype}.", logger="current")
+    return AmpOptimWrapper(dtype=dtype, **kwargs)
+
+
+def register_optim() -> None:
+    """Register the names of this module in mmengine's root registries; calling twice is fine."""
+    from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
+
+    OPTIM_WRAPPER_CONSTRUCTORS.register_module(
+        name="ConvNextLayerDecayOptimWrapperConstructor",
+        module=layer_decay_constructor,
+        force=True,
+    )
+    OPTIM_WRAPPERS.register_module(
+        name="AutoAmpOptimWrapper", module=auto_amp_optim_wrapper, force=True
+    )
