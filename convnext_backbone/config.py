@@ -7,12 +7,13 @@ be changed later.
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from .archs import arch_fields
+from .labels import align_labels, check_problem_type
 from .layers import ACTIVATIONS
 
 # config.json's model_type -> the fields that it implies.
@@ -25,6 +26,7 @@ MODEL_TYPES = tuple(_MODEL_TYPES)
 # model_type -> fields that transformers' class derives itself and refuses to read.
 _DERIVED = {"dinov3_convnext": {"num_stages"}}
 _OUTPUTS = {"out_features", "out_indices"}
+_LABELS = ("num_labels", "id2label", "label2id")
 
 
 @dataclass(kw_only=True)
@@ -50,6 +52,11 @@ class ConvNextConfig:
         out_indices: The same outputs as positions in `stage_names`; negative ones count from the
             end. With neither given the last stage is the output; with both, they must agree.
         model_type: transformers' name of the family; derived from `use_grn` when not given.
+        num_labels: Number of classes of the classifier; that of `id2label`, or 2.
+        id2label: The name of each class; `LABEL_i` when not given.
+        label2id: The class of each name; the inverse of `id2label` when not given.
+        problem_type: The loss of the classifier, one of `labels.PROBLEM_TYPES`; None goes by the
+            number of classes and the type of the labels.
 
     Raises:
         ValueError: A value is out of its range, or `out_features` and `out_indices` are not a
@@ -74,6 +81,10 @@ class ConvNextConfig:
     out_features: Sequence[str] | None = None
     out_indices: Sequence[int] | None = None
     model_type: str | None = None
+    num_labels: int | None = None
+    id2label: Mapping[int, str] | None = None
+    label2id: Mapping[str, int] | None = None
+    problem_type: str | None = None
 
     def __post_init__(self) -> None:
         self._check_architecture()
@@ -82,19 +93,27 @@ class ConvNextConfig:
         _check_choice("model_type", self.model_type, MODEL_TYPES)
         if _MODEL_TYPES[self.model_type]["use_grn"] != self.use_grn:
             raise ValueError(f"use_grn={self.use_grn} does not fit model_type {self.model_type!r}")
+        self._set_labels(**{name: getattr(self, name) for name in _LABELS})
+        check_problem_type(self.problem_type, self.num_labels)
         features, indices = align_outputs(self.stage_names, self.out_features, self.out_indices)
         self._set_outputs(features, indices)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Once built, a change of one of the two output fields carries the other along.
-        if name in _OUTPUTS and "_ready" in self.__dict__:
+        # Once built, a change of one field carries along those that say the same.
+        built = "_ready" in self.__dict__
+        if built and name in _OUTPUTS:
             chosen = {**dict.fromkeys(_OUTPUTS), name: value}
             self._set_outputs(*align_outputs(self.stage_names, **chosen))
+        elif built and name in ("num_labels", "id2label"):
+            self._set_labels(**{**dict.fromkeys(_LABELS), name: value})
         else:
             object.__setattr__(self, name, value)
 
     def _set_outputs(self, features: list[str], indices: list[int]) -> None:
         self.__dict__.update(out_features=features, out_indices=indices, _ready=True)
+
+    def _set_labels(self, **fields: Any) -> None:
+        self.__dict__.update(zip(_LABELS, align_labels(**fields), strict=True))
 
     def _check_architecture(self) -> None:
         self.hidden_sizes = _positive_ints("hidden_sizes", self.hidden_sizes)
@@ -173,6 +192,8 @@ class ConvNextConfig:
         derived = {"num_stages"} if "depths" in changes else set()
         derived |= {"model_type"} if "use_grn" in changes else set()
         derived |= {"out_features", "out_indices"} if _OUTPUTS & changes.keys() else {"out_indices"}
+        derived |= {"num_labels"} if "num_labels" not in changes else {"id2label"}
+        derived |= {"label2id"} if {"num_labels", "id2label"} & changes.keys() else set()
         kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in derived}
         return type(self)(**{**kept, **changes})
 
@@ -196,10 +217,16 @@ class ConvNextConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values, with `stage_names` as transformers writes it."""
-        unwritten = _DERIVED.get(str(self.model_type), set())
+        unwritten = _DERIVED.get(str(self.model_type), set()) | self._unwritten_labels()
         values = {k: v for k, v in asdict(self).items() if k not in unwritten}
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
         return {**values, "stage_names": self.stage_names}
+
+    def _unwritten_labels(self) -> set[str]:
+        """Leave out what transformers derives or takes as its default."""
+        two_unnamed = (self.id2label, self.label2id) == align_labels(None, None, None)[1:]
+        untold = {"problem_type"} if self.problem_type is None else set()
+        return {"num_labels"} | untold | ({"id2label", "label2id"} if two_unnamed else set())
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Write `directory`/config.json, replacing it in one step."""

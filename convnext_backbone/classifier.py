@@ -1,0 +1,191 @@
+"""ConvNextModel and ConvNextForImageClassification: pooled features and logits.
+
+Outputs and argument names are those of transformers (models/convnext/modeling_convnext.py,
+models/dinov3_convnext/modeling_dinov3_convnext.py); the loss is its `ForSequenceClassificationLoss`
+(loss/loss_utils.py).
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .backbone import _resolve_config
+from .config import ConvNextConfig
+from .outputs import BaseModelOutput, ImageClassifierOutput
+from .pretrained import PretrainedMixin
+from .trunk import ConvNextTrunk
+
+
+class _PooledTrunk(PretrainedMixin, ConvNextTrunk):
+    """The trunk, the norm of its pooled last map, and a place for a head behind it."""
+
+    base_model_prefix = "convnext"
+
+    def __init__(
+        self,
+        config: ConvNextConfig | str | None = None,
+        *,
+        arch: str | None = None,
+        with_cp: bool = False,
+        **fields: Any,
+    ) -> None:
+        super().__init__(_resolve_config(config, arch, fields), with_cp=with_cp)
+        self.norm = nn.LayerNorm(self.config.hidden_sizes[-1], eps=self.config.layer_norm_eps)
+        self._build_head()
+        self.reset_parameters()
+
+    def _build_head(self) -> None:
+        """Add what stands behind the norm."""
+
+    def _run(self, pixel_values: Tensor, output_hidden_states: bool | None) -> BaseModelOutput:
+        maps = list(self.iter_maps(pixel_values, last=len(self.config.depths)))
+        last, pooled = self._summarise(maps[-1])
+        hidden = None
+        if output_hidden_states:
+            first = pixel_values if self._is_dinov3 else maps[0].contiguous()
+            hidden = (first, *(x.contiguous() for x in maps[1:]))
+        return BaseModelOutput(last_hidden_state=last, pooler_output=pooled, hidden_states=hidden)
+
+    @property
+    def _is_dinov3(self) -> bool:
+        return self.config.model_type == "dinov3_convnext"
+
+    def _summarise(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `last_hidden_state` and `pooler_output` of the last map (N, C, H, W)."""
+        average = x.mean(dim=(-2, -1))  # (N, C)
+        if not self._is_dinov3:
+            return x.contiguous(), self.norm(average)
+        pixels = x.flatten(2).transpose(1, 2)  # (N, C, H, W) -> (N, H * W, C)
+        tokens = self.norm(torch.cat([average[:, None], pixels], dim=1))
+        return tokens, tokens[:, 0]
+
+
+class ConvNextModel(_PooledTrunk):
+    """A ConvNeXt that returns its last map and the normed average of it.
+
+    Args:
+        config: A `ConvNextConfig`, or the name of an architecture (as `arch`).
+        arch: The name of an architecture, one of `list_archs()`.
+        with_cp: Recompute the blocks' activations in the backward pass instead of keeping them.
+        fields: Fields of `ConvNextConfig` that replace those of `config` or `arch`.
+
+    Raises:
+        ValueError: A field is out of its range.
+        TypeError: An argument is of the wrong type or unknown.
+    """
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutput | tuple[Any, ...]:
+        """Return the last map and the pooled features.
+
+        Args:
+            pixel_values: Images (N, num_channels, H, W), floating point.
+            output_hidden_states: Return the map of the stem and of every stage as well. For
+                DINOv3 the first of them is the image, as in transformers.
+            return_dict: False gives the values as a plain tuple.
+
+        Returns:
+            `last_hidden_state`, `pooler_output` (N, C) and, where asked for, `hidden_states`. The
+            last hidden state is the map (N, C, H, W) before any norm. For DINOv3 it is the normed
+            tokens (N, 1 + H * W, C): the average of the map, then its pixels row by row.
+
+        Raises:
+            ValueError: The shape does not fit, or the image is smaller than the last stride.
+            TypeError: The input is not a floating-point tensor.
+        """
+        output = self._run(pixel_values, output_hidden_states)
+        return output.to_tuple() if return_dict is False else output
+
+
+class ConvNextForImageClassification(_PooledTrunk):
+    """A ConvNeXt with a linear layer over its pooled features.
+
+    The number of classes and their names are the fields `num_labels`, `id2label` and `label2id` of
+    the config. Zero classes give the pooled features as logits. Arguments: `ConvNextModel`'s.
+    """
+
+    def _build_head(self) -> None:
+        channels, labels = self.config.hidden_sizes[-1], self.num_labels
+        self.head = nn.Linear(channels, labels) if labels else nn.Identity()
+
+    @property
+    def num_labels(self) -> int:
+        """The number of classes."""
+        assert self.config.num_labels is not None
+        return self.config.num_labels
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ImageClassifierOutput | tuple[Any, ...]:
+        """Return the logits, and the loss where labels are given.
+
+        Args:
+            pixel_values: Images (N, num_channels, H, W), floating point.
+            labels: Class indices (N,); with one label, targets (N,) of a regression; floating
+                point (N, num_labels) for several labels an image, or for a regression where
+                `config.problem_type` says so.
+            output_hidden_states: Return the map of the stem and of every stage as well.
+            return_dict: False gives the values as a plain tuple.
+
+        Returns:
+            `logits` (N, num_labels), and where asked for `loss` and `hidden_states`.
+
+        Raises:
+            ValueError: A shape does not fit, or the labels do not fit the problem type.
+            TypeError: The images are not a floating-point tensor.
+        """
+        base = self._run(pixel_values, output_hidden_states)
+        logits = self.head(base.pooler_output)
+        loss = None if labels is None else self._loss(logits, labels.to(logits.device))
+        output = ImageClassifierOutput(loss=loss, logits=logits, hidden_states=base.hidden_states)
+        return output.to_tuple() if return_dict is False else output
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        problem = self.config.problem_type or _guess_problem(self.num_labels, labels)
+        one_each = problem == "single_label_classification" or self.num_labels == 1
+        expected = logits.shape[:1] if one_each else logits.shape
+        if labels.shape != expected and not (one_each and labels.numel() == expected.numel()):
+            raise ValueError(
+                f"labels must have shape {tuple(expected)} for {problem}, got {tuple(labels.shape)}"
+            )
+        return _LOSSES[problem](logits, labels)
+
+
+def _guess_problem(num_labels: int, labels: Tensor) -> str:
+    if num_labels == 1:
+        return "regression"
+    whole = not labels.is_floating_point()
+    return "single_label_classification" if whole else "multi_label_classification"
+
+
+def _regression(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.mse_loss(logits, labels.reshape(logits.shape).to(logits.dtype))
+
+
+def _single_label(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits, labels.reshape(-1).long())
+
+
+def _multi_label(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, labels.reshape(logits.shape).to(logits.dtype))
+
+
+_LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
+    {
+        "regression": _regression,
+        "single_label_classification": _single_label,
+        "multi_label_classification": _multi_label,
+    }
+)
