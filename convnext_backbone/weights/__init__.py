@@ -1,0 +1,31 @@
+"""Weights in every published layout: read, recognised, converted, loaded, fetched and written."""
+
+from .catalogue import WEIGHTS, WeightEntry, list_weights
+from .download import DownloadError
+from .layouts import LAYOUTS, Layout, UnknownLayoutError
+from .load import (
+    LoadReport,
+    NativeWeights,
+    load_native,
+    load_pretrained_,
+    load_weights,
+    open_weights,
+    to_native_,
+)
+
+__all__ = [
+    "LAYOUTS",
+    "WEIGHTS",
+    "DownloadError",
+    "Layout",
+    "LoadReport",
+    "NativeWeights",
+    "UnknownLayoutError",
+    "WeightEntry",
+    "list_weights",
+    "load_native",
+    "load_pretrained_",
+    "load_weights",
+    "open_weights",
+    "to_native_",
+]
