@@ -5,6 +5,7 @@ The only room of the package that imports an OpenMMLab package.
 
 from ..backbone import ConvNextBackbone
 from .mmcv_ext import install_mmcv_ext, mmcv_ops_provider
+from .optim import register_optim
 
 __all__ = ["install_mmcv_ext", "mmcv_ops_provider", "register"]
 
@@ -19,3 +20,4 @@ def register() -> None:
     install_mmcv_ext()
     if MODELS.get("ConvNextBackbone") is None:
         MODELS.register_module(module=ConvNextBackbone)
+    register_optim()
