@@ -1,0 +1,633 @@
+"""ConvNextImageProcessor: images of any kind to the tensor that a ConvNeXt was trained on.
+
+Parameters, defaults and arithmetic are those of transformers 5
+(models/convnext/image_processing_convnext.py and image_processing_pil_convnext.py), so that results
+are equal bit for bit within one backend. Where transformers fails or leaves an image unusable
+(palette, grey, 16 bits, EXIF orientation), this one converts it.
+
+Axes: N batch, C channels, H height, W width, in pixels.
+"""
+
+import json
+import os
+import warnings
+from collections import UserDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torchvision.transforms import InterpolationMode
+
+CONFIG_NAME = "preprocessor_config.json"
+_WARP_FROM = 384  # sides from here on are resized without a crop, as the checkpoints were trained
+_MAX_PIXELS = 2**28  # of a resized image; only a sliver of an image gets there
+_CHANNELS_FIRST, _CHANNELS_LAST = "channels_first", "channels_last"
+_BACKENDS = ("torchvision", "pil")
+# Pillow's filter code -> the name of torchvision's. The pil backend has all of Pillow's.
+_FILTERS: Mapping[int, str] = MappingProxyType(
+    {
+        Image.Resampling.NEAREST: "NEAREST_EXACT",
+        Image.Resampling.BILINEAR: "BILINEAR",
+        Image.Resampling.BICUBIC: "BICUBIC",
+        Image.Resampling.LANCZOS: "LANCZOS",
+    }
+)
+
+
+class BatchFeature(UserDict[str, Any]):
+    """What the processor returns: a dict for `model(**inputs)`, with attributes and `.to()`."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "data" and name in self.data:
+            return self.data[name]
+        raise AttributeError(f"BatchFeature has {list(self.data)}, got {name!r}")
+
+    def to(self, *args: Any, **kwargs: Any) -> "BatchFeature":
+        """Return the same with every tensor sent through `Tensor.to`; whole numbers stay whole."""
+        places = [a for a in args if not isinstance(a, torch.dtype)]
+        place = {k: v for k, v in kwargs.items() if k != "dtype"}
+
+        def move(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            if value.is_floating_point():
+                return value.to(*args, **kwargs)
+            return value.to(*places, **place) if places or place else value
+
+        return BatchFeature({k: move(v) for k, v in self.data.items()})
+
+
+@dataclass
+class ConvNextImageProcessor:
+    """Resize, crop, rescale and normalise images.
+
+    Attributes:
+        do_resize: Resize at all.
+        size: The side of the output, as `{"shortest_edge": side}` or a number. Below 384 the short
+            side becomes `side / crop_pct` and the middle is cut out; from 384 on the image is
+            warped to a square.
+        crop_pct: The share of the resized short side that the crop keeps, in (0, 1].
+        resample: Pillow's code of the filter; 3 is bicubic, 2 bilinear.
+        do_rescale: Multiply by `rescale_factor`.
+        rescale_factor: What brings the values to 0 .. 1.
+        do_normalize: Subtract `image_mean` and divide by `image_std`.
+        image_mean: One number, or one a channel.
+        image_std: One number, or one a channel.
+        do_convert_rgb: True converts every image to RGB, laying transparency on white. None
+            converts the images that do not have as many channels as `image_mean`. False converts
+            none.
+        data_format: `channels_first` or `channels_last`, of the output.
+        input_data_format: The same of arrays and tensors that come in; None looks for an axis of
+            1, 3 or 4 channels, the first one first.
+        backend: `torchvision` works on tensors, on any device; `pil` on the CPU with Pillow.
+        squash: True warps and False crops at any size; None goes by the size.
+
+    Raises:
+        ValueError: A value is out of its range.
+        TypeError: A value is of the wrong type, or a name is not an attribute.
+    """
+
+    do_resize: bool = True
+    size: Any = None
+    crop_pct: float | None = None
+    resample: int | None = None
+    do_rescale: bool = True
+    rescale_factor: float = 1 / 255
+    do_normalize: bool = True
+    image_mean: Any = None
+    image_std: Any = None
+    do_convert_rgb: bool | None = None
+    data_format: str = _CHANNELS_FIRST
+    input_data_format: str | None = None
+    backend: str = "torchvision"
+    squash: bool | None = None
+
+    model_input_names = ("pixel_values",)
+
+    def __post_init__(self) -> None:
+        for name, default in _DEFAULTS.items():
+            if getattr(self, name) is None:
+                setattr(self, name, default)
+        self.size = _size_dict(self.size)
+        self.image_mean = _per_channel("image_mean", self.image_mean)
+        self.image_std = _per_channel("image_std", self.image_std)
+        self._check()
+
+    def _check(self) -> None:
+        codes = _FILTERS if self.backend == "torchvision" else Image.Resampling
+        _choice("resample", self.resample, tuple(int(code) for code in codes))
+        _choice("data_format", self.data_format, (_CHANNELS_FIRST, _CHANNELS_LAST))
+        _choice("input_data_format", self.input_data_format, (None, *_FORMATS))
+        _choice("backend", self.backend, _BACKENDS)
+        if not isinstance(self.crop_pct, int | float) or not 0 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct must lie above 0 and up to 1, got {self.crop_pct!r}")
+        if not isinstance(self.rescale_factor, int | float) or self.rescale_factor <= 0:
+            raise ValueError(f"rescale_factor must be positive, got {self.rescale_factor!r}")
+        if np.any(np.asarray(self.image_std) == 0):
+            raise ValueError(f"image_std must not hold 0, got {self.image_std!r}")
+
+    def __call__(self, images: Any, **overrides: Any) -> BatchFeature:
+        """Process images: `preprocess`."""
+        return self.preprocess(images, **overrides)
+
+    def preprocess(
+        self,
+        images: Any,
+        *,
+        return_tensors: str | None = None,
+        device: str | torch.device | None = None,
+        **overrides: Any,
+    ) -> BatchFeature:
+        """Turn images into `pixel_values`.
+
+        Args:
+            images: A Pillow image, an array or tensor of 2 to 4 axes, a path, or a (nested) list
+                of them.
+            return_tensors: `pt` stacks a tensor (N, C, H, W), `np` an array; None gives a list
+                with one entry an image.
+            device: Where to work; None works where a tensor is. Only with the torchvision backend.
+            overrides: Attributes to replace for this call.
+
+        Raises:
+            ValueError: An image cannot be read or used, or `pt` and `np` are asked for images
+                that came out in several sizes.
+            TypeError: An entry is no image, or an override is not an attribute.
+        """
+        _choice("return_tensors", getattr(return_tensors, "value", return_tensors), _STACKERS)
+        given = {k: v for k, v in overrides.items() if v is not None}
+        run = replace(self, **given) if given else self
+        tensors = [
+            run.to_tensor(image, device) for image in _flatten(images, run.input_data_format)
+        ]
+        outputs = [run._layout(x) for x in run._process(tensors)]
+        stack = _STACKERS[getattr(return_tensors, "value", return_tensors)]
+        return BatchFeature({"pixel_values": stack(outputs)})
+
+    def to_tensor(self, image: Any, device: str | torch.device | None = None) -> Tensor:
+        """Return one image as (C, H, W), upright and with the channels that are wanted.
+
+        Raises:
+            ValueError: The image cannot be read, or its values or channels are of no use.
+            TypeError: It is no image.
+        """
+        if isinstance(image, str | os.PathLike):
+            image = load_image(image)
+        if isinstance(image, Image.Image):
+            x = torch.from_numpy(self._from_pil(ImageOps.exif_transpose(image)))
+            x = x[None] if x.ndim == 2 else x.permute(2, 0, 1)  # (H, W, C) -> (C, H, W)
+        else:
+            x = self._match_channels(_to_chw(_as_tensor(image), self.input_data_format))
+        if 0 in x.shape:
+            raise ValueError(f"an image must have at least one pixel, got shape {tuple(x.shape)}")
+        if self.do_rescale and x.is_floating_point() and 0 < x.max() <= 1:
+            warnings.warn(
+                "the values of a floating-point image lie within 0 .. 1 and are about to be "
+                "multiplied by rescale_factor again: give do_rescale=False for such images",
+                stacklevel=4,
+            )
+        return x.contiguous() if device is None else x.contiguous().to(device)
+
+    def _channels(self) -> int | None:
+        """The number of channels that normalisation needs; None where any will do."""
+        if not self.do_normalize or not isinstance(self.image_mean, tuple):
+            return None
+        return len(self.image_mean)
+
+    def _from_pil(self, image: Image.Image) -> np.ndarray:
+        if self.do_convert_rgb is False:
+            return np.array(image)
+        wanted = 3 if self.do_convert_rgb else self._channels()
+        image = _to_eight_bits(image)
+        if wanted == 1:
+            return np.array(image.convert("L"))
+        if wanted in (3, None):
+            return np.array(_to_rgb(image))
+        x = np.array(image)
+        if x.ndim != 3 or x.shape[-1] != wanted:
+            raise ValueError(f"image_mean has {wanted} entries, got an image of mode {image.mode}")
+        return x
+
+    def _match_channels(self, x: Tensor) -> Tensor:
+        wanted = 3 if self.do_convert_rgb else self._channels()
+        if self.do_convert_rgb is False or wanted in (None, x.shape[0]):
+            return x
+        if wanted == 3 and x.shape[0] == 1:
+            return x.expand(3, -1, -1)
+        if wanted == 3 and x.shape[0] == 4:
+            return _blend_numpy(x) if self.backend == "pil" else _blend_torch(x)
+        raise ValueError(f"an image must have {wanted} channels, got shape {tuple(x.shape)}")
+
+    def _process(self, images: list[Tensor]) -> list[Tensor]:
+        """Resize and normalise images (C, H, W), those of one shape at once off the CPU."""
+        groups: dict[Any, list[int]] = {}
+        for index, image in enumerate(images):
+            alone = image.device.type == "cpu"
+            key = index if alone else (tuple(image.shape), image.dtype, image.device)
+            groups.setdefault(key, []).append(index)
+        results: dict[int, Tensor] = {}
+        for indices in groups.values():
+            batch = torch.stack([images[i] for i in indices])
+            steps = self._process_pil if self.backend == "pil" else self._process_torch
+            results.update(zip(indices, steps(batch), strict=True))
+        return [results[index] for index in range(len(images))]
+
+    def plan(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return the (height, width) that an image is resized to, and those that it is cut to.
+
+        Raises:
+            ValueError: The image is so narrow that the resized one would not fit into memory.
+        """
+        side = self.size["shortest_edge"]
+        squash = side >= _WARP_FROM if self.squash is None else self.squash
+        if squash:
+            return (side, side), (side, side)
+        assert self.crop_pct is not None
+        short = int(side / self.crop_pct)
+        long = int(short * max(height, width) / min(height, width))
+        if short * long > _MAX_PIXELS:
+            raise ValueError(
+                f"an image of {height}x{width} is too narrow to be resized to a short side of "
+                f"{short} and a long one of {long} pixels"
+            )
+        resized = (long, short) if width <= height else (short, long)
+        return resized, (side, side)
+
+    def _process_torch(self, x: Tensor) -> Tensor:
+        from torchvision.transforms.v2 import functional as tvf
+
+        if self.do_resize:
+            resized, (height, width) = self.plan(*x.shape[-2:])
+            x = tvf.resize(x, list(resized), interpolation=self._interpolation(), antialias=True)
+            top, left = (resized[0] - height) // 2, (resized[1] - width) // 2
+            x = x[..., top : top + height, left : left + width]
+        if not self.do_normalize:
+            return x * self.rescale_factor if self.do_rescale else x
+        # One step instead of two, as transformers does it: (x - 255 mean) / (255 std).
+        factor = 1.0 / self.rescale_factor if self.do_rescale else 1.0
+        mean = torch.tensor(self.image_mean, device=x.device) * factor
+        std = torch.tensor(self.image_std, device=x.device) * factor
+        return (x.to(torch.float32) - _column(mean)).div_(_column(std))
+
+    def _interpolation(self) -> "InterpolationMode":
+        from torchvision.transforms import InterpolationMode
+
+        return getattr(InterpolationMode, _FILTERS[int(self.resample or 0)])
+
+    def _process_pil(self, batch: Tensor) -> list[Tensor]:
+        return [torch.from_numpy(self._process_array(x)) for x in batch.cpu().numpy()]
+
+    def _process_array(self, x: np.ndarray) -> np.ndarray:
+        if self.do_resize:
+            resized, (height, width) = self.plan(*x.shape[-2:])
+            x = _resize_pil(x, resized, int(self.resample or 0))
+            top, left = (resized[0] - height) // 2, (resized[1] - width) // 2
+            x = x[..., top : top + height, left : left + width]
+        if self.do_rescale:
+            x = (x.astype(np.float64) * self.rescale_factor).astype(np.float32)
+        if self.do_normalize:
+            x = x if np.issubdtype(x.dtype, np.floating) else x.astype(np.float32)
+            mean, std = (np.asarray(v, dtype=x.dtype) for v in (self.image_mean, self.image_std))
+            x = ((x.T - mean) / std).T
+        return np.ascontiguousarray(x)
+
+    def _layout(self, x: Tensor) -> Tensor:
+        return x.permute(1, 2, 0) if self.data_format == _CHANNELS_LAST else x
+
+    # Where its settings come from and go to.
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as transformers writes them."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        defaults = {f.name: f.default for f in fields(self)}
+        for name in ("do_convert_rgb", "data_format", "input_data_format", "squash"):
+            if values[name] == defaults[name]:
+                del values[name]
+        del values["backend"]  # how to compute, not what
+        values["resample"] = int(values["resample"])
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        return {**values, "image_processor_type": "ConvNextImageProcessor"}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> "ConvNextImageProcessor":
+        """Build a processor from the contents of a preprocessor_config.json.
+
+        Entries that say nothing about the arithmetic are left out.
+
+        Raises:
+            ValueError: The file asks for a step that this processor does not have.
+        """
+        unknown = {k: values[k] for k in ("do_center_crop", "do_pad") if values.get(k)}
+        if unknown:
+            raise ValueError(f"the processor has no such step: {unknown}")
+        known = {f.name for f in fields(cls)}
+        given = {k: v for k, v in values.items() if k in known and v is not None}
+        size = given.get("size")
+        if isinstance(size, Mapping) and size.keys() == {"height", "width"}:
+            # DINOv3's processor: a square, without a crop.
+            given.update(size=_square(size), squash=True)
+            given.setdefault("resample", int(Image.Resampling.BILINEAR))
+            given = {**_DINOV3, **given}
+        return cls(**{**given, **overrides})
+
+    def to_json_string(self) -> str:
+        """Return the settings as the text of a preprocessor_config.json."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | os.PathLike[str], **overrides: Any
+    ) -> "ConvNextImageProcessor":
+        """Read a preprocessor_config.json.
+
+        Args:
+            source: The file, the directory that holds it, or a Hugging Face id.
+            overrides: Attributes to replace.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: The file is not a processor's.
+        """
+        path = _find_config(source)
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not a JSON file: {error}") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} must hold a JSON object, got {type(values).__name__}")
+        return cls.from_dict(values, **overrides)
+
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> list[str]:
+        """Write `directory`/preprocessor_config.json in one step and return its path in a list."""
+        path = Path(directory) / CONFIG_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        partial.write_text(self.to_json_string(), encoding="utf-8")
+        os.replace(partial, path)
+        return [str(path)]
+
+
+_DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {
+        "size": MappingProxyType({"shortest_edge": 384}),
+        "crop_pct": 224 / 256,
+        "resample": int(Image.Resampling.BICUBIC),
+        "image_mean": (0.5, 0.5, 0.5),
+        "image_std": (0.5, 0.5, 0.5),
+        "data_format": _CHANNELS_FIRST,
+    }
+)
+_DINOV3: Mapping[str, Any] = MappingProxyType(
+    {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
+)
+_FORMATS = (_CHANNELS_FIRST, _CHANNELS_LAST)
+
+
+def load_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Read an image file whole, upright.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not an image, or is damaged.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no such image: {os.fspath(path)!r}") from error
+    except UNREADABLE as error:
+        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        raise ValueError(f"cannot read image {os.fspath(path)!r}: {reason}") from error
+
+
+# What Pillow's decoders raise on files that are cut short, damaged or made to do harm.
+UNREADABLE: tuple[type[BaseException], ...] = (
+    OSError,
+    ValueError,
+    TypeError,
+    SyntaxError,
+    EOFError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    NotImplementedError,
+    Image.DecompressionBombError,
+)
+
+
+def _find_config(source: str | os.PathLike[str]) -> Path:
+    path = Path(source)
+    path = path / CONFIG_NAME if path.is_dir() else path
+    if path.exists() or isinstance(source, os.PathLike) or str(source).count("/") != 1:
+        if not path.is_file():
+            raise FileNotFoundError(f"no {CONFIG_NAME} at {os.fspath(source)!r}")
+        return path
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(str(source), CONFIG_NAME))
+    except (EntryNotFoundError, LocalEntryNotFoundError) as error:
+        raise FileNotFoundError(f"no {CONFIG_NAME} at {source!r}: {error}") from error
+
+
+def _choice(name: str, value: Any, choices: Sequence[Any] | Mapping[Any, Any]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {tuple(choices)}, got {value!r}")
+
+
+def _size_dict(size: Any) -> dict[str, int]:
+    if isinstance(size, int) and not isinstance(size, bool):
+        size = {"shortest_edge": size}
+    if not isinstance(size, Mapping) or not size.get("shortest_edge"):
+        got = size.keys() if isinstance(size, Mapping) else repr(size)
+        raise ValueError(f"Size dictionary must contain 'shortest_edge' key. Got {got}")
+    if not isinstance(size["shortest_edge"], int) or size["shortest_edge"] < 1:
+        raise ValueError(f"shortest_edge must be a positive integer, got {size['shortest_edge']!r}")
+    return dict(size)
+
+
+def _square(size: Mapping[str, int]) -> dict[str, int]:
+    if size["height"] != size["width"]:
+        raise ValueError(f"size must be a square, got {dict(size)}")
+    return {"shortest_edge": size["height"]}
+
+
+def _per_channel(name: str, value: Any) -> float | tuple[float, ...]:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, Sequence | np.ndarray) and len(value) > 0 and not isinstance(value, str):
+        return tuple(float(v) for v in value)
+    raise TypeError(f"{name} must be a number or one a channel, got {value!r}")
+
+
+def _column(x: Tensor) -> Tensor:
+    return x.view(-1, 1, 1)
+
+
+# Images of every kind to tensors.
+
+
+def _flatten(images: Any, input_data_format: str | None) -> Iterator[Any]:
+    """Yield single images out of nested lists and batches."""
+    if isinstance(images, Sequence) and not isinstance(images, str):
+        for image in images:
+            yield from _flatten(image, input_data_format)
+    elif getattr(images, "ndim", None) == 4:
+        yield from images
+    else:
+        yield images
+
+
+def _as_tensor(image: Any) -> Tensor:
+    """Return an array as a uint8 or floating-point tensor.
+
+    Raises:
+        TypeError: It is neither an array nor a tensor, or of a type that holds no image.
+        ValueError: Its values are no pixel values.
+    """
+    if isinstance(image, np.ndarray):
+        if image.dtype.kind not in "uif":
+            raise TypeError(f"an image must hold numbers, got an array of {image.dtype}")
+        native = image.astype(image.dtype.newbyteorder("="), copy=False)
+        image = torch.from_numpy(np.ascontiguousarray(native))
+    if not isinstance(image, Tensor):
+        raise TypeError(
+            "an image must be a path, a Pillow image, an array or a tensor, "
+            f"got {type(image).__name__}"
+        )
+    if image.is_floating_point():
+        if not torch.isfinite(image).all():
+            raise ValueError("an image must not hold NaN or infinite values")
+        return image
+    if image.dtype == torch.uint8:
+        return image
+    if image.dtype == torch.uint16:
+        return (image.to(torch.int32) >> 8).to(torch.uint8)
+    if image.dtype == torch.bool or image.is_complex():
+        raise TypeError(f"an image must hold integers or real numbers, got {image.dtype}")
+    if image.numel() and (image.min() < 0 or image.max() > 255):
+        raise ValueError(
+            f"an image of {image.dtype} must lie within 0 .. 255, "
+            f"got {int(image.min())} .. {int(image.max())}"
+        )
+    return image.to(torch.uint8)
+
+
+def _to_chw(x: Tensor, data_format: str | None) -> Tensor:
+    if x.ndim == 2:
+        return x[None]
+    if x.ndim != 3:
+        raise ValueError(f"an image must have 2 or 3 axes, got shape {tuple(x.shape)}")
+    if data_format is None:
+        candidates = {_CHANNELS_FIRST: x.shape[0], _CHANNELS_LAST: x.shape[2]}
+        fitting = [name for name, channels in candidates.items() if channels in (1, 3, 4)]
+        if not fitting:
+            raise ValueError(
+                f"an image must have 1, 3 or 4 channels on its first or last axis, got shape "
+                f"{tuple(x.shape)}; give input_data_format for other numbers of channels"
+            )
+        data_format = fitting[0]
+    return x if data_format == _CHANNELS_FIRST else x.permute(2, 0, 1)  # (H, W, C) -> (C, H, W)
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Keep the high byte of 16-bit grey; Pillow's own conversion would clip it to white."""
+    if image.mode == "F":
+        raise ValueError("an image of mode F has no known range: convert it to 8 bits first")
+    if not image.mode.startswith("I"):
+        return image
+    values = np.array(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(
+            f"an image of mode {image.mode} must lie within 0 .. 65535, "
+            f"got {values.min()} .. {values.max()}"
+        )
+    return Image.fromarray((values >> 8).astype(np.uint8))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _blend_torch(x: Tensor) -> Tensor:
+    """Lay RGBA (4, H, W) on white, in the rounding of transformers' torchvision backend."""
+    from torchvision.transforms.v2 import functional as tvf
+
+    _check_blendable(x)
+    y = tvf.to_dtype(x, torch.float32, scale=True)
+    y = y[:3] * y[3:] + (1 - y[3:])
+    return tvf.to_dtype(y, x.dtype, scale=True)
+
+
+def _blend_numpy(x: Tensor) -> Tensor:
+    """Lay RGBA (4, H, W) on white, in the rounding of transformers' Pillow backend."""
+    _check_blendable(x)
+    white = 1.0 if x.is_floating_point() else 255
+    y = x.cpu().numpy()
+    alpha = y[3:] / white
+    y = alpha * y[:3] + (1 - alpha) * white
+    y = y if x.is_floating_point() else np.round(y)
+    return torch.from_numpy(y).to(x.dtype)
+
+
+def _check_blendable(x: Tensor) -> None:
+    if x.is_floating_point() and (x.min() < 0.0 or x.max() > 1.0):
+        raise ValueError(
+            "a floating-point RGBA image must lie within 0 .. 1, "
+            f"got {float(x.min())} .. {float(x.max())}"
+        )
+
+
+def _resize_pil(x: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:
+    """Resize (C, H, W) with Pillow; values of 0 .. 1 pass through 8 bits, as in transformers."""
+    whole = x.dtype == np.uint8 or np.allclose(x, x.astype(int))
+    limit = 255 if whole else 1
+    if x.min() < 0 or x.max() > limit:
+        raise ValueError(
+            f"the pil backend needs values within 0 .. {limit}, got {x.min()} .. {x.max()}"
+        )
+    levels = (x if whole else _rescaled(x, 255.0)).astype(np.uint8)
+    hwc = np.moveaxis(levels, 0, -1)  # (C, H, W) -> (H, W, C)
+    image = Image.fromarray(hwc[..., 0] if hwc.shape[-1] == 1 else np.ascontiguousarray(hwc))
+    resized = np.array(image.resize((size[1], size[0]), resample=resample))
+    resized = resized[..., None] if resized.ndim == 2 else resized
+    resized = np.moveaxis(resized, -1, 0)  # (H, W, C) -> (C, H, W)
+    return resized if whole else _rescaled(resized, 1 / 255)
+
+
+def _rescaled(x: np.ndarray, factor: float) -> np.ndarray:
+    return (x.astype(np.float64) * factor).astype(np.float32)
+
+
+def _stack(images: list[Tensor]) -> Tensor:
+    shapes = sorted({tuple(image.shape) for image in images})
+    if len(shapes) > 1:
+        raise ValueError(
+            f"images of one batch must have one shape to be stacked, got {shapes}; "
+            "resize them, or leave return_tensors at None"
+        )
+    if not images:
+        raise ValueError("images must not be empty")
+    return torch.stack(images)
+
+
+_STACKERS: Mapping[str | None, Callable[[list[Tensor]], Any]] = MappingProxyType(
+    {
+        None: lambda images: images,
+        "pt": _stack,
+        "np": lambda images: _stack(images).cpu().numpy(),
+    }
+)
