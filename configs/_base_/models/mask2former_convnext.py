@@ -1,0 +1,134 @@
+# Mask2Former (arXiv 2112.01527) of mmsegmentation on ConvNeXt-Tiny. Its pixel decoder, losses and
+# assigner come from mmdet.
+_base_ = []
+from convnext_backbone.archs import arch_fields
+
+arch = "convnext_tiny"
+num_classes = 150
+
+
+def _ffn(hidden, **options):
+    return dict(
+        embed_dims=256,
+        feedforward_channels=hidden,
+        num_fcs=2,
+        ffn_drop=0.0,
+        act_cfg=dict(type="ReLU", inplace=True),
+        **options,
+    )
+
+
+def _attention():
+    return dict(
+        embed_dims=256,
+        num_heads=8,
+        attn_drop=0.0,
+        proj_drop=0.0,
+        dropout_layer=None,
+        batch_first=True,
+    )
+
+
+model = dict(
+    type="EncoderDecoder",
+    data_preprocessor=dict(
+        type="SegDataPreProcessor",
+        mean=[123.675, 116.28, 103.53],
+        std=[58.395, 57.12, 57.375],
+        bgr_to_rgb=True,
+        pad_val=0,
+        seg_pad_val=255,
+        test_cfg=dict(size_divisor=32),
+    ),
+    backbone=dict(
+        type="ConvNextBackbone",
+        arch=arch,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+        drop_path_rate=0.4,
+        layer_scale_init_value=1.0,
+    ),
+    decode_head=dict(
+        type="Mask2FormerHead",
+        in_channels=list(arch_fields(arch)["hidden_sizes"]),
+        strides=[4, 8, 16, 32],
+        feat_channels=256,
+        out_channels=256,
+        num_classes=num_classes,
+        num_queries=100,
+        num_transformer_feat_level=3,
+        align_corners=False,
+        pixel_decoder=dict(
+            type="mmdet.MSDeformAttnPixelDecoder",
+            num_outs=3,
+            norm_cfg=dict(type="GN", num_groups=32),
+            act_cfg=dict(type="ReLU"),
+            encoder=dict(
+                num_layers=6,
+                layer_cfg=dict(
+                    self_attn_cfg=dict(
+                        embed_dims=256,
+                        num_heads=8,
+                        num_levels=3,
+                        num_points=4,
+                        im2col_step=64,
+                        dropout=0.0,
+                        batch_first=True,
+                        norm_cfg=None,
+                        init_cfg=None,
+                    ),
+                    ffn_cfg=_ffn(1024),
+                ),
+                init_cfg=None,
+            ),
+            positional_encoding=dict(num_feats=128, normalize=True),
+            init_cfg=None,
+        ),
+        enforce_decoder_input_project=False,
+        positional_encoding=dict(num_feats=128, normalize=True),
+        transformer_decoder=dict(
+            return_intermediate=True,
+            num_layers=9,
+            layer_cfg=dict(
+                self_attn_cfg=_attention(),
+                cross_attn_cfg=_attention(),
+                ffn_cfg=_ffn(2048, dropout_layer=None, add_identity=True),
+            ),
+            init_cfg=None,
+        ),
+        loss_cls=dict(
+            type="mmdet.CrossEntropyLoss",
+            use_sigmoid=False,
+            loss_weight=2.0,
+            reduction="mean",
+            class_weight=[1.0] * num_classes + [0.1],
+        ),
+        loss_mask=dict(
+            type="mmdet.CrossEntropyLoss", use_sigmoid=True, reduction="mean", loss_weight=5.0
+        ),
+        loss_dice=dict(
+            type="mmdet.DiceLoss",
+            use_sigmoid=True,
+            activate=True,
+            reduction="mean",
+            naive_dice=True,
+            eps=1.0,
+            loss_weight=5.0,
+        ),
+        train_cfg=dict(
+            num_points=12544,
+            oversample_ratio=3.0,
+            importance_sample_ratio=0.75,
+            assigner=dict(
+                type="mmdet.HungarianAssigner",
+                match_costs=[
+                    dict(type="mmdet.ClassificationCost", weight=2.0),
+                    dict(type="mmdet.CrossEntropyLossCost", weight=5.0, use_sigmoid=True),
+                    dict(type="mmdet.DiceCost", weight=5.0, pred_act=True, eps=1.0),
+                ],
+            ),
+            sampler=dict(type="mmdet.MaskPseudoSampler"),
+        ),
+    ),
+    train_cfg=dict(),
+    test_cfg=dict(mode="whole"),
+)

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Train in several processes: dist_train.sh CONFIG GPUS [flags of train.py].
+# On several machines set NNODES, NODE_RANK, MASTER_ADDR and PORT. Without a GPU the processes
+# run on the CPU and talk over gloo.
+set -euo pipefail
+
+if (( $# < 2 )); then
+    echo "usage: dist_train.sh CONFIG GPUS [flags of train.py]" >&2
+    exit 2
+fi
+config=$1
+processes=$2
+
+exec "${PYTHON:-python}" -m torch.distributed.run \
+    --nnodes="${NNODES:-1}" \
+    --node-rank="${NODE_RANK:-0}" \
+    --master-addr="${MASTER_ADDR:-127.0.0.1}" \
+    --master-port="${PORT:-29500}" \
+    --nproc-per-node="$processes" \
+    "$(dirname "${BASH_SOURCE[0]}")/train.py" "$config" --launcher pytorch "${@:3}"

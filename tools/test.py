@@ -1,0 +1,9 @@
+#!/usr/bin/env python
+"""Evaluate a detector (mmdet) or a segmentor (mmseg), with the flags of OpenMMLab's own tools."""
+
+import sys
+
+from convnext_backbone.openmmlab.launch import evaluate
+
+if __name__ == "__main__":
+    sys.exit(evaluate())

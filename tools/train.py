@@ -1,0 +1,9 @@
+#!/usr/bin/env python
+"""Train a detector (mmdet) or a segmentor (mmseg), with the flags of OpenMMLab's own tools."""
+
+import sys
+
+from convnext_backbone.openmmlab.launch import train
+
+if __name__ == "__main__":
+    sys.exit(train())
