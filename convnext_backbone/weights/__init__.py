@@ -2,6 +2,7 @@
 
 from .catalogue import WEIGHTS, WeightEntry, list_weights
 from .download import DownloadError
+from .export import convert_weights, save_pretrained
 from .layouts import LAYOUTS, Layout, UnknownLayoutError
 from .load import (
     LoadReport,
@@ -22,10 +23,12 @@ __all__ = [
     "NativeWeights",
     "UnknownLayoutError",
     "WeightEntry",
+    "convert_weights",
     "list_weights",
     "load_native",
     "load_pretrained_",
     "load_weights",
     "open_weights",
+    "save_pretrained",
     "to_native_",
 ]

@@ -11,162 +11,17 @@ a model name that is the same in the whole file, `{v}` any one name, `{*}` anyth
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 
 from torch import Tensor
 
-Shape = tuple[int, ...]
+from .patterns import STORAGES, Pattern, Shape
+
 Shapes = Mapping[str, Shape]
 
-# ------------------------------------------------------------------------------ patterns
-
-_SYMBOLS: Mapping[str, str] = {
-    "i": "[01]",
-    "j": "[12]",
-    "p": "weight|bias",
-    "g": "gamma|beta",
-    "n": r"[^/.]+?",
-    "v": r"[^/.]+",
-    "*": ".+",
-}
-_NUMBER = re.compile(r"(?P<factor>\d*)(?P<name>[stb])(?P<shift>[+-]\d+)?")
-_PLACEHOLDER = re.compile(r"\{([^}]+)\}")
-
-
-@dataclass(frozen=True)
-class _Pattern:
-    """A key pattern that reads its placeholders out of a key and writes them into one."""
-
-    text: str
-
-    @cached_property
-    def names(self) -> tuple[str, ...]:
-        return tuple(_PLACEHOLDER.findall(self.text))
-
-    @cached_property
-    def regex(self) -> re.Pattern[str]:
-        parts = []
-        seen: set[str] = set()
-        for index, part in enumerate(_PLACEHOLDER.split(self.text)):
-            if index % 2 == 0:
-                parts.append(re.escape(part))
-                continue
-            group = f"_{self.names.index(part)}"
-            body = r"\d+" if _NUMBER.fullmatch(part) else _SYMBOLS[part]
-            parts.append(f"(?P={group})" if part in seen else f"(?P<{group}>{body})")
-            seen.add(part)
-        return re.compile("".join(parts))
-
-    def read(self, key: str) -> dict[str, str] | None:
-        """Return the values of the placeholders, or None where `key` does not fit."""
-        match = self.regex.fullmatch(key)
-        if match is None:
-            return None
-        values: dict[str, str] = {}
-        for name in dict.fromkeys(self.names):
-            found = match[f"_{self.names.index(name)}"]
-            number = _NUMBER.fullmatch(name)
-            if number is not None:
-                factor, shift = int(number["factor"] or 1), int(number["shift"] or 0)
-                base, rest = divmod(int(found) - shift, factor)
-                if rest or base < (number["name"] == "t"):
-                    return None
-                name, found = number["name"], str(base)
-            values[name] = found
-        return values
-
-    def write(self, values: Mapping[str, str]) -> str:
-        """Return the key with the placeholders filled in."""
-
-        def fill(match: re.Match[str]) -> str:
-            number = _NUMBER.fullmatch(match[1])
-            if number is None:
-                return values[match[1]]
-            factor, shift = int(number["factor"] or 1), int(number["shift"] or 0)
-            return str(factor * int(values[number["name"]]) + shift)
-
-        return _PLACEHOLDER.sub(fill, self.text)
-
-
-# ------------------------------------------------------------------------------ tensors
-
-
-@dataclass(frozen=True)
-class _Storage:
-    """One way to store a tensor: when a shape is that, how to the native form and back."""
-
-    fits: Callable[[Shape], bool]
-    to_native: Callable[[Tensor], Tensor]
-    from_native: Callable[[Tensor], Tensor]
-
-
-def _rank(*ranks: int) -> Callable[[Shape], bool]:
-    return lambda shape: len(shape) in ranks
-
-
-def _side(taps: int) -> int:
-    return round(taps**0.5)
-
-
-def _dense_conv(kernel: Tensor) -> Tensor:
-    # MinkowskiEngine lists the taps of a kernel with the image's two axes exchanged.
-    side = _side(kernel.shape[0])
-    taps_last = kernel.permute(2, 1, 0)  # (kk, in, out) -> (out, in, kk)
-    return taps_last.reshape(*taps_last.shape[:2], side, side).transpose(3, 2)
-
-
-def _sparse_conv(weight: Tensor) -> Tensor:
-    return weight.transpose(3, 2).flatten(2).permute(2, 1, 0)  # (out, in, k, k) -> (kk, in, out)
-
-
-def _dense_depthwise(kernel: Tensor) -> Tensor:
-    side = _side(kernel.shape[0])
-    return kernel.t().reshape(-1, 1, side, side).transpose(3, 2)  # (kk, C) -> (C, 1, k, k)
-
-
-def _sparse_depthwise(weight: Tensor) -> Tensor:
-    return weight.transpose(3, 2).flatten(1).t()  # (C, 1, k, k) -> (kk, C)
-
-
-STORAGES: Mapping[str, _Storage] = MappingProxyType(
-    {
-        "same": _Storage(lambda shape: True, lambda x: x, lambda x: x),
-        "flat": _Storage(_rank(1), lambda x: x, lambda x: x),
-        "squeeze_scale": _Storage(
-            lambda s: len(s) == 3 and s[1:] == (1, 1),
-            lambda x: x.flatten(),
-            lambda x: x[:, None, None],
-        ),
-        "flatten_row": _Storage(
-            lambda s: len(s) == 2 and s[0] == 1, lambda x: x.flatten(), lambda x: x[None]
-        ),
-        "flatten_grn": _Storage(
-            lambda s: len(s) == 4 and s[:3] == (1, 1, 1),
-            lambda x: x.flatten(),
-            lambda x: x[None, None, None],
-        ),
-        "flatten_grn_nchw": _Storage(
-            lambda s: len(s) == 4 and s[0] == 1 and s[2:] == (1, 1),
-            lambda x: x.flatten(),
-            lambda x: x[None, :, None, None],
-        ),
-        "linear": _Storage(_rank(2), lambda x: x, lambda x: x),
-        "conv1x1_to_linear": _Storage(
-            lambda s: len(s) == 4 and s[2:] == (1, 1),
-            lambda x: x.flatten(1),
-            lambda x: x[:, :, None, None],
-        ),
-        "transpose": _Storage(_rank(2), lambda x: x.t(), lambda x: x.t()),
-        "hwio_to_oihw": _Storage(
-            _rank(4), lambda x: x.permute(3, 2, 0, 1), lambda x: x.permute(2, 3, 1, 0)
-        ),
-        "dense_conv": _Storage(_rank(3), _dense_conv, _sparse_conv),
-        "dense_depthwise": _Storage(_rank(2), _dense_depthwise, _sparse_depthwise),
-    }
-)
 _VECTORS = ("flat", "squeeze_scale", "flatten_row", "flatten_grn", "flatten_grn_nchw")
 _AS_NATIVE = {"same", "flat", "linear"}
 
@@ -190,8 +45,9 @@ _TORCH: Mapping[str, tuple[str, ...]] = {
     "grn": _VECTORS,
     "vector": ("flat", "flatten_row"),
 }
+_GRN4: Mapping[str, tuple[str, ...]] = {**_TORCH, "grn": ("flatten_grn", *_VECTORS)}
 _HWIO: Mapping[str, tuple[str, ...]] = {
-    **_TORCH,
+    **_GRN4,
     "conv": ("hwio_to_oihw",),
     "depthwise": ("hwio_to_oihw",),
     "pointwise": ("transpose",),
@@ -244,16 +100,16 @@ class Layout:
     home: str = ""
 
     @cached_property
-    def _compiled(self) -> tuple[tuple[_Pattern, _Pattern | None], ...]:
+    def _compiled(self) -> tuple[tuple[Pattern, Pattern | None], ...]:
         return _compile(self.rows)
 
     @cached_property
-    def _compiled_outer(self) -> tuple[tuple[_Pattern, _Pattern | None], ...]:
+    def _compiled_outer(self) -> tuple[tuple[Pattern, Pattern | None], ...]:
         return _compile(self.outer)
 
     @cached_property
     def _compiled_anchor(self) -> re.Pattern[str]:
-        return re.compile(rf"(?P<prefix>(?:.*[./])?)(?:{_Pattern(self.anchor).regex.pattern})")
+        return re.compile(rf"(?P<prefix>(?:.*[./])?)(?:{Pattern(self.anchor).regex.pattern})")
 
     def prefixes(self, keys: Iterable[str]) -> set[str]:
         """Return every prefix under which the stem convolution stands."""
@@ -265,7 +121,7 @@ class Layout:
         keys = list(keys)
 
         def present(text: str) -> bool:
-            pattern = _Pattern(text)
+            pattern = Pattern(text)
             return any(pattern.read(key) is not None for key in keys)
 
         return all(map(present, self.requires)) and not any(map(present, self.forbids))
@@ -278,18 +134,21 @@ class Layout:
                 return True, native.write(values) if native else None, values.get("n")
         return False, None, None
 
-    def source_key(self, native_key: str, model_name: str = "convnext") -> str | None:
-        """Return the full key of a native tensor in this layout, or None when it has no place."""
-        for table, prefix in (self._compiled, self.home), (self._compiled_outer, ""):
+    def source_key(
+        self, native_key: str, prefix: str | None = None, model_name: str = "convnext"
+    ) -> str | None:
+        """Return the key of a native tensor in this layout, or None when it has no place."""
+        inner = self.home if prefix is None else prefix
+        for table, start in (self._compiled, inner), (self._compiled_outer, ""):
             for pattern, native in table:
                 values = native.read(native_key) if native else None
                 if values is not None:
-                    return prefix + pattern.write({"n": model_name, "v": "gamma", **values})
+                    return start + pattern.write({"n": model_name, "v": "gamma", **values})
         return None
 
 
-def _compile(rows: Mapping[str, str | None]) -> tuple[tuple[_Pattern, _Pattern | None], ...]:
-    return tuple((_Pattern(a), _Pattern(b) if b is not None else None) for a, b in rows.items())
+def _compile(rows: Mapping[str, str | None]) -> tuple[tuple[Pattern, Pattern | None], ...]:
+    return tuple((Pattern(a), Pattern(b) if b is not None else None) for a, b in rows.items())
 
 
 def _same(*patterns: str) -> dict[str, str | None]:
@@ -476,13 +335,13 @@ _LAYOUTS = (
     Layout("facebook-dinov3", {**_FACEBOOK, **_FACEBOOK_TOP, **_dropped("norms.{s}.{p}")}, _STEM,
            requires=(_FACEBOOK_BLOCK, "norms.{s}.weight"), final_norm="stage"),
     Layout("facebook-dense", {**_FACEBOOK, **_NUMBERED_NORMS}, _STEM,
-           requires=(_FACEBOOK_BLOCK, "norm{s}.weight"), home="backbone."),
+           requires=(_FACEBOOK_BLOCK, "norm{s}.weight"), storage=_GRN4, home="backbone."),
     Layout("native", {**_FACEBOOK, **_FACEBOOK_TOP, **_NATIVE_NORMS}, _STEM,
            requires=(_FACEBOOK_BLOCK, "norms.{v}.weight")),
-    Layout("facebook-v2", {**_FACEBOOK, **_FACEBOOK_TOP}, _STEM,
-           requires=(_FACEBOOK_BLOCK, "stages.{s}.{b}.grn.gamma", "norm.weight")),
+    Layout("facebook-v2", {**_FACEBOOK, **_FACEBOOK_TOP, **_FCMAE_DECODER}, _STEM,
+           requires=(_FACEBOOK_BLOCK, "stages.{s}.{b}.grn.gamma", "norm.weight"), storage=_GRN4),
     Layout("facebook-fcmae", {**_FACEBOOK, **_FCMAE_DECODER}, _STEM,
-           requires=(_FACEBOOK_BLOCK, "stages.{s}.{b}.grn.gamma")),
+           requires=(_FACEBOOK_BLOCK, "stages.{s}.{b}.grn.gamma"), storage=_GRN4),
     Layout("facebook-v1", {**_FACEBOOK, **_FACEBOOK_TOP}, _STEM, requires=(_FACEBOOK_BLOCK,)),
     Layout("timm", {**_timm("."), "head.norm.{p}": "norm.{p}", "head.fc.{p}": "head.{p}",
                     **_dropped(*_TIMM_HEADS)},
@@ -497,22 +356,20 @@ _LAYOUTS = (
            "embeddings.patch_embeddings.weight",
            requires=(_HUGGINGFACE_BLOCK, "encoder.stages.{s}.layers.{b}.grn.weight"),
            outer={**_CLASSIFIER, **_HUGGINGFACE_NORMS, **_HUGGINGFACE_NUMBERED},
-           storage={**_TORCH, "grn": ("flatten_grn", *_VECTORS)},
-           layer_norm_eps=_HF_EPS, home="convnextv2."),
+           storage=_GRN4, layer_norm_eps=_HF_EPS, home="convnextv2."),
     Layout("huggingface-v1",
            {**_HUGGINGFACE, **_HUGGINGFACE_TOP, **_HUGGINGFACE_NORMS, **_HUGGINGFACE_NUMBERED},
            "embeddings.patch_embeddings.weight", requires=(_HUGGINGFACE_BLOCK,),
            outer={**_CLASSIFIER, **_HUGGINGFACE_NORMS, **_HUGGINGFACE_NUMBERED},
            layer_norm_eps=_HF_EPS, home="convnext."),
-    Layout("huggingface-dinov3", {**_DINOV3_HF, "layer_norm.{p}": "norm.{p}"},
-           "stages.0.downsample_layers.0.weight",
+    Layout("huggingface-dinov3", _DINOV3_HF, "stages.0.downsample_layers.0.weight",
            requires=("stages.{s}.layers.{b}.depthwise_conv.weight",),
            outer={"layer_norm.{p}": "norm.{p}"}, final_norm="stage"),
     Layout("huggingface-tf", _h5_rows(_TF_LAYERS, _TF_VARIABLES),
            "embeddings/patch_embeddings/kernel",
            requires=("encoder/stages.{s}/layers.{b}/dwconv/kernel",),
            outer={"classifier/kernel": "head.weight", "classifier/bias": "head.bias"},
-           storage={**_HWIO, "grn": ("flatten_grn", *_VECTORS)}, layer_norm_eps=_HF_EPS),
+           storage=_HWIO, layer_norm_eps=_HF_EPS),
     Layout("keras", {**_h5_rows(_KERAS_LAYERS, _KERAS_NAMED), **_KERAS_PREPROCESSING},
            "{n}_stem/{n}_stem_conv/kernel",
            requires=("{n}_stage_{s}_block_{b}_depthwise_conv/kernel",), storage=_HWIO),
@@ -592,7 +449,7 @@ def recognise(shapes: Shapes, prefix: str | None = None) -> Match:
 
 
 def _model_name(layout: Layout, keys: Iterable[str]) -> str | None:
-    pattern = _Pattern(layout.anchor)
+    pattern = Pattern(layout.anchor)
     if "n" not in pattern.names:
         return None
     return next((values["n"] for key in keys if (values := pattern.read(key))), None)
@@ -609,12 +466,34 @@ def _refuse_unsupported(keys: Iterable[str]) -> None:
 
 
 def _not_a_convnext(keys: list[str], prefix: str | None) -> str:
-    sample = ", ".join(keys[:4]) + (", ..." if len(keys) > 4 else "")
-    place = "" if prefix is None else f" under the prefix {prefix!r}"
+    layout, place, unknown = _nearest(keys, prefix)
+    if len(unknown) <= len(keys) // 2:
+        marks = (layout.anchor, *layout.requires)
+        return (
+            f"its keys are nearly those of {layout.name}, but none fits "
+            f"{' or '.join(place + mark for mark in marks)}; unknown are {_some(unknown)}"
+        )
+    under = "" if prefix is None else f" under the prefix {prefix!r}"
     return (
-        f"its keys are of no known ConvNeXt layout{place}: {len(keys)} tensors, {sample}; "
+        f"its keys are of no known ConvNeXt layout{under}: {len(keys)} tensors, {_some(keys)}; "
         f"known layouts are {', '.join(LAYOUTS)}"
     )
+
+
+def _nearest(keys: list[str], prefix: str | None) -> tuple[Layout, str, list[str]]:
+    """Return the layout and the prefix under which the fewest keys are unknown, and those keys."""
+    best: tuple[Layout, str, list[str]] = (_LAYOUTS[0], "", keys)
+    for layout in _LAYOUTS:
+        for place in {"", layout.home, "module."} if prefix is None else {prefix}:
+            match = Match(layout, place)
+            unknown = [key for key in keys if not _place(key, match)[0]]
+            if len(unknown) < len(best[2]):
+                best = layout, place, unknown
+    return best
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:4]) + (", ..." if len(keys) > 4 else "")
 
 
 # ------------------------------------------------------------------------------ conversion
@@ -640,6 +519,12 @@ class Converted:
     unexpected: tuple[str, ...]
     headless: tuple[str, ...]
 
+    @property
+    def storage(self) -> dict[str, str]:
+        """How each native tensor was stored, for those that changed form; `restore` takes it."""
+        forms = {native: self.reshaped.get(key) for native, key in self.sources.items()}
+        return {native: form for native, form in forms.items() if form is not None}
+
 
 def convert(state_dict: Mapping[str, Tensor], match: Match) -> Converted:
     """Rename and reshape a state dict of a recognised layout into the native one.
@@ -653,7 +538,7 @@ def convert(state_dict: Mapping[str, Tensor], match: Match) -> Converted:
     unexpected: list[str] = []
     headless: list[str] = []
     reshaped: dict[str, str] = {}
-    heads = [_Pattern(text) for text in layout.headless]
+    heads = [Pattern(text) for text in layout.headless]
     for key, tensor in state_dict.items():
         inside = key.startswith(match.prefix)
         known, native = _place(key, match)
@@ -714,6 +599,7 @@ def restore(
     native: Mapping[str, Tensor],
     layout: Layout,
     *,
+    prefix: str | None = None,
     model_name: str = "convnext",
     storage: Mapping[str, str] | None = None,
 ) -> dict[str, Tensor]:
@@ -722,23 +608,25 @@ def restore(
     Args:
         native: Native key -> tensor.
         layout: The layout to write.
+        prefix: What stands before the keys of the trunk; None is the prefix of the layout's home.
         model_name: The name that the layout's keys carry, where they carry one.
-        storage: For a kind of tensor or for one native key, the storage to use instead of the
-            layout's usual one.
+        storage: For a kind of tensor or for one native key, the storage in place of the usual one.
 
     Raises:
         ValueError: The layout has no place for a tensor.
     """
     out: dict[str, Tensor] = {}
     homeless = []
+    chosen = storage or {}
     for native_key, tensor in native.items():
-        key = layout.source_key(native_key, model_name)
+        key = layout.source_key(native_key, prefix, model_name)
         if key is None:
             homeless.append(native_key)
             continue
         kind = kind_of(native_key)
-        name = (storage or {}).get(native_key) or (storage or {}).get(kind)
-        out[key] = STORAGES[name or layout.storage[kind][0]].from_native(tensor).contiguous()
+        usual = layout.storage[kind][0]
+        name = chosen.get(native_key) or chosen.get(kind) or usual
+        out[key] = STORAGES[name].from_native(tensor).contiguous()
     if homeless:
         raise ValueError(f"the layout {layout.name} has no place for {', '.join(homeless)}")
     return out

@@ -529,3 +529,49 @@ def _is_native(tensors: Mapping[str, Tensor], module_keys: Collection[str]) -> b
     return tensors.keys() <= set(module_keys) and not any(
         tensor.dim() > 1 for key, tensor in tensors.items() if ".grn." in key
     )
+
+
+# ------------------------------------------------------------------------------ for people
+
+
+def describe(weights: NativeWeights) -> str:
+    """Say in a few lines what a source holds: layout, architecture, size, licence.
+
+    Raises:
+        ValueError: The tensors do not make up a ConvNeXt.
+    """
+    fields = weights.fields()
+    family = "V2 (GRN)" if fields["use_grn"] else "V1"
+    scale = "layer scale" if fields["layer_scale_init_value"] else "no layer scale"
+    trunk = [t for k, t in weights.tensors.items() if k.startswith(("downsample_", "stages."))]
+    parts = {
+        "final norm": "norm.weight" in weights.tensors,
+        f"head of {weights.num_labels} classes": weights.num_labels is not None,
+        "norms of outputs": any(k.startswith("norms.") for k in weights.tensors),
+    }
+    entry = weights.entry
+    rows = [
+        ("source", weights.source),
+        ("layout", str(weights.match)),
+        ("architecture", arch_name(fields) or "no named one"),
+        ("", f"depths {_numbers(fields['depths'])}, widths {_numbers(fields['hidden_sizes'])}"),
+        ("", f"{family}, {scale}, depthwise kernel {fields['kernel_size']}"),
+        ("input", f"{fields['num_channels']} channels, patches of {fields['patch_size']} pixels"),
+        ("besides", ", ".join(name for name, there in parts.items() if there) or "nothing"),
+        ("parameters", f"{_count(weights.tensors.values()):,} ({_count(trunk):,} in the trunk)"),
+        ("licence", entry.licence if entry else "unknown: not a source of the catalogue"),
+    ]
+    rows += [("trained on", entry.data)] if entry else []
+    dropped, unknown = weights.converted.dropped, weights.converted.unexpected
+    rows += [("left out", f"{len(dropped)} tensors: {_some(dropped, 4)}")] if dropped else []
+    rows += [("unexpected", f"{len(unknown)} tensors: {_some(unknown, 4)}")] if unknown else []
+    rows += [("note", note) for note in weights.notes]
+    return "\n".join(f"{name:<13} {text}" for name, text in rows)
+
+
+def _numbers(values: Iterable[int]) -> str:
+    return "-".join(map(str, values))
+
+
+def _count(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)

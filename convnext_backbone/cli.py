@@ -1,0 +1,122 @@
+"""The command line, `convnext-backbone COMMAND`: a table of subcommands, each a few lines."""
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from ._version import __version__
+
+_ERRORS = (ValueError, TypeError, OSError, ImportError)
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand.
+
+    Attributes:
+        help: What it does, in one line.
+        add_arguments: Adds its arguments to a parser.
+        run: Does it; errors that are the user's are ValueError, TypeError, OSError or ImportError.
+    """
+
+    help: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], None]
+
+
+# ------------------------------------------------------------------------------ convert, info
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source",
+        metavar="SRC",
+        help="a file, a directory, a URL, a Hugging Face id or a name of list_weights()",
+    )
+    parser.add_argument(
+        "--ema", action="store_true", help="take the moving average where a file holds both"
+    )
+    parser.add_argument(
+        "--prefix", help="the prefix of the keys, where a file holds several ConvNeXts"
+    )
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
+    from .weights.export import POINTWISE, TARGETS
+
+    _add_source(parser)
+    parser.add_argument(
+        "destination",
+        metavar="DST",
+        help="a .safetensors or .pth file; for huggingface a directory",
+    )
+    parser.add_argument("--to", required=True, choices=TARGETS, help="the layout to write")
+    parser.add_argument(
+        "--pointwise",
+        choices=tuple(POINTWISE),
+        help="how timm or mmpretrain is to hold the pointwise layers (default: as timm's model)",
+    )
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from .weights.export import convert_weights
+    from .weights.load import open_weights
+
+    weights = open_weights(args.source, ema=args.ema, prefix=args.prefix)
+    path = convert_weights(weights, args.destination, args.to, pointwise=args.pointwise)
+    print(f"{weights.match} -> {args.to}: {len(weights.tensors)} tensors written to {path}")
+    for note in weights.notes:
+        print(f"note: {note}")
+    if weights.converted.dropped:
+        print(f"dropped: {', '.join(weights.converted.dropped)}")
+
+
+def _info(args: argparse.Namespace) -> None:
+    from .weights.load import describe, open_weights
+
+    print(describe(open_weights(args.source, ema=args.ema, prefix=args.prefix)))
+
+
+COMMANDS: Mapping[str, Command] = MappingProxyType(
+    {
+        "convert": Command("write weights in another published layout", _add_convert, _convert),
+        "info": Command(
+            "show the layout, architecture, size and licence of weights", _add_source, _info
+        ),
+    }
+)
+
+
+# ------------------------------------------------------------------------------ the program
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="convnext-backbone", description="ConvNeXt backbones: weights, features, checks."
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        command.add_arguments(
+            commands.add_parser(name, help=command.help, description=command.help)
+        )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; return 0, or 2 after one line on stderr about a bad input."""
+    args = build_parser().parse_args(argv)
+    try:
+        COMMANDS[args.command].run(args)
+    except _ERRORS as error:
+        line = "; ".join(part.strip() for part in str(error).splitlines())
+        print(f"convnext-backbone {args.command}: {line or type(error).__name__}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""The two tools of the layout tables: key patterns that read and write, and ways to store a tensor.
+
+See `layouts` for the placeholders that a pattern may hold.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+
+from torch import Tensor
+
+Shape = tuple[int, ...]
+
+# ------------------------------------------------------------------------------ patterns
+
+_SYMBOLS: Mapping[str, str] = {
+    "i": "[01]",
+    "j": "[12]",
+    "p": "weight|bias",
+    "g": "gamma|beta",
+    "n": r"[^/.]+?",
+    "v": r"[^/.]+",
+    "*": ".+",
+}
+_NUMBER = re.compile(r"(?P<factor>\d*)(?P<name>[stb])(?P<shift>[+-]\d+)?")
+_PLACEHOLDER = re.compile(r"\{([^}]+)\}")
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A key pattern that reads its placeholders out of a key and writes them into one."""
+
+    text: str
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The placeholders, in order."""
+        return tuple(_PLACEHOLDER.findall(self.text))
+
+    @cached_property
+    def regex(self) -> re.Pattern[str]:
+        """The regular expression of all keys that fit, up to the arithmetic of placeholders."""
+        parts = []
+        seen: set[str] = set()
+        for index, part in enumerate(_PLACEHOLDER.split(self.text)):
+            if index % 2 == 0:
+                parts.append(re.escape(part))
+                continue
+            group = f"_{self.names.index(part)}"
+            body = r"\d+" if _NUMBER.fullmatch(part) else _SYMBOLS[part]
+            parts.append(f"(?P={group})" if part in seen else f"(?P<{group}>{body})")
+            seen.add(part)
+        return re.compile("".join(parts))
+
+    def read(self, key: str) -> dict[str, str] | None:
+        """Return the values of the placeholders, or None where `key` does not fit."""
+        match = self.regex.fullmatch(key)
+        if match is None:
+            return None
+        values: dict[str, str] = {}
+        for name in dict.fromkeys(self.names):
+            found = match[f"_{self.names.index(name)}"]
+            number = _NUMBER.fullmatch(name)
+            if number is not None:
+                factor, shift = int(number["factor"] or 1), int(number["shift"] or 0)
+                base, rest = divmod(int(found) - shift, factor)
+                if rest or base < (number["name"] == "t"):
+                    return None
+                name, found = number["name"], str(base)
+            values[name] = found
+        return values
+
+    def write(self, values: Mapping[str, str]) -> str:
+        """Return the key with the placeholders filled in."""
+
+        def fill(match: re.Match[str]) -> str:
+            number = _NUMBER.fullmatch(match[1])
+            if number is None:
+                return values[match[1]]
+            factor, shift = int(number["factor"] or 1), int(number["shift"] or 0)
+            return str(factor * int(values[number["name"]]) + shift)
+
+        return _PLACEHOLDER.sub(fill, self.text)
+
+
+# ------------------------------------------------------------------------------ tensors
+
+
+@dataclass(frozen=True)
+class Storage:
+    """One way to store a tensor: when a shape is that, how to the native form and back."""
+
+    fits: Callable[[Shape], bool]
+    to_native: Callable[[Tensor], Tensor]
+    from_native: Callable[[Tensor], Tensor]
+
+
+def _rank(*ranks: int) -> Callable[[Shape], bool]:
+    return lambda shape: len(shape) in ranks
+
+
+def _side(taps: int) -> int:
+    return round(taps**0.5)
+
+
+def _dense_conv(kernel: Tensor) -> Tensor:
+    # MinkowskiEngine lists the taps of a kernel with the image's two axes exchanged.
+    side = _side(kernel.shape[0])
+    taps_last = kernel.permute(2, 1, 0)  # (kk, in, out) -> (out, in, kk)
+    return taps_last.reshape(*taps_last.shape[:2], side, side).transpose(3, 2)
+
+
+def _sparse_conv(weight: Tensor) -> Tensor:
+    return weight.transpose(3, 2).flatten(2).permute(2, 1, 0)  # (out, in, k, k) -> (kk, in, out)
+
+
+def _dense_depthwise(kernel: Tensor) -> Tensor:
+    side = _side(kernel.shape[0])
+    return kernel.t().reshape(-1, 1, side, side).transpose(3, 2)  # (kk, C) -> (C, 1, k, k)
+
+
+def _sparse_depthwise(weight: Tensor) -> Tensor:
+    return weight.transpose(3, 2).flatten(1).t()  # (C, 1, k, k) -> (kk, C)
+
+
+STORAGES: Mapping[str, Storage] = MappingProxyType(
+    {
+        "same": Storage(lambda shape: True, lambda x: x, lambda x: x),
+        "flat": Storage(_rank(1), lambda x: x, lambda x: x),
+        "squeeze_scale": Storage(
+            lambda s: len(s) == 3 and s[1:] == (1, 1),
+            lambda x: x.flatten(),
+            lambda x: x[:, None, None],
+        ),
+        "flatten_row": Storage(
+            lambda s: len(s) == 2 and s[0] == 1, lambda x: x.flatten(), lambda x: x[None]
+        ),
+        "flatten_grn": Storage(
+            lambda s: len(s) == 4 and s[:3] == (1, 1, 1),
+            lambda x: x.flatten(),
+            lambda x: x[None, None, None],
+        ),
+        "flatten_grn_nchw": Storage(
+            lambda s: len(s) == 4 and s[0] == 1 and s[2:] == (1, 1),
+            lambda x: x.flatten(),
+            lambda x: x[None, :, None, None],
+        ),
+        "linear": Storage(_rank(2), lambda x: x, lambda x: x),
+        "conv1x1_to_linear": Storage(
+            lambda s: len(s) == 4 and s[2:] == (1, 1),
+            lambda x: x.flatten(1),
+            lambda x: x[:, :, None, None],
+        ),
+        "transpose": Storage(_rank(2), lambda x: x.t(), lambda x: x.t()),
+        "hwio_to_oihw": Storage(
+            _rank(4), lambda x: x.permute(3, 2, 0, 1), lambda x: x.permute(2, 3, 1, 0)
+        ),
+        "dense_conv": Storage(_rank(3), _dense_conv, _sparse_conv),
+        "dense_depthwise": Storage(_rank(2), _dense_depthwise, _sparse_depthwise),
+    }
+)
