@@ -5,9 +5,23 @@ from importlib.util import find_spec
 from ._version import __version__
 from .archs import list_archs
 from .backbone import ConvNextBackbone
+from .classifier import ConvNextForImageClassification, ConvNextModel
 from .config import ConvNextConfig
+from .image_processor import ConvNextImageProcessor
+from .weights import LoadReport, list_weights, load_weights
 
-__all__ = ["ConvNextBackbone", "ConvNextConfig", "__version__", "list_archs"]
+__all__ = [
+    "ConvNextBackbone",
+    "ConvNextConfig",
+    "ConvNextForImageClassification",
+    "ConvNextImageProcessor",
+    "ConvNextModel",
+    "LoadReport",
+    "__version__",
+    "list_archs",
+    "list_weights",
+    "load_weights",
+]
 
 if find_spec("mmengine") is not None:
     from .openmmlab import register

@@ -5,7 +5,6 @@ of facebookresearch/ConvNeXt, object_detection/mmdet/models/backbones/convnext.p
 and `out_indices` are transformers' (models/convnext/modeling_convnext.py).
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,10 +13,12 @@ from torch import Tensor, nn
 from .archs import arch_fields
 from .config import ConvNextConfig
 from .layers import LayerNorm2d
+from .pretrained import PretrainedMixin
 from .trunk import ConvNextTrunk
+from .weights import load_weights
 
 
-class ConvNextBackbone(ConvNextTrunk):
+class ConvNextBackbone(PretrainedMixin, ConvNextTrunk):
     """A ConvNeXt that returns the maps of the requested stages, each through its own LayerNorm.
 
     Args:
@@ -40,8 +41,6 @@ class ConvNextBackbone(ConvNextTrunk):
         ValueError: An argument is out of its range or the outputs are not a valid choice.
         TypeError: An argument is of the wrong type or unknown.
     """
-
-    main_input_name = "pixel_values"
 
     def __init__(
         self,
@@ -180,44 +179,15 @@ class ConvNextBackbone(ConvNextTrunk):
             module.requires_grad_(False)
         self.train(self.training)
 
-    # Where its weights come from and go to.
-
     def init_weights(self) -> None:
         """Fill the parameters afresh, then load what `init_cfg` names. mmengine calls this."""
         if self.is_init:
             return
         self.reset_parameters()
         if self.init_cfg is not None:
-            from .weights import load_weights
-
             options = {k: v for k, v in self.init_cfg.items() if k not in ("type", "checkpoint")}
             self.load_report = load_weights(self, self.init_cfg["checkpoint"], **options)
         self.is_init = True
-
-    @classmethod
-    def from_pretrained(
-        cls, source: str | os.PathLike[str], **overrides: Any
-    ) -> "ConvNextBackbone":
-        """Build the backbone that `source` describes and load it.
-
-        Args:
-            source: A file, a directory, a URL, a Hugging Face id or an `arch.tag` of
-                `list_weights()`. The architecture is read from the tensors.
-            overrides: Any argument of the constructor, and any option of `load_weights`.
-
-        Raises:
-            ValueError: The source is not a ConvNeXt or does not fit, with every misfit listed.
-            FileNotFoundError: There is no such file.
-        """
-        from .weights import load_pretrained_
-
-        return load_pretrained_(cls, source, overrides)
-
-    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Write config.json and model.safetensors, which transformers loads as they are."""
-        from .weights import save_pretrained
-
-        save_pretrained(self, directory)
 
 
 def _resolve_config(

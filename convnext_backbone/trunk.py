@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .config import ConvNextConfig
 from .layers import ACTIVATIONS, DropPath, GlobalResponseNorm, LayerNorm2d
+from .weights import to_native_
 
 _MLP_RATIO = 4  # hidden width of the block over its width, in every published ConvNeXt
 
@@ -141,6 +142,14 @@ class ConvNextTrunk(nn.Module):
                 f"pixel_values must be at least {least}x{least} pixels to reach "
                 f"{self.config.stage_names[last]!r}, got {shape[2]}x{shape[3]}"
             )
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # Renames in flight, whoever calls: torch's load_state_dict, mmengine's load_checkpoint, a
+        # detector that holds this trunk. A native state dict passes untouched.
+        to_native_(state_dict, prefix, self.state_dict().keys())
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 def _linear_rates(last: float, num: int) -> list[float]:
