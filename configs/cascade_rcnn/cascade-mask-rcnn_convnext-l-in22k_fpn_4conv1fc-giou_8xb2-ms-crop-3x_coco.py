@@ -1,5 +1,5 @@
-# Cascade Mask R-CNN, ConvNeXt-L, ImageNet-22K. Published: facebookresearch/ConvNeXt, object_detection.
-# Published in full precision, without mixed precision.
+# Cascade Mask R-CNN, ConvNeXt-L, ImageNet-22K. Published: facebookresearch/ConvNeXt,
+# object_detection. Published in full precision, without mixed precision.
 _base_ = [
     "../_base_/models/cascade-mask-rcnn_convnext_fpn.py",
     "../_base_/datasets/coco_instance.py",

@@ -1,4 +1,5 @@
-# Cascade Mask R-CNN, ConvNeXt-S, ImageNet-1K. Published: facebookresearch/ConvNeXt, object_detection.
+# Cascade Mask R-CNN, ConvNeXt-S, ImageNet-1K. Published: facebookresearch/ConvNeXt,
+# object_detection.
 _base_ = [
     "../_base_/models/cascade-mask-rcnn_convnext_fpn.py",
     "../_base_/datasets/coco_instance.py",

@@ -1,6 +1,5 @@
-# Cascade Mask R-CNN, DINOv3 ConvNeXt-L.
-# No detector on these weights has been published: the settings are those of V1 in the same size from
-# ImageNet-22K.
+# Cascade Mask R-CNN, DINOv3 ConvNeXt-L. No detector on these weights has been published: the
+# settings are those of V1 in the same size from ImageNet-22K.
 _base_ = [
     "../_base_/models/cascade-mask-rcnn_convnext_fpn.py",
     "../_base_/datasets/coco_instance.py",

@@ -1,4 +1,5 @@
-# Faster R-CNN, ConvNeXt V2-Pico. Not published: the schedule of Mask R-CNN on ConvNeXt-T, with less drop path.
+# Faster R-CNN, ConvNeXt V2-Pico. Not published: the schedule of Mask R-CNN on ConvNeXt-T,
+# with less drop path.
 _base_ = [
     "../_base_/models/faster-rcnn_convnext_fpn.py",
     "../_base_/datasets/coco_detection.py",

@@ -1,5 +1,6 @@
 # Mask R-CNN, ConvNeXt V2-L from FCMAE. Published: arXiv 2301.00808, table 6 and A.3.
-# The paper sweeps layer decay {0.9, 0.95} and drop path {0.2, 0.3, 0.4, 0.5} and does not say which won.
+# The paper sweeps layer decay {0.9, 0.95} and drop path {0.2, 0.3, 0.4, 0.5} and does not say
+# which won.
 _base_ = [
     "../_base_/models/mask-rcnn_convnext_fpn.py",
     "../_base_/datasets/coco_instance_lsj.py",

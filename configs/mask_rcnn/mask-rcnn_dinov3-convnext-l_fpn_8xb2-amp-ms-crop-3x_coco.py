@@ -1,6 +1,5 @@
-# Mask R-CNN, DINOv3 ConvNeXt-L.
-# No detector on these weights has been published: the settings are those of V1 in the same size from
-# ImageNet-22K.
+# Mask R-CNN, DINOv3 ConvNeXt-L. No detector on these weights has been published: the settings are
+# those of V1 in the same size from ImageNet-22K.
 _base_ = [
     "../_base_/models/mask-rcnn_convnext_fpn.py",
     "../_base_/datasets/coco_instance.py",

@@ -1,4 +1,5 @@
-# RetinaNet, ConvNeXt V2-Femto. Not published: the schedule of Mask R-CNN on ConvNeXt-T, with less drop path.
+# RetinaNet, ConvNeXt V2-Femto. Not published: the schedule of Mask R-CNN on ConvNeXt-T,
+# with less drop path.
 _base_ = [
     "../_base_/models/retinanet_convnext_fpn.py",
     "../_base_/datasets/coco_detection.py",

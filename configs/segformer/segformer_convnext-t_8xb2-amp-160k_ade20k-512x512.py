@@ -1,4 +1,5 @@
-# SegFormer's head, ConvNeXt-T, ImageNet-1K. Not published: the schedule of UperNet on the same weights.
+# SegFormer's head, ConvNeXt-T, ImageNet-1K. Not published: the schedule of UperNet on the same
+# weights.
 _base_ = [
     "../_base_/models/segformer_convnext.py",
     "../_base_/datasets/ade20k_512x512.py",

@@ -1,6 +1,6 @@
 # UperNet, ConvNeXt V2-H, FCMAE and then ImageNet-1K. Published: arXiv 2301.00808, table 7 and A.4.
-# The paper sweeps layer decay {0.8, 0.9}, lr {1e-4, 2e-4, 3e-4} and drop path {0.1 to 0.4} and does not
-# say which won: these are the values of V1.
+# The paper sweeps layer decay {0.8, 0.9}, lr {1e-4, 2e-4, 3e-4} and drop path {0.1 to 0.4} and does
+# not say which won: these are the values of V1.
 _base_ = [
     "../_base_/models/upernet_convnext.py",
     "../_base_/datasets/ade20k_512x512.py",

@@ -1,5 +1,6 @@
 # Cascade Mask R-CNN (arXiv 1712.00726) with an FPN on ConvNeXt-Tiny. The three box heads are those
-# of the paper (A.3): four convolutions and one fully connected layer, SyncBN, GIoU on decoded boxes.
+# of the paper (A.3): four convolutions and one fully connected layer, SyncBN, GIoU on decoded
+# boxes.
 _base_ = "./mask-rcnn_convnext_fpn.py"
 
 
