@@ -1,4 +1,5 @@
 """Layer decay: groups against the published constructors, and the rules on any model."""
+# ruff: noqa: E402 - imports follow the check that mmengine is there
 
 import copy
 import logging
