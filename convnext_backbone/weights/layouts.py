@@ -506,6 +506,7 @@ class Converted:
     Attributes:
         tensors: Native key -> tensor in native form.
         sources: Native key -> the key it came from.
+        storage: Native key -> how its tensor was stored; `restore` takes it.
         dropped: Source keys left out on purpose: heads, decoders, mask tokens, other modules.
         reshaped: Source keys whose tensors changed form, and how.
         unexpected: Source keys under the prefix that the layout does not know.
@@ -514,16 +515,11 @@ class Converted:
 
     tensors: dict[str, Tensor]
     sources: dict[str, str]
+    storage: dict[str, str]
     dropped: tuple[str, ...]
     reshaped: Mapping[str, str]
     unexpected: tuple[str, ...]
     headless: tuple[str, ...]
-
-    @property
-    def storage(self) -> dict[str, str]:
-        """How each native tensor was stored, for those that changed form; `restore` takes it."""
-        forms = {native: self.reshaped.get(key) for native, key in self.sources.items()}
-        return {native: form for native, form in forms.items() if form is not None}
 
 
 def convert(state_dict: Mapping[str, Tensor], match: Match) -> Converted:
@@ -533,7 +529,7 @@ def convert(state_dict: Mapping[str, Tensor], match: Match) -> Converted:
         ValueError: A tensor is of no shape that the layout may have, or two tensors claim one name.
     """
     layout = match.layout
-    out = Converted({}, {}, (), {}, (), ())
+    out = Converted({}, {}, {}, (), {}, (), ())
     dropped: list[str] = []
     unexpected: list[str] = []
     headless: list[str] = []
@@ -557,6 +553,7 @@ def convert(state_dict: Mapping[str, Tensor], match: Match) -> Converted:
             reshaped[key] = name
         out.tensors[native] = STORAGES[name].to_native(tensor)
         out.sources[native] = key
+        out.storage[native] = name
     return replace(
         out,
         dropped=tuple(dropped),
