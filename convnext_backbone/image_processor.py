@@ -10,23 +10,22 @@ Axes: N batch, C channels, H height, W width, in pixels.
 
 import json
 import os
+import re
 import warnings
 from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from torchvision.transforms import InterpolationMode
-
 CONFIG_NAME = "preprocessor_config.json"
+_HUB_ID = re.compile(r"(?:hf[-_]hub:)?(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _WARP_FROM = 384  # sides from here on are resized without a crop, as the checkpoints were trained
 _MAX_PIXELS = 2**28  # of a resized image; only a sliver of an image gets there
 _CHANNELS_FIRST, _CHANNELS_LAST = "channels_first", "channels_last"
@@ -164,10 +163,8 @@ class ConvNextImageProcessor:
         _choice("return_tensors", getattr(return_tensors, "value", return_tensors), _STACKERS)
         given = {k: v for k, v in overrides.items() if v is not None}
         run = replace(self, **given) if given else self
-        tensors = [
-            run.to_tensor(image, device) for image in _flatten(images, run.input_data_format)
-        ]
-        outputs = [run._layout(x) for x in run._process(tensors)]
+        tensors = [run.to_tensor(image, device) for image in _flatten(images)]
+        outputs = [run._layout(x) for x in run.process_tensors(tensors)]
         stack = _STACKERS[getattr(return_tensors, "value", return_tensors)]
         return BatchFeature({"pixel_values": stack(outputs)})
 
@@ -225,8 +222,8 @@ class ConvNextImageProcessor:
             return _blend_numpy(x) if self.backend == "pil" else _blend_torch(x)
         raise ValueError(f"an image must have {wanted} channels, got shape {tuple(x.shape)}")
 
-    def _process(self, images: list[Tensor]) -> list[Tensor]:
-        """Resize and normalise images (C, H, W), those of one shape at once off the CPU."""
+    def process_tensors(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """Resize and normalise what `to_tensor` gave, images of one shape at once off the CPU."""
         groups: dict[Any, list[int]] = {}
         for index, image in enumerate(images):
             alone = image.device.type == "cpu"
@@ -260,12 +257,20 @@ class ConvNextImageProcessor:
         resized = (long, short) if width <= height else (short, long)
         return resized, (side, side)
 
-    def _process_torch(self, x: Tensor) -> Tensor:
+    def warp(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Resize images (..., C, H, W) to (height, width)."""
+        if self.backend == "pil":
+            return torch.from_numpy(_resize_pil(x.cpu().numpy(), size, int(self.resample or 0)))
+        from torchvision.transforms import InterpolationMode
         from torchvision.transforms.v2 import functional as tvf
 
+        mode = getattr(InterpolationMode, _FILTERS[int(self.resample or 0)])
+        return tvf.resize(x, list(size), interpolation=mode, antialias=True)
+
+    def _process_torch(self, x: Tensor) -> Tensor:
         if self.do_resize:
             resized, (height, width) = self.plan(*x.shape[-2:])
-            x = tvf.resize(x, list(resized), interpolation=self._interpolation(), antialias=True)
+            x = self.warp(x, resized)
             top, left = (resized[0] - height) // 2, (resized[1] - width) // 2
             x = x[..., top : top + height, left : left + width]
         if not self.do_normalize:
@@ -275,11 +280,6 @@ class ConvNextImageProcessor:
         mean = torch.tensor(self.image_mean, device=x.device) * factor
         std = torch.tensor(self.image_std, device=x.device) * factor
         return (x.to(torch.float32) - _column(mean)).div_(_column(std))
-
-    def _interpolation(self) -> "InterpolationMode":
-        from torchvision.transforms import InterpolationMode
-
-        return getattr(InterpolationMode, _FILTERS[int(self.resample or 0)])
 
     def _process_pil(self, batch: Tensor) -> list[Tensor]:
         return [torch.from_numpy(self._process_array(x)) for x in batch.cpu().numpy()]
@@ -353,6 +353,7 @@ class ConvNextImageProcessor:
 
         Raises:
             FileNotFoundError: There is no such file.
+            ConnectionError: The hub cannot be reached.
             ValueError: The file is not a processor's.
         """
         path = _find_config(source)
@@ -423,20 +424,29 @@ UNREADABLE: tuple[type[BaseException], ...] = (
 )
 
 
+def is_hub_id(source: str | os.PathLike[str]) -> bool:
+    """Say whether a source that is no path here has the form of a Hugging Face id."""
+    return isinstance(source, str) and _HUB_ID.fullmatch(source) is not None
+
+
 def _find_config(source: str | os.PathLike[str]) -> Path:
     path = Path(source)
     path = path / CONFIG_NAME if path.is_dir() else path
-    if path.exists() or isinstance(source, os.PathLike) or str(source).count("/") != 1:
-        if not path.is_file():
-            raise FileNotFoundError(f"no {CONFIG_NAME} at {os.fspath(source)!r}")
+    if path.is_file():
         return path
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    hub = _HUB_ID.fullmatch(source) if isinstance(source, str) else None
+    if path.exists() or hub is None:
+        raise FileNotFoundError(f"no {CONFIG_NAME} at {os.fspath(source)!r}")
+    from huggingface_hub import errors, hf_hub_download
 
     try:
-        return Path(hf_hub_download(str(source), CONFIG_NAME))
-    except (EntryNotFoundError, LocalEntryNotFoundError) as error:
-        raise FileNotFoundError(f"no {CONFIG_NAME} at {source!r}: {error}") from error
+        return Path(hf_hub_download(hub["id"], CONFIG_NAME, revision=hub["revision"]))
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        raise ConnectionError(
+            f"{CONFIG_NAME} of {source!r} is not in the cache, and the hub is out of reach"
+        ) from error
+    except (errors.EntryNotFoundError, errors.RepositoryNotFoundError) as error:
+        raise FileNotFoundError(f"no {CONFIG_NAME} in {source!r} on the hub") from error
 
 
 def _choice(name: str, value: Any, choices: Sequence[Any] | Mapping[Any, Any]) -> None:
@@ -476,11 +486,11 @@ def _column(x: Tensor) -> Tensor:
 # Images of every kind to tensors.
 
 
-def _flatten(images: Any, input_data_format: str | None) -> Iterator[Any]:
+def _flatten(images: Any) -> Iterator[Any]:
     """Yield single images out of nested lists and batches."""
     if isinstance(images, Sequence) and not isinstance(images, str):
         for image in images:
-            yield from _flatten(image, input_data_format)
+            yield from _flatten(image)
     elif getattr(images, "ndim", None) == 4:
         yield from images
     else:

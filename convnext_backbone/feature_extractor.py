@@ -1,0 +1,597 @@
+"""FeatureExtractor: images of any kind in, named features out.
+
+Axes: N batch, C channels, H height, W width, in pixels.
+"""
+
+import copy
+import hashlib
+import math
+import os
+import platform
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from importlib import metadata
+from itertools import islice
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ._version import __version__
+from .backbone import ConvNextBackbone
+from .classifier import ConvNextForImageClassification, ConvNextModel
+from .config import ConvNextConfig
+from .image_processor import CONFIG_NAME, UNREADABLE, ConvNextImageProcessor, is_hub_id
+from .image_sources import (
+    ImageItem,
+    batched_by,
+    count_images,
+    expand,
+    is_single,
+    iter_items,
+    stack_padded,
+)
+
+ON_ERROR_CHOICES = ("raise", "skip")
+DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
+    {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+)
+_LOOKAHEAD = 4  # batches' worth of images among which those of one size are put together
+_VERSIONS = ("torch", "torchvision", "numpy", "Pillow", "safetensors")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image that could not be used, and why."""
+
+    index: int
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason if self.name in self.reason else f"{self.name}: {self.reason}"
+
+
+class Features(dict[str, Tensor]):
+    """The features of one image by name: maps (C, H, W), or vectors (C,) when pooled.
+
+    Attributes:
+        index: The position of the image in the source.
+        name: Its path, or its position.
+        image_size: Its (height, width) as the network saw it, without padding.
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, Tensor], item: ImageItem, size: tuple[int, int]
+    ) -> None:
+        super().__init__(tensors)
+        self.index = item.index
+        self.name = item.name
+        self.image_size = size
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    item: ImageItem
+    pixels: Tensor  # (C, H, W), normalised
+
+
+class FeatureExtractor:
+    """Run images through a ConvNeXt and give its features by name.
+
+    Args:
+        source: Anything that `load_weights` reads, a `ConvNextBackbone`, `ConvNextModel` or
+            `ConvNextForImageClassification` (copied), or, with `checkpoint`, an OpenMMLab config.
+            A model gives its maps as they are, a backbone through the norms of its outputs.
+        checkpoint: The checkpoint of an OpenMMLab config.
+        out_features: Names of the features; the source's own, or the last stage, when not given.
+        out_indices: The same as positions among the stem and the stages.
+        processor: How images are prepared; what belongs to the weights when not given, and
+            ImageNet's mean and deviation at 224 pixels where nothing does.
+        size: None resizes as the processor says, a number does so to another side, (height, width)
+            warps to it, "native" leaves the image as it is.
+        pool: None gives maps; "avg", "max" and "gem" reduce each to a vector; "cls" gives one
+            vector, the normed average that a classifier or DINOv3 works on.
+        gem_p: The power of "gem", the generalised mean (Radenovic et al., arXiv 1711.02512).
+        pad: Pad images to whole strides and cut the maps back to those that the image touches.
+            Without, pixels beyond the last whole stride are dropped.
+        dtype: Of the computation and of the features: a torch dtype or a key of `DTYPES`.
+        device: Where the network runs; CUDA where there is one.
+        channels_last: Keep the weights in channels-last memory as well.
+        batch_size: Images in a batch; those of one size are put together.
+        num_workers: Threads that decode images; 0 decodes in between.
+        on_error: What to do about an image that cannot be read: "raise", or "skip" and note it in
+            `failures`.
+        progress: Show a bar with the rate and the time left.
+        load_options: Options of `load_weights`.
+
+    Attributes:
+        failures: The images that the last run left out.
+        processor: The processor in use.
+        model: The network in use.
+
+    Raises:
+        ValueError: An argument is out of its range or does not fit the source.
+        TypeError: The source is of no known kind.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | nn.Module,
+        *,
+        checkpoint: str | os.PathLike[str] | None = None,
+        out_features: Sequence[str] | None = None,
+        out_indices: Sequence[int] | None = None,
+        processor: ConvNextImageProcessor | None = None,
+        size: int | tuple[int, int] | str | None = None,
+        pool: str | None = None,
+        gem_p: float = 3.0,
+        pad: bool = True,
+        dtype: torch.dtype | str = torch.float32,
+        device: str | torch.device | None = None,
+        channels_last: bool = False,
+        batch_size: int = 8,
+        num_workers: int | None = None,
+        on_error: str = "raise",
+        progress: bool = False,
+        **load_options: Any,
+    ) -> None:
+        _choice("pool", pool, (None, *POOLS, "cls"))
+        _choice("on_error", on_error, ON_ERROR_CHOICES)
+        self.dtype = _dtype(dtype)
+        self.batch_size = _at_least("batch_size", batch_size, 1)
+        workers = min(4, os.cpu_count() or 1) if num_workers is None else num_workers
+        self.num_workers = _at_least("num_workers", workers, 0)
+        if not isinstance(gem_p, int | float) or gem_p <= 0:
+            raise ValueError(f"gem_p must be positive, got {gem_p!r}")
+        self.pool, self.gem_p, self.pad = pool, float(gem_p), pad
+        self.on_error, self.progress = on_error, progress
+        outputs = {"out_features": out_features, "out_indices": out_indices}
+        outputs = {name: value for name, value in outputs.items() if value is not None}
+        if pool == "cls" and outputs:
+            raise ValueError(
+                f"pool='cls' is one vector and takes no choice of stages, got {outputs}"
+            )
+        loaded = _load(source, checkpoint, pool == "cls", outputs, load_options)
+        self.source = loaded.name
+        self.size = _check_size(loaded.size if size is None else size)
+        self.processor = _place_size(processor or loaded.processor, self.size)
+        chosen = loaded.model.config.out_features
+        self.names: tuple[str, ...] = ("cls",) if pool == "cls" else tuple(chosen)
+        self.channels_last = channels_last
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        model = loaded.model.eval().requires_grad_(False).to(self.device, self.dtype)
+        self.model = model.to(memory_format=torch.channels_last) if channels_last else model
+        self.failures: list[Failure] = []
+
+    # What it gives.
+
+    @property
+    def config(self) -> ConvNextConfig:
+        """The architecture."""
+        return self.model.config
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """The channels of each feature."""
+        widths = dict(zip(self.config.stage_names, self._widths(), strict=True))
+        return {name: widths[self._stage_of(name)] for name in self.names}
+
+    @property
+    def strides(self) -> dict[str, int]:
+        """The stride of each feature's map, in pixels of the prepared image."""
+        strides = dict(zip(self.config.stage_names, self.config.strides, strict=True))
+        return {name: strides[self._stage_of(name)] for name in self.names}
+
+    def _widths(self) -> tuple[int, ...]:
+        return (self.config.hidden_sizes[0], *self.config.hidden_sizes)
+
+    def _stage_of(self, name: str) -> str:
+        return self.config.stage_names[-1] if name == "cls" else name
+
+    def describe(self) -> dict[str, Any]:
+        """Return, ready for JSON, all that decides about the values of the features."""
+        return {
+            "weights": {"source": self.source, "sha256": self.fingerprint()},
+            "architecture": self.config.to_dict(),
+            "features": {
+                name: {"channels": self.channels[name], "stride": self.strides[name]}
+                for name in self.names
+            },
+            "pool": self.pool,
+            **({"gem_p": self.gem_p} if self.pool == "gem" else {}),
+            "preprocessing": {
+                **self.processor.to_dict(),
+                "backend": self.processor.backend,
+                "size_mode": list(self.size) if isinstance(self.size, tuple) else self.size,
+                "pad_to": self.stride if self.pad else None,
+            },
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": self.device.type,
+            "channels_last": self.channels_last,
+            "batch_size": self.batch_size,
+            "versions": {
+                "convnext_backbone": __version__,
+                "python": platform.python_version(),
+                **{name: metadata.version(name) for name in _VERSIONS},
+            },
+        }
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of the names and bytes of all weights."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    # Images in, features out.
+
+    def __call__(self, images: Any) -> Features | list[Features | None]:
+        """Return the features of one image, or of every image of a collection, in order.
+
+        Args:
+            images: A path, Pillow image, array or tensor gives one result. A folder, a glob, a
+                list, a batch (N, C, H, W), an iterator or a dataset gives a list; an image that
+                was skipped is None in it.
+
+        Raises:
+            ValueError: An image cannot be read and `on_error` is "raise"; or there is none.
+            TypeError: The source holds no images.
+        """
+        single = is_single(images)
+        results: list[Features | None] = []
+        for features in self.stream(images):
+            results += [None] * (features.index - len(results))
+            results.append(features)
+        results += [None] * (self._seen - len(results))
+        if not single:
+            return results
+        if results[0] is None:
+            raise ValueError(str(self.failures[0]))
+        return results[0]
+
+    def stream(self, images: Any) -> Iterator[Features]:
+        """Yield features in the order of the images, holding a few batches in memory.
+
+        Skipped images are not yielded; `failures` names them, and `index` and `name` of what is
+        yielded say which image it is of. Arguments and errors are those of a call.
+        """
+        source = expand(images)
+        self.failures = []
+        self._seen = 0
+        bar = tqdm(total=count_images(source), unit="image", disable=not self.progress)
+        with bar:
+            for prepared, failures in self._windows(iter_items(source)):
+                self.failures += failures
+                self._seen += len(prepared) + len(failures)
+                yield from self._run(prepared)
+                bar.update(len(prepared) + len(failures))
+
+    _seen = 0
+
+    def _windows(
+        self, items: Iterator[ImageItem]
+    ) -> Iterator[tuple[list[_Prepared], list[Failure]]]:
+        """Yield prepared images in groups, decoding the next group while one is being run."""
+        length = self.batch_size * _LOOKAHEAD
+        if self.num_workers == 0:
+            while chunk := [self._prepare(item) for item in islice(items, length)]:
+                yield _split(chunk)
+            return
+        pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="decode")
+        try:
+            waiting: deque[Future[_Prepared | Failure]] = deque()
+
+            def fill(count: int) -> None:
+                for item in islice(items, count):
+                    waiting.append(pool.submit(self._prepare, item))
+
+            fill(2 * length)
+            while waiting:
+                chunk = [waiting.popleft().result() for _ in range(min(length, len(waiting)))]
+                fill(length)
+                yield _split(chunk)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _prepare(self, item: ImageItem) -> _Prepared | Failure:
+        try:
+            item = item.fetch()
+            return _Prepared(item, self._pixels(item))
+        except UNREADABLE as error:
+            failure = Failure(item.index, item.name, " ".join(str(error).split()))
+        if self.on_error == "raise":
+            raise ValueError(str(failure))
+        return failure
+
+    def _pixels(self, item: ImageItem) -> Tensor:
+        if item.ready:
+            return item.image
+        x = self.processor.to_tensor(item.image)
+        if isinstance(self.size, tuple):
+            x = self.processor.warp(x, self.size)
+        pixels = self.processor.process_tensors([x])[0]
+        least = self.stride
+        if not self.pad and min(pixels.shape[1:]) < least:
+            height, width = pixels.shape[1:]
+            raise ValueError(f"an image of {height}x{width} is smaller than the stride {least}")
+        return pixels
+
+    @property
+    def stride(self) -> int:
+        """The largest stride among the features."""
+        return max(self.strides.values())
+
+    def padded(self, height: int, width: int) -> tuple[int, int]:
+        """Return the (height, width) of the batch that holds a prepared image of this size."""
+        if not self.pad:
+            return height, width
+        s = self.stride
+        return math.ceil(height / s) * s, math.ceil(width / s) * s
+
+    def prepared_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the (height, width) that an image has once it is prepared, before padding."""
+        if self.size == "native":
+            return height, width
+        if isinstance(self.size, tuple):
+            return self.size
+        return (
+            self.processor.plan(height, width)[1] if self.processor.do_resize else (height, width)
+        )
+
+    def map_size(self, name: str, height: int, width: int) -> tuple[int, int]:
+        """Return the (height, width) of a feature's map for a prepared image of this size."""
+        s = self.strides[name]
+        return (
+            (math.ceil(height / s), math.ceil(width / s)) if self.pad else (height // s, width // s)
+        )
+
+    def _run(self, prepared: list[_Prepared]) -> list[Features]:
+        """Return the features of a group of images, in order, running those of one size at once."""
+        sizes = [self.padded(*p.pixels.shape[1:]) for p in prepared]
+        results: dict[int, Features] = {}
+        for (height, width), positions in batched_by(sizes, self.batch_size):
+            chosen = [prepared[i] for i in positions]
+            batch = stack_padded([p.pixels for p in chosen], height, width)
+            maps = self._maps(batch.to(self.device, self.dtype))
+            for row, position in enumerate(positions):
+                results[position] = self._one(maps, row, prepared[position])
+        return [results[position] for position in range(len(prepared))]
+
+    @torch.inference_mode()
+    def _maps(self, batch: Tensor) -> dict[str, Tensor]:
+        """Return the maps (N, C, H, W) of a batch by name."""
+        if isinstance(self.model, ConvNextBackbone):
+            return dict(zip(self.names, self.model(batch), strict=True))
+        names = self.config.stage_names
+        wanted = [self._stage_of(name) for name in self.names]
+        maps = self.model.iter_maps(batch, last=names.index(wanted[-1]))
+        named = {name: x for name, x in zip(names, maps, strict=False) if name in wanted}
+        return {name: named[self._stage_of(name)] for name in self.names}
+
+    @torch.inference_mode()
+    def _one(self, maps: Mapping[str, Tensor], row: int, prepared: _Prepared) -> Features:
+        height, width = prepared.pixels.shape[1:]
+        tensors = {}
+        for name, batch in maps.items():
+            h, w = self.map_size(name, height, width)
+            tensors[name] = self._pool(batch[row, :, :h, :w]).cpu()
+        return Features(tensors, prepared.item, (height, width))
+
+    def _pool(self, x: Tensor) -> Tensor:
+        """Reduce a map (C, H, W) to (C,) as `pool` says."""
+        if self.pool is None:
+            return x.clone(memory_format=torch.contiguous_format)
+        if self.pool == "cls":
+            return self.model.norm(x.mean(dim=(-2, -1)))
+        return POOLS[self.pool](x, self.gem_p)
+
+
+def _average(x: Tensor, _: float) -> Tensor:
+    return x.mean(dim=(-2, -1))
+
+
+def _maximum(x: Tensor, _: float) -> Tensor:
+    return x.amax(dim=(-2, -1))
+
+
+def _generalised_mean(x: Tensor, p: float) -> Tensor:
+    # Powers overflow in half precision: raise and average in fp32.
+    return x.float().clamp(min=1e-6).pow(p).mean(dim=(-2, -1)).pow(1 / p).to(x.dtype)
+
+
+# (C, H, W) and the power of "gem" -> (C,)
+POOLS: Mapping[str, Callable[[Tensor, float], Tensor]] = MappingProxyType(
+    {"avg": _average, "max": _maximum, "gem": _generalised_mean}
+)
+
+
+# From a source to a network and the way to prepare its images.
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    name: str
+    model: Any
+    processor: ConvNextImageProcessor
+    size: str | None = None
+
+
+_IMAGENET = ConvNextImageProcessor(
+    size=224, image_mean=(0.485, 0.456, 0.406), image_std=(0.229, 0.224, 0.225)
+)
+
+
+def _load(
+    source: Any,
+    checkpoint: str | os.PathLike[str] | None,
+    wants_cls: bool,
+    outputs: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> _Loaded:
+    kind = ConvNextModel if wants_cls else ConvNextBackbone
+    if isinstance(source, nn.Module):
+        extra = [*(["checkpoint"] if checkpoint is not None else []), *options]
+        if extra:
+            raise ValueError(f"a module has its weights already, got {extra} as well")
+        return _load_module(source, wants_cls, outputs)
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(
+            "source must be weights that load_weights reads, a ConvNextBackbone, a ConvNextModel "
+            f"or an OpenMMLab config with a checkpoint, got {type(source).__name__}"
+        )
+    if checkpoint is not None:
+        return _load_mm(source, checkpoint, kind, outputs, options)
+    return _load_weights(source, kind, outputs, options)
+
+
+def _load_module(module: nn.Module, wants_cls: bool, outputs: Mapping[str, Any]) -> _Loaded:
+    models = (ConvNextModel, ConvNextForImageClassification)
+    if not isinstance(module, (ConvNextBackbone, *models)):
+        raise TypeError(
+            "source must be a ConvNextBackbone, a ConvNextModel or a "
+            f"ConvNextForImageClassification, got {type(module).__name__}"
+        )
+    if wants_cls and not isinstance(module, models):
+        raise ValueError(
+            "pool='cls' needs the final norm, which a ConvNextBackbone does not have: give the "
+            "weights or a ConvNextModel"
+        )
+    model = copy.deepcopy(module)
+    features = tuple(model.config.replace(**outputs).out_features or ())
+    if isinstance(model, ConvNextBackbone):
+        model.out_features = features
+    else:
+        model.config.out_features = features
+    return _Loaded(type(module).__name__, model, _IMAGENET)
+
+
+def _load_weights(
+    source: Any, kind: Any, outputs: Mapping[str, Any], options: Mapping[str, Any]
+) -> _Loaded:
+    from .weights import load_native, open_weights
+
+    opening = {k: v for k, v in options.items() if k in ("ema", "prefix")}
+    filling = {k: v for k, v in options.items() if k not in opening}
+    weights = open_weights(source, **opening)
+    fields = {k: v for k, v in weights.fields().items() if k != "out_features"}
+    model = kind(ConvNextConfig(**fields, **outputs))
+    load_native(model, weights, **filling)
+    return _Loaded(os.fspath(source), model, _processor_beside(source, weights))
+
+
+def _load_mm(
+    config: Any, checkpoint: Any, kind: Any, outputs: Mapping[str, Any], options: Mapping[str, Any]
+) -> _Loaded:
+    from .openmmlab.backbone_config import read_backbone_config
+    from .weights import load_weights
+
+    fields, preprocessing = read_backbone_config(config)
+    model = kind(ConvNextBackbone(**fields).config.replace(**outputs))
+    load_weights(model, checkpoint, **options)
+    return _Loaded(os.fspath(checkpoint), model, ConvNextImageProcessor(**preprocessing), "native")
+
+
+def _processor_beside(source: str | os.PathLike[str], weights: Any) -> ConvNextImageProcessor:
+    """Find how images are prepared for weights.
+
+    The order is: a preprocessor_config.json beside them, the catalogue, timm's config.json beside
+    them, ImageNet's values.
+    """
+    path = Path(source)
+    beside = (path if path.is_dir() else path.parent) / CONFIG_NAME
+    if path.exists() and beside.is_file():
+        return ConvNextImageProcessor.from_pretrained(beside)
+    if weights.entry is not None:
+        named = {name: getattr(weights.entry, name) for name in _PUBLISHED}
+        return _published(weights.entry.input_size, **named)
+    timm = weights.config.get("pretrained_cfg")
+    if isinstance(timm, Mapping) and {"mean", "std", "input_size"} <= timm.keys():
+        named = {name: timm[name] for name in _PUBLISHED if name in timm}
+        return _published(timm["input_size"][-1], **named)
+    if path.exists() or not is_hub_id(source):
+        return _IMAGENET
+    try:
+        return ConvNextImageProcessor.from_pretrained(source)
+    except FileNotFoundError:
+        return _IMAGENET
+    except ConnectionError as error:
+        warnings.warn(f"{error}; images are prepared as for ImageNet", stacklevel=5)
+        return _IMAGENET
+
+
+_PUBLISHED = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
+_FILTERS: Mapping[str, int] = MappingProxyType({"nearest": 0, "bilinear": 2, "bicubic": 3})
+
+
+def _published(
+    side: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    interpolation: str = "bicubic",
+    crop_pct: float | None = None,
+    crop_mode: str = "center",
+) -> ConvNextImageProcessor:
+    return ConvNextImageProcessor(
+        size=side,
+        image_mean=tuple(mean),
+        image_std=tuple(std),
+        resample=_FILTERS[interpolation],
+        crop_pct=crop_pct,
+        squash=crop_mode == "squash",
+    )
+
+
+def _check_size(size: Any) -> int | tuple[int, int] | str | None:
+    if isinstance(size, Sequence) and not isinstance(size, str) and len(size) == 2:
+        return _at_least("size", size[0], 1), _at_least("size", size[1], 1)
+    if size is None or size == "native":
+        return size
+    if isinstance(size, int) and not isinstance(size, bool):
+        return _at_least("size", size, 1)
+    raise ValueError(f"size must be None, a number, (height, width) or 'native', got {size!r}")
+
+
+def _place_size(processor: ConvNextImageProcessor, size: Any) -> ConvNextImageProcessor:
+    """Let the processor resize where it is the one to do so."""
+    if size is None:
+        return processor
+    return (
+        replace(processor, size=size)
+        if isinstance(size, int)
+        else replace(processor, do_resize=False)
+    )
+
+
+def _split(chunk: Iterable[_Prepared | Failure]) -> tuple[list[_Prepared], list[Failure]]:
+    chunk = list(chunk)
+    return (
+        [entry for entry in chunk if isinstance(entry, _Prepared)],
+        [entry for entry in chunk if isinstance(entry, Failure)],
+    )
+
+
+def _choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {tuple(choices)}, got {value!r}")
+
+
+def _at_least(name: str, value: Any, least: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    return value
+
+
+def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+    if isinstance(dtype, str):
+        _choice("dtype", dtype, tuple(DTYPES))
+        return DTYPES[dtype]
+    _choice("dtype", dtype, tuple(DTYPES.values()))
+    return dtype
