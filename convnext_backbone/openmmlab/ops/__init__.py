@@ -10,7 +10,20 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from . import attention, boxes, build, deform, focal_loss, masked_conv, nms, roi, sync_bn, upsample
+from . import (
+    attention,
+    boxes,
+    build,
+    deform,
+    deform_roi,
+    focal_loss,
+    line_nms,
+    masked_conv,
+    nms,
+    roi,
+    sync_bn,
+    upsample,
+)
 
 _FUNCTIONS: tuple[Callable[..., Any], ...] = (
     attention.ms_deform_attn_backward,
@@ -25,10 +38,13 @@ _FUNCTIONS: tuple[Callable[..., Any], ...] = (
     deform.deform_conv_forward,
     deform.modulated_deform_conv_backward,
     deform.modulated_deform_conv_forward,
+    deform_roi.deform_roi_pool_backward,
+    deform_roi.deform_roi_pool_forward,
     focal_loss.sigmoid_focal_loss_backward,
     focal_loss.sigmoid_focal_loss_forward,
     focal_loss.softmax_focal_loss_backward,
     focal_loss.softmax_focal_loss_forward,
+    line_nms.line_nms_forward,
     masked_conv.masked_col2im_forward,
     masked_conv.masked_im2col_forward,
     nms.nms,

@@ -85,7 +85,7 @@ def _attention(shapes: Tensor, starts: Tensor) -> Callable[[Tensor, Tensor, Tens
             samples = F.grid_sample(level, grid, padding_mode="zeros", align_corners=False)
             total = total + (samples * weight).sum(dim=3)
         # (N * M, D, Q) -> (N, Q, M * D)
-        return total.view(batch, -1, queries).transpose(1, 2).contiguous()
+        return total.view(batch, heads * value.shape[3], queries).transpose(1, 2).contiguous()
 
     return attend
 

@@ -8,7 +8,7 @@ of groups off the shapes and chooses its own step over the batch, so `group`, `d
 `im2col_step` and the scratch buffers are taken but not needed.
 """
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ def deform_conv_forward(
         deformable_group: Groups of channels that share offsets.
         im2col_step: Images at a time in the compiled kernel, not used.
     """
-    convolve = _convolution((dH, dW), (padH, padW), (dilationH, dilationW))
+    convolve = _Convolution((kH, kW), (dH, dW), (padH, padW), (dilationH, dilationW))
     output.copy_(convolve(*map(at_least_float32, (input, offset, weight))))
 
 
@@ -82,11 +82,11 @@ def deform_conv_backward_input(
     im2col_step: int,
 ) -> None:
     """Gradients for `input` and `offset`, written into `gradInput` and `gradOffset`."""
-    convolve = _convolution((dH, dW), (padH, padW), (dilationH, dilationW))
+    convolve = _Convolution((kH, kW), (dH, dW), (padH, padW), (dilationH, dilationW))
     weight = at_least_float32(weight)
     grads = gradients(lambda i, o: convolve(i, o, weight), (input, offset), gradOutput)
-    for target, grad in zip((gradInput, gradOffset), grads, strict=True):
-        target.copy_(grad)
+    gradInput.copy_(grads[0])
+    gradOffset.copy_(grads[1].masked_fill(convolve.off_the_map(offset), 0))
 
 
 def deform_conv_backward_parameters(
@@ -110,7 +110,7 @@ def deform_conv_backward_parameters(
     im2col_step: int,
 ) -> None:
     """Add `scale` times the gradient for the weight to `gradWeight`."""
-    convolve = _convolution((dH, dW), (padH, padW), (dilationH, dilationW))
+    convolve = _Convolution((kH, kW), (dH, dW), (padH, padW), (dilationH, dilationW))
     input, offset = at_least_float32(input), at_least_float32(offset)
     # The result is linear in the weight, so any values give its gradient.
     weight = torch.zeros_like(gradWeight)
@@ -162,7 +162,9 @@ def modulated_deform_conv_forward(
         deformable_group: Groups of channels that share offsets.
         with_bias: Whether to add `bias`.
     """
-    convolve = _convolution((stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w))
+    convolve = _Convolution(
+        (kernel_h, kernel_w), (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w)
+    )
     operands = (input, offset, weight, mask, *([bias] if with_bias else []))
     output.copy_(convolve(*map(at_least_float32, operands)))
 
@@ -194,25 +196,51 @@ def modulated_deform_conv_backward(
     with_bias: bool,
 ) -> None:
     """Gradients of `modulated_deform_conv_forward`, written into the five `grad_*` tensors."""
-    convolve = _convolution((stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w))
+    convolve = _Convolution(
+        (kernel_h, kernel_w), (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w)
+    )
     operands = [input, offset, weight, mask, *([bias] if with_bias else [])]
     targets = [grad_input, grad_offset, grad_weight, grad_mask, *([grad_bias] if with_bias else [])]
     for target, grad in zip(targets, gradients(convolve, operands, grad_output), strict=True):
         target.copy_(grad)
+    grad_offset.masked_fill_(convolve.off_the_map(offset), 0)
 
 
-def _convolution(
-    stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int]
-) -> Callable[..., Tensor]:
-    """`deform_conv2d` with its geometry fixed: a function of tensors only."""
+@dataclass(frozen=True)
+class _Convolution:
+    """`deform_conv2d` with its geometry fixed, in pairs (height, width): a function of tensors."""
 
-    def convolve(
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+    def __call__(
+        self,
         input: Tensor,
         offset: Tensor,
         weight: Tensor,
         mask: Tensor | None = None,
         bias: Tensor | None = None,
     ) -> Tensor:
-        return deform_conv2d(input, offset, weight, bias, stride, padding, dilation, mask)
+        return deform_conv2d(
+            input, offset, weight, bias, self.stride, self.padding, self.dilation, mask
+        )
 
-    return convolve
+    def off_the_map(self, offset: Tensor) -> Tensor:
+        """Where a tap lies a pixel or more before the map: bool of the shape of `offset`.
+
+        At exactly one pixel the gradient for the offset is one-sided. torchvision looks into the
+        map, compiled mmcv out of it, to 0; and all offsets are 0 when training starts.
+        """
+        off = self._before(offset, 0) | self._before(offset, 1)
+        return torch.stack([off, off], dim=4).view(offset.shape)
+
+    def _before(self, offset: Tensor, axis: int) -> Tensor:
+        """The same along one axis, as `(N, groups, kH, kW, H_out, W_out)`."""
+        # (N, groups * kH * kW * 2, H_out, W_out) -> (N, groups, kH, kW, 2, H_out, W_out)
+        shift = offset.unflatten(1, (-1, *self.kernel, 2))[:, :, :, :, axis]
+        out = torch.arange(offset.shape[2 + axis], device=offset.device) * self.stride[axis]
+        tap = torch.arange(self.kernel[axis], device=offset.device) * self.dilation[axis]
+        place = tap[:, None] + out - self.padding[axis]
+        return shift + (place[:, None, :, None] if axis == 0 else place[:, None, :]) <= -1

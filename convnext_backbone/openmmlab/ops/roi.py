@@ -61,7 +61,7 @@ def roi_align_forward(
             torchvision_roi_align(features, rois, size, spatial_scale, sampling_ratio, aligned)
         )
         return
-    for index, grid in _by_grid(rois, size, spatial_scale, sampling_ratio, aligned):
+    for index, grid in regions_by_grid(rois, size, spatial_scale, sampling_ratio, aligned):
         best, y, x = _max_align(features, rois[index], size, spatial_scale, grid, aligned)
         output[index] = best.to(output)
         argmax_y[index] = y.to(argmax_y)
@@ -103,7 +103,7 @@ def _like(tensor: Tensor, reference: Tensor) -> Tensor:
     return tensor.to(at_least_float32(reference[:0]).dtype)
 
 
-def _extents(
+def extents(
     rois: Tensor, size: tuple[int, int], spatial_scale: float, aligned: bool
 ) -> tuple[Tensor, Tensor]:
     """First corner `(R, 2)` and bin size `(R, 2)` of each region on the map, both as (y, x)."""
@@ -114,14 +114,14 @@ def _extents(
     return start, extent / extent.new_tensor(size)
 
 
-def _by_grid(
+def regions_by_grid(
     rois: Tensor, size: tuple[int, int], spatial_scale: float, sampling_ratio: int, aligned: bool
 ) -> Iterator[tuple[Tensor, tuple[int, int]]]:
     """Split regions into groups of one sampling grid: (indices into `rois`, (S_y, S_x))."""
     if sampling_ratio > 0:
         yield torch.arange(len(rois), device=rois.device), (sampling_ratio, sampling_ratio)
         return
-    grids = _extents(rois, size, spatial_scale, aligned)[1].ceil().clamp(min=0).long()
+    grids = extents(rois, size, spatial_scale, aligned)[1].ceil().clamp(min=0).long()
     kinds, which = grids.unique(dim=0, return_inverse=True)
     for kind, (rows, columns) in enumerate(kinds.tolist()):
         yield (which == kind).nonzero().squeeze(1), (rows, columns)
@@ -148,7 +148,7 @@ def _max_align(
     best, winner = F.max_pool2d(samples, grid, return_indices=True)
     # (R, C, P, Q) flat index into (P * S_y, Q * S_x) -> row and column of the fine grid
     row, column = winner // fine[1], winner % fine[1]
-    start, step = _extents(rois, fine, spatial_scale, aligned)
+    start, step = extents(rois, fine, spatial_scale, aligned)
     start, step = start[:, :, None, None, None], step[:, :, None, None, None]
     y = start[:, 0] + (row + 0.5) * step[:, 0]
     x = start[:, 1] + (column + 0.5) * step[:, 1]
@@ -176,14 +176,14 @@ def _scatter_bilinear(
     inside = (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
     grad = torch.where(inside, grad, torch.zeros_like(grad))
     flat = grad.new_zeros(batch * channels * height * width)
-    for row, row_weight in _neighbours(y, height):
-        for column, column_weight in _neighbours(x, width):
+    for row, row_weight in neighbours(y, height):
+        for column, column_weight in neighbours(x, width):
             index = plane + row * width + column
             flat.index_add_(0, index.flatten(), (grad * row_weight * column_weight).flatten())
     return flat.view(shape)
 
 
-def _neighbours(position: Tensor, length: int) -> tuple[tuple[Tensor, Tensor], ...]:
+def neighbours(position: Tensor, length: int) -> tuple[tuple[Tensor, Tensor], ...]:
     """The two pixels about a position along one axis, with their bilinear weights."""
     position = position.clamp(0, length - 1)
     low = position.floor().long()
