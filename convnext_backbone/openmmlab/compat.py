@@ -27,15 +27,13 @@ def _load_checkpoints_safely(checkpoint: ModuleType) -> None:
     from . import safe_loaders  # noqa: F401  (importing it registers the loaders)
 
 
-def _find_packages_by_metadata(package_utils: ModuleType) -> None:
-    # setuptools >= 81 has no `pkg_resources`, so `_base_ = 'mmdet::...'` fails. Goes with
-    # mmengine 0.10.7; onedl-mmengine asks importlib.metadata already.
+def _find_packages_by_import(package_utils: ModuleType) -> None:
+    # setuptools >= 81 has no `pkg_resources`, so `_base_ = 'mmdet::...'` fails with mmengine
+    # 0.10.7; with onedl-mmengine 0.10.12 `mmseg::...` does, see the module. Goes with both.
     from . import packages
 
     for repaired in (packages.is_installed, packages.get_installed_path, packages.package2module):
-        original = getattr(package_utils, repaired.__name__)
-        if "pkg_resources" in original.__code__.co_names:
-            _replace(original, repaired)
+        _replace(getattr(package_utils, repaired.__name__), repaired)
 
 
 def _wrap_hue_around(photometric: ModuleType) -> None:
@@ -56,7 +54,7 @@ REPAIRS: Mapping[str, Callable[[ModuleType], None]] = MappingProxyType(
     {
         "mmengine.logging.history_buffer": _allow_checkpoint_types,
         "mmengine.runner.checkpoint": _load_checkpoints_safely,
-        "mmengine.utils.package_utils": _find_packages_by_metadata,
+        "mmengine.utils.package_utils": _find_packages_by_import,
         "mmcv.image.photometric": _wrap_hue_around,
     }
 )

@@ -1,11 +1,11 @@
-"""What `mmengine.utils.package_utils` asks of `pkg_resources`, asked of the import system.
+"""Where an OpenMMLab package lies, asked of the import system.
 
-mmengine 0.10.7 needs it for `_base_ = 'mmdet::...'`, for `get_config` and `get_model`. Names and
-meaning are mmengine's: a package is named by its distribution (`mmsegmentation`) or by its module
-(`mmseg`).
+`_base_ = 'mmdet::...'`, `get_config` and `get_model` ask `mmengine.utils.package_utils`, which in
+mmengine 0.10.7 asks `pkg_resources`, and in onedl-mmengine 0.10.12 does not know that the package
+`mmsegmentation` may come as `onedl-mmsegmentation`. Names and meaning are mmengine's: a package is
+named by its distribution (`mmsegmentation`) or by its module (`mmseg`).
 """
 
-from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +16,7 @@ def is_installed(package: str) -> bool:
     try:
         distribution(package)
     except PackageNotFoundError:
-        spec = find_spec(package)
+        spec = find_spec(_module_by_name(package))
         return spec is not None and spec.origin is not None
     return True
 
@@ -28,9 +28,7 @@ def get_installed_path(package: str) -> str:
         PackageNotFoundError: If there is neither.
         RuntimeError: If the module is a namespace package, which has no one directory.
     """
-    spec: ModuleSpec | None = find_spec(package) if package.isidentifier() else None
-    if spec is None:
-        spec = find_spec(package2module(package))
+    spec = find_spec(_module_by_name(package)) or find_spec(package2module(package))
     if spec is None:
         raise PackageNotFoundError(package)
     if spec.origin is None:
@@ -49,3 +47,11 @@ def package2module(package: str) -> str:
     if not modules:
         raise ValueError(f"cannot infer the module name of {package}")
     return modules[0]
+
+
+def _module_by_name(package: str) -> str:
+    """The module that mmengine knows a package by, else the same name."""
+    from mmengine.config.utils import MODULE2PACKAGE
+
+    modules = {name: module for module, name in MODULE2PACKAGE.items()}
+    return modules.get(package, package)
