@@ -7,6 +7,7 @@ reads the architecture out of them, `load_native` fills a module and accounts fo
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -38,7 +39,7 @@ _FAMILIES = ("convnext", "convnextv2", "dinov3_convnext")  # model_type of confi
 _LOAD_OPTIONS = ("final_norm", "adapt_in_channels", "fresh")
 _OPEN_OPTIONS = ("ema", "prefix")
 
-Module = TypeVar("Module", bound=nn.Module)
+Built = TypeVar("Built")
 
 
 # ------------------------------------------------------------------------------ the report
@@ -188,27 +189,39 @@ def infer_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         channels, kernel size; and the epsilon of the named architecture that has these numbers.
 
     Raises:
-        ValueError: The stem or a first block is missing.
+        ValueError: The stem or a whole stage is missing.
     """
     depths = _depths(tensors)
-    firsts = [f"stages.{s}.0.dwconv.weight" for s in range(len(depths))]
-    missing = [key for key in (_STEM, *firsts) if key not in tensors]
-    if missing or not depths:
-        raise ValueError(f"the architecture cannot be read, {missing or 'all stages'} missing")
-    stem, kernel = tensors[_STEM].shape, tensors[firsts[0]].shape
+    widths = tuple(_usual(_sizes(tensors, s)) for s in range(len(depths)))
+    kernels = _usual(t.shape[-1] for k, t in tensors.items() if k.endswith(".dwconv.weight"))
+    if _STEM not in tensors or None in (*widths, kernels) or not depths:
+        raise ValueError(f"the architecture cannot be read from {len(tensors)} tensors of it")
+    stem = tensors[_STEM].shape
     fields: dict[str, Any] = {
         "num_channels": stem[1],
         "patch_size": stem[-1],
-        "hidden_sizes": tuple(tensors[key].shape[0] for key in firsts),
+        "hidden_sizes": widths,
         "depths": depths,
         "use_grn": any(".grn." in key for key in tensors),
-        "kernel_size": kernel[-1],
+        "kernel_size": kernels,
     }
     scaled = any(re.fullmatch(r"stages\.\d+\.\d+\.gamma", key) for key in tensors)
     fields["layer_scale_init_value"] = 1e-6 if scaled else 0.0
     arch = arch_name(fields)
     fields["norm_eps"] = ARCHS[arch]["norm_eps"] if arch else 1e-6
     return fields
+
+
+def _sizes(tensors: Mapping[str, Tensor], stage: int) -> list[int]:
+    """Return what the tensors of a stage's width say that it is."""
+    pattern = re.compile(rf"stages\.{stage}\.\d+\.(dwconv\.weight|dwconv\.bias|norm\.\w+|gamma)")
+    return [t.shape[0] for key, t in tensors.items() if pattern.fullmatch(key)]
+
+
+def _usual(values: Iterable[int]) -> int | None:
+    """Return the most frequent value: one odd tensor shall be named, not believed."""
+    counted = Counter(values).most_common(1)
+    return counted[0][0] if counted else None
 
 
 def arch_name(fields: Mapping[str, Any]) -> str | None:
@@ -293,8 +306,8 @@ def load_weights(
 
 
 def load_pretrained_(
-    cls: type[Module], source: str | os.PathLike[str], overrides: Mapping[str, Any]
-) -> Module:
+    cls: type[Built], source: str | os.PathLike[str], overrides: Mapping[str, Any]
+) -> Built:
     """Build the module that a source describes and load it; `load_report` says how that went.
 
     Args:
@@ -315,6 +328,7 @@ def load_pretrained_(
             fields.pop("out_features", None)
         built["config"] = ConvNextConfig(**fields)
     module = cls(**built)
+    assert isinstance(module, nn.Module)
     load_native(module, weights, **options)
     return module
 
@@ -489,8 +503,10 @@ def _warn_not_finite(tensors: Mapping[str, Tensor], weights: NativeWeights) -> l
 
 def _assign(module: nn.Module, tensors: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
     on_meta = any(tensor.is_meta for tensor in target.values())
-    # A module on the meta device has no memory to copy into: it takes the tensors themselves.
-    module.load_state_dict(dict(tensors), strict=False, assign=on_meta)
+    # A module on the meta device has no memory to copy into: it takes tensors, but not those that
+    # are mapped from the file, which would crash it when somebody overwrites the file.
+    taken = {key: tensor.clone() if on_meta else tensor for key, tensor in tensors.items()}
+    module.load_state_dict(taken, strict=False, assign=on_meta)
 
 
 # ------------------------------------------------------------------------------ in flight
@@ -514,6 +530,8 @@ def to_native_(state_dict: dict[str, Any], prefix: str, module_keys: Collection[
     try:
         match = recognise({k: tuple(v.shape) for k, v in inner.items()})
     except UnknownLayoutError:
+        return
+    if match.layout.name == "native" and not match.prefix:
         return
     if prefix and "head.fc.weight" in state_dict:
         inner["head.fc.weight"] = state_dict["head.fc.weight"]  # marks mmpretrain's final norm
