@@ -357,8 +357,7 @@ _LAYOUTS = (
            requires=(_HUGGINGFACE_BLOCK, "encoder.stages.{s}.layers.{b}.grn.weight"),
            outer={**_CLASSIFIER, **_HUGGINGFACE_NORMS, **_HUGGINGFACE_NUMBERED},
            storage=_GRN4, layer_norm_eps=_HF_EPS, home="convnextv2."),
-    Layout("huggingface-v1",
-           {**_HUGGINGFACE, **_HUGGINGFACE_TOP, **_HUGGINGFACE_NORMS, **_HUGGINGFACE_NUMBERED},
+    Layout("huggingface-v1", {**_HUGGINGFACE, **_HUGGINGFACE_TOP, **_HUGGINGFACE_NORMS},
            "embeddings.patch_embeddings.weight", requires=(_HUGGINGFACE_BLOCK,),
            outer={**_CLASSIFIER, **_HUGGINGFACE_NORMS, **_HUGGINGFACE_NUMBERED},
            layer_norm_eps=_HF_EPS, home="convnext."),
@@ -570,7 +569,7 @@ def _place(key: str, match: Match) -> tuple[bool, str | None]:
         known, native, name = layout.native_key(key[len(prefix) :])
         if known and name in (None, match.model_name):
             return True, native
-    parents = [prefix[: m.start() + 1] for m in re.finditer(r"[./]", prefix[:-1])]
+    parents = [prefix[: m.start() + 1] for m in re.finditer(r"[./]", prefix)]
     for parent in reversed(["", *parents]):
         if key.startswith(parent):
             known, native, _ = layout.native_key(key[len(parent) :], outer=True)
