@@ -15,6 +15,7 @@ import os
 import shutil
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,10 +29,14 @@ from mmengine.hooks import Hook
 from mmengine.registry import MODELS, RUNNERS, DefaultScope
 from mmengine.runner import Runner, find_latest_checkpoint
 
+from .compat import apply_compat
+from .config_options import apply_options
+from .data_checks import check_data_contents
 from .preflight import (
     UsageError,
     check_checkpoint,
     check_data,
+    check_types,
     iter_datasets,
     iter_metrics,
     one_line,
@@ -45,6 +50,8 @@ NEEDED = MappingProxyType(
         "test": ("model", "test_dataloader", "test_cfg", "test_evaluator"),
     }
 )
+# Which data loaders and evaluators a command uses.
+PARTS = MappingProxyType({"train": ("train", "val"), "test": ("test",)})
 # A config is a program: these are what its mistakes raise.
 CONFIG_ERRORS = (
     ArithmeticError,
@@ -72,7 +79,8 @@ BUILD_ERRORS = (
 # Devices on which OpenMMLab's AmpOptimWrapper refuses to work.
 FULL_PRECISION_DEVICES = ("cpu", "mps")
 AMP_ONLY_KEYS = ("loss_scale", "dtype", "use_fsdp")
-AMP_WRAPPER, PLAIN_WRAPPER = "AmpOptimWrapper", "OptimWrapper"
+PLAIN_WRAPPER, AMP_WRAPPER = "OptimWrapper", "AmpOptimWrapper"
+AUTO_AMP_WRAPPER = "AutoAmpOptimWrapper"  # see optim.py
 DUMP_SUFFIXES = (".pkl", ".pickle")
 
 
@@ -114,8 +122,8 @@ def train_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--amp",
         action="store_true",
-        help="mixed precision: bfloat16 where the GPU has it, else float16 with loss scaling; "
-        "without a GPU training stays in full precision",
+        help="mixed precision: bfloat16 where the GPU has it, else float16 with loss scaling, "
+        "and full precision where there is no GPU",
     )
     parser.add_argument(
         "--auto-scale-lr",
@@ -206,6 +214,7 @@ def _run(
         cfg = load_config(args.config, args.cfg_options, NEEDED[command])
         set_run(cfg, args)
         prepare(cfg, args)
+        check_types(cfg, PARTS[command])
         check_model(cfg, args.config)
         prepare_processes(cfg)
         with build_errors(cfg, args.config) as started:
@@ -237,7 +246,8 @@ def prepare_training(cfg: Config, args: argparse.Namespace) -> None:
         cfg.resume = True
         cfg.load_from = None if args.resume == "auto" else args.resume
     check_start(cfg, "--resume" if args.resume is not None else "load_from")
-    check_data(cfg, ("train", "val") if cfg.get("val_cfg") is not None else ("train",))
+    check_data(cfg, PARTS["train"])
+    check_data_contents(cfg, PARTS["train"])
 
 
 def prepare_testing(cfg: Config, args: argparse.Namespace) -> None:
@@ -249,7 +259,8 @@ def prepare_testing(cfg: Config, args: argparse.Namespace) -> None:
     check_checkpoint(args.checkpoint, "checkpoint")
     cfg.load_from = args.checkpoint
     cfg.resume = False
-    check_data(cfg, ("test",))
+    check_data(cfg, PARTS["test"])
+    check_data_contents(cfg, PARTS["test"])
     if args.show or args.show_dir:
         enable_drawing(cfg, args)
     if args.tta:
@@ -275,6 +286,7 @@ def load_config(path: str, options: Mapping[str, Any] | None, needed: Sequence[s
     Raises:
         UsageError: The config is missing, broken, incomplete or of no known scope.
     """
+    apply_compat()
     if not os.path.isfile(path):
         raise UsageError(f"config {path!r} not found")
     try:
@@ -286,6 +298,10 @@ def load_config(path: str, options: Mapping[str, Any] | None, needed: Sequence[s
     if missing:
         raise UsageError(f"config {path!r} has no {missing[0]!r}")
     cfg.default_scope = find_scope(cfg, path)
+    try:
+        apply_options(cfg)
+    except BUILD_ERRORS as error:
+        raise UsageError(f"config {path!r}, model.backbone: {described(error)}") from error
     return cfg
 
 
@@ -382,31 +398,23 @@ def type_name(type_: Any) -> str:
 
 
 def enable_amp(cfg: Config) -> None:
-    """Turn on mixed precision as the device has it; see `keep_full_precision` for no GPU.
+    """Turn on mixed precision as the machine has it; `optim.py` chooses, and says what it chose.
 
     Raises:
         UsageError: The config's optimizer wrapper is neither plain nor for mixed precision.
     """
     wrapper = cfg.optim_wrapper
     name = type_name(wrapper.get("type", PLAIN_WRAPPER))
-    if name not in (PLAIN_WRAPPER, AMP_WRAPPER):
-        raise UsageError(
-            f"--amp needs optim_wrapper.type {PLAIN_WRAPPER!r} or {AMP_WRAPPER!r}, got {name!r}"
-        )
-    if name == AMP_WRAPPER:
+    if name in (AMP_WRAPPER, AUTO_AMP_WRAPPER):
         say("--amp: the config has mixed precision already")
-        return
-    wrapper.type = AMP_WRAPPER
-    if get_device() == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        # bfloat16 has float32's range: there is nothing to scale.
-        wrapper.setdefault("dtype", "bfloat16")
-        wrapper.setdefault("loss_scale", {"enabled": False})
+    elif name == PLAIN_WRAPPER:
+        wrapper.type = AUTO_AMP_WRAPPER
     else:
-        wrapper.setdefault("loss_scale", "dynamic")
+        raise UsageError(f"--amp needs optim_wrapper.type {PLAIN_WRAPPER!r}, got {name!r}")
 
 
 def keep_full_precision(cfg: Config) -> None:
-    """Replace mixed precision where the device cannot have it, and say so."""
+    """Replace a config's `AmpOptimWrapper`, which refuses to work without a GPU, and say so."""
     wrapper = cfg.optim_wrapper
     device = get_device()
     if type_name(wrapper.get("type")) != AMP_WRAPPER or device not in FULL_PRECISION_DEVICES:
@@ -414,7 +422,7 @@ def keep_full_precision(cfg: Config) -> None:
     wrapper.type = PLAIN_WRAPPER
     for key in AMP_ONLY_KEYS:
         wrapper.pop(key, None)
-    say(f"mixed precision needs a GPU: training in full precision (float32) on the {device}")
+    say(f"{AMP_WRAPPER} needs a GPU: training in float32, without mixed precision")
 
 
 def enable_auto_scale_lr(cfg: Config, path: str) -> None:
@@ -465,7 +473,13 @@ def enable_drawing(cfg: Config, args: argparse.Namespace) -> None:
 
 
 def enable_detector_tta(cfg: Config, path: str) -> None:
-    """Wrap a detector for test-time augmentation; the default averages over a mirrored copy."""
+    """Wrap a detector for test-time augmentation; the default averages over a mirrored copy.
+
+    Raises:
+        UsageError: The detector predicts masks.
+    """
+    if (cfg.model.get("roi_head") or cfg.model).get("mask_head") is not None:
+        raise UsageError("--tta: mmdet's test-time augmentation merges boxes, not masks")
     if "tta_model" not in cfg:
         nms = {"type": "nms", "iou_threshold": 0.5}
         cfg.tta_model = {"type": "DetTTAModel", "tta_cfg": {"nms": nms, "max_per_img": 100}}
@@ -557,15 +571,33 @@ def build_errors(cfg: Config, path: str) -> Iterator[StartedFlag]:
         UsageError: Building failed.
     """
     started = StartedFlag()
-    existed = os.path.exists(cfg.work_dir)
+    missing = missing_folders(cfg.work_dir)
     try:
         yield started
     except BUILD_ERRORS as error:
         if started.value:
             raise
-        if not existed and is_main_process():
-            shutil.rmtree(cfg.work_dir, ignore_errors=True)
+        if is_main_process():
+            remove_folders(missing)
         raise UsageError(f"config {path!r} cannot be built: {described(error)}") from error
+
+
+def missing_folders(path: str) -> list[Path]:
+    """List `path` and its parents as far as they do not exist, the innermost first."""
+    absolute = Path(path).absolute()
+    return [folder for folder in (absolute, *absolute.parents) if not folder.exists()]
+
+
+def remove_folders(folders: Sequence[Path]) -> None:
+    """Remove the first folder with all in it, then its listed parents while they are empty."""
+    if not folders:
+        return
+    shutil.rmtree(folders[0], ignore_errors=True)
+    for folder in folders[1:]:
+        try:
+            folder.rmdir()
+        except OSError:  # another run has begun in it
+            return
 
 
 def check_model(cfg: Config, path: str) -> None:
@@ -579,11 +611,12 @@ def check_model(cfg: Config, path: str) -> None:
     model = copy.deepcopy(cfg.model)
     if "data_preprocessor" in cfg:
         model.setdefault("data_preprocessor", copy.deepcopy(cfg.data_preprocessor))
-    try:
-        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the second building warns again
+        try:
             MODELS.build(model)
-    except BUILD_ERRORS as error:
-        raise UsageError(f"config {path!r}, model: {described(error)}") from error
+        except BUILD_ERRORS as error:
+            raise UsageError(f"config {path!r}, model: {described(error)}") from error
 
 
 def build_runner(cfg: Config) -> Runner:

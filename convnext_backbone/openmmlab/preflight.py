@@ -15,7 +15,19 @@ from typing import Any
 
 import torch
 from mmengine.config import ConfigDict
+from mmengine.registry import (
+    DATASETS,
+    HOOKS,
+    METRICS,
+    OPTIM_WRAPPERS,
+    OPTIMIZERS,
+    TRANSFORMS,
+    DefaultScope,
+    Registry,
+)
 from mmengine.utils import is_abs
+
+from .safe_globals import allow_mmengine_types
 
 # What mmengine reads back when a run is resumed.
 RESUME_KEYS = ("meta", "state_dict", "optimizer", "message_hub")
@@ -61,7 +73,7 @@ def iter_datasets(dataset: Any, where: str) -> Iterator[tuple[Mapping[str, Any],
         if isinstance(value, Mapping):
             yield from iter_datasets(value, f"{where}.{key}")
         else:
-            for index, item in enumerate(value):
+            for index, item in enumerate(value or ()):
                 yield from iter_datasets(item, f"{where}.{key}.{index}")
 
 
@@ -123,6 +135,55 @@ def check_data(cfg: Mapping[str, Any], parts: Sequence[str]) -> None:
                 require_path(ann_file, f"{where}.ann_file", "annotation file")
 
 
+def check_types(cfg: Mapping[str, Any], parts: Sequence[str]) -> None:
+    """Check that the types which mmengine looks up late are registered.
+
+    The model is no part of it: building it checks more.
+
+    Args:
+        cfg: The config, with its `default_scope`.
+        parts: Which of its parts run, of "train", "val" and "test".
+
+    Raises:
+        UsageError: A type is unknown.
+    """
+    with DefaultScope.overwrite_default_scope(cfg["default_scope"]):
+        for registry, type_, where in iter_types(cfg, parts):
+            if isinstance(type_, str) and not is_registered(registry, type_):
+                raise UsageError(f"{where}: {type_!r} is not among mmengine's {registry.name}s")
+
+
+def is_registered(registry: Registry, type_: str) -> bool:
+    """Look a type up as building it will: in the scope of the config, then in the root."""
+    with registry.switch_scope_and_registry(None) as scoped:
+        return scoped.get(type_) is not None
+
+
+def iter_types(cfg: Mapping[str, Any], parts: Sequence[str]) -> Iterator[tuple[Registry, Any, str]]:
+    """Walk through the types of data sets, their transforms, metrics, optimizer and hooks.
+
+    Yields:
+        The registry, the type and its name in the config.
+    """
+    for part in parts:
+        loader = cfg.get(f"{part}_dataloader") or {}
+        name = f"{part}_dataloader.dataset"
+        for dataset, where in iter_datasets(loader.get("dataset"), name):
+            yield DATASETS, dataset.get("type"), f"{where}.type"
+            for index, step in enumerate(dataset.get("pipeline") or ()):
+                yield TRANSFORMS, step.get("type"), f"{where}.pipeline.{index}.type"
+        for metric, where in iter_metrics(cfg.get(f"{part}_evaluator"), f"{part}_evaluator"):
+            yield METRICS, metric.get("type"), f"{where}.type"
+    wrapper = cfg.get("optim_wrapper") or {}
+    yield OPTIM_WRAPPERS, wrapper.get("type"), "optim_wrapper.type"
+    optimizer = wrapper.get("optimizer") or {}
+    yield OPTIMIZERS, optimizer.get("type"), "optim_wrapper.optimizer.type"
+    for name, hook in (cfg.get("default_hooks") or {}).items():
+        yield HOOKS, (hook or {}).get("type"), f"default_hooks.{name}.type"
+    for index, hook in enumerate(cfg.get("custom_hooks") or ()):
+        yield HOOKS, hook.get("type"), f"custom_hooks.{index}.type"
+
+
 def iter_metrics(evaluator: Any, where: str) -> Iterator[tuple[ConfigDict, str]]:
     """Walk through an evaluator's config: one metric or a list of them, each with its name."""
     if isinstance(evaluator, Mapping):
@@ -167,6 +228,7 @@ def read_checkpoint(path: str, argument: str) -> Any:
     Raises:
         UsageError: It is damaged or holds objects that safe loading refuses.
     """
+    allow_mmengine_types()
     with warnings.catch_warnings():
         # torch's hints about pickle protocols are no help to whoever chose the wrong file.
         warnings.simplefilter("ignore", UserWarning)

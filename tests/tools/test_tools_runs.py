@@ -1,0 +1,188 @@
+"""The tools end to end: train, test and resume a detector and a segmentor on a few images."""
+# ruff: noqa: E402 - imports follow the check that OpenMMLab is there
+
+import json
+import pickle
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tool_process import run_tool
+
+pytestmark = pytest.mark.openmmlab
+pytest.importorskip("mmdet")
+pytest.importorskip("mmseg")
+
+from convnext_backbone.openmmlab.safe_globals import allow_mmengine_types
+
+
+def run(*args, cwd):
+    result = run_tool(*args, cwd=cwd)
+    assert result.code == 0, result.out[-2000:] + result.err
+    return result
+
+
+def load(path):
+    allow_mmengine_types()
+    return torch.load(path, weights_only=True)
+
+
+def last_metrics(folder):
+    """The metrics that mmengine wrote last below a work directory."""
+    files = sorted(folder.rglob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    return next(line for line in reversed(lines) if any("mAP" in k or "mIoU" in k for k in line))
+
+
+@pytest.fixture(scope="module")
+def detection(detector, tmp_path_factory):
+    """A detector trained for an epoch of three iterations with --amp, on the CPU."""
+    folder = tmp_path_factory.mktemp("detection")
+    return folder, run("train.py", detector, "--amp", "--work-dir", "run", cwd=folder)
+
+
+@pytest.fixture(scope="module")
+def segmentation(segmentor, tmp_path_factory):
+    """A segmentor trained for four iterations, with a checkpoint after two."""
+    folder = tmp_path_factory.mktemp("segmentation")
+    return folder, run("train.py", segmentor, cwd=folder)
+
+
+def test_amp_without_a_gpu_trains_in_full_precision_and_says_so(detection):
+    folder, result = detection
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    said = [line for line in result.out.splitlines() if "float32" in line]
+    assert len(said) == 1
+    assert re.search("No GPU", said[0])
+    checkpoint = load(folder / "run" / "epoch_1.pth")
+    assert "loss_scaler" not in checkpoint["optimizer"]
+    floats = {v.dtype for v in checkpoint["state_dict"].values() if v.is_floating_point()}
+    assert floats == {torch.float32}
+
+
+def test_a_detector_trains_and_is_validated(detection):
+    folder, result = detection
+    assert (folder / "run" / "epoch_1.pth").is_file()
+    assert "eta:" in result.out
+    assert "loss_mask:" in result.out
+    metrics = last_metrics(folder / "run")
+    assert 0 <= metrics["coco/bbox_mAP"] <= 1
+    assert 0 <= metrics["coco/segm_mAP"] <= 1
+
+
+def test_a_detector_is_tested_as_it_was_validated(detection, detector, digits):
+    folder, _ = detection
+    validated = last_metrics(folder / "run")
+    run(
+        *("test.py", detector, "run/epoch_1.pth", "--work-dir", "test"),
+        *("--out", "dump/predictions.pkl", "--show-dir", "shown"),
+        *("--cfg-options", "default_hooks.visualization.interval=1"),
+        cwd=folder,
+    )
+    tested = last_metrics(folder / "test")
+    for name in ("coco/bbox_mAP", "coco/segm_mAP", "coco/bbox_mAP_50"):
+        assert tested[name] == validated[name]
+    with open(folder / "dump" / "predictions.pkl", "rb") as stream:
+        predictions = pickle.load(stream)
+    names = [f"{index:06d}.png" for index in range(1, 5)]
+    assert [p["img_path"].rpartition("/")[2] for p in predictions] == names
+    assert {"bboxes", "scores", "labels", "masks"} <= set(predictions[0]["pred_instances"])
+    shown = {path.stem for path in (folder / "test").rglob("shown/*")}
+    assert shown == {name[:-4] for name in names}
+
+
+def test_a_detector_is_tested_with_augmentation(detection, detector):
+    folder, _ = detection
+    # mmdet merges boxes only.
+    boxes = ("model.roi_head.mask_head=None", "test_evaluator.metric=bbox")
+    run(
+        *("test.py", detector, "run/epoch_1.pth", "--work-dir", "tta", "--tta"),
+        *("--cfg-options", *boxes),
+        cwd=folder,
+    )
+    assert "coco/bbox_mAP" in last_metrics(folder / "tta")
+
+
+def test_a_detector_resumes_where_it_stopped(detection, detector):
+    folder, _ = detection
+    more = ("--cfg-options", "train_cfg.max_epochs=2")
+    run("train.py", detector, "--work-dir", "run", "--resume", *more, cwd=folder)
+    first, second = (load(folder / "run" / f"epoch_{n}.pth") for n in (1, 2))
+    assert (first["meta"]["iter"], second["meta"]["iter"]) == (3, 6)
+    assert (first["meta"]["epoch"], second["meta"]["epoch"]) == (1, 2)
+    steps = {float(state["step"]) for state in second["optimizer"]["state"].values()}
+    assert steps == {6.0}
+    assert not (folder / "run" / "epoch_3.pth").exists()
+
+
+def test_a_segmentor_is_tested_as_it_was_validated(segmentation, segmentor, digits):
+    folder, _ = segmentation
+    work = folder / "work_dirs" / "segmentor"
+    validated = last_metrics(work)
+    run(
+        *("test.py", segmentor, work / "iter_4.pth", "--work-dir", "test", "--out", "maps"),
+        *("--show-dir", "shown", "--cfg-options", "default_hooks.visualization.interval=1"),
+        cwd=folder,
+    )
+    tested = last_metrics(folder / "test")
+    assert tested["mIoU"] == validated["mIoU"]
+    assert tested["aAcc"] == validated["aAcc"]
+    # An independent count of the pixels that are right, from the maps that were written.
+    right = []
+    for path in sorted((digits / "annotations" / "validation").iterdir()):
+        truth = np.asarray(Image.open(path))
+        written = np.asarray(Image.open(folder / "maps" / path.name))
+        assert written.min() >= 1
+        right.append((written == truth).mean())
+    assert len(right) == 4
+    assert round(100 * np.mean(right), 2) == pytest.approx(tested["aAcc"], abs=0.011)
+    assert len(list((folder / "shown").rglob("*.png"))) == 4
+
+
+@pytest.mark.parametrize("how", ["a path", "the newest"])
+def test_a_resumed_segmentor_ends_where_an_uninterrupted_one_does(
+    how, segmentation, segmentor, tmp_path
+):
+    folder, _ = segmentation
+    full = load(folder / "work_dirs" / "segmentor" / "iter_4.pth")
+    work = tmp_path / "work"
+    work.mkdir()
+    half = folder / "work_dirs" / "segmentor" / "iter_2.pth"
+    if how == "the newest":
+        (work / "run").mkdir()
+        (work / "run" / "iter_2.pth").write_bytes(half.read_bytes())
+        (work / "run" / "last_checkpoint").write_text(str(work / "run" / "iter_2.pth"))
+    checkpoint = (half,) if how == "a path" else ()
+    run("train.py", segmentor, "--work-dir", "run", "--resume", *checkpoint, cwd=work)
+    resumed = load(work / "run" / "iter_4.pth")
+    start = load(half)["state_dict"]
+    assert resumed["state_dict"].keys() == full["state_dict"].keys()
+    for name, value in full["state_dict"].items():
+        torch.testing.assert_close(resumed["state_dict"][name], value, rtol=1e-5, atol=1e-6)
+    assert any(not torch.equal(start[name], value) for name, value in full["state_dict"].items())
+    assert resumed["meta"]["iter"] == full["meta"]["iter"] == 4
+    assert resumed["param_schedulers"] == full["param_schedulers"]
+    assert not (work / "run" / "iter_5.pth").exists()
+
+
+@pytest.mark.parametrize("kind", ["detector", "segmentor"])
+def test_the_picture_shows_truth_and_prediction_of_each_image(
+    kind, detector, segmentor, detection, segmentation, tmp_path
+):
+    config, checkpoint = {
+        "detector": (detector, detection[0] / "run" / "epoch_1.pth"),
+        "segmentor": (segmentor, segmentation[0] / "work_dirs" / "segmentor" / "iter_4.pth"),
+    }[kind]
+    out = tmp_path / "out"
+    out.mkdir()
+    run("draw_quickstart.py", config, checkpoint, "--out", "a/b.png", "--num", "3", cwd=out)
+    assert [path.name for path in (out / "a").iterdir()] == ["b.png"]
+    with Image.open(out / "a" / "b.png") as picture:
+        assert picture.mode == "RGB"
+        # Two rows of two pairs, each half twice the size of an image of 64x64.
+        assert picture.width > 4 * 128
+        assert picture.height > 2 * 128
+        assert len(picture.getcolors(picture.width * picture.height)) > 1000
