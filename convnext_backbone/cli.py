@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from . import commands
 from ._version import __version__
 
 _ERRORS = (ValueError, TypeError, OSError, ImportError)
@@ -85,6 +86,9 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
         "info": Command(
             "show the layout, architecture, size and licence of weights", _add_source, _info
         ),
+        "extract": Command(
+            "write the features of many images", commands.add_extract, commands.extract
+        ),
     }
 )
 
@@ -98,10 +102,10 @@ def build_parser() -> argparse.ArgumentParser:
         prog="convnext-backbone", description="ConvNeXt backbones: weights, features, checks."
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         command.add_arguments(
-            commands.add_parser(name, help=command.help, description=command.help)
+            subparsers.add_parser(name, help=command.help, description=command.help)
         )
     return parser
 

@@ -43,7 +43,7 @@ DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 )
 _LOOKAHEAD = 4  # batches' worth of images among which those of one size are put together
-_VERSIONS = ("torch", "torchvision", "numpy", "Pillow", "safetensors")
+_VERSIONS = ("torchvision", "numpy", "Pillow", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -219,6 +219,7 @@ class FeatureExtractor:
             "versions": {
                 "convnext_backbone": __version__,
                 "python": platform.python_version(),
+                "torch": str(torch.__version__),
                 **{name: metadata.version(name) for name in _VERSIONS},
             },
         }

@@ -1,0 +1,140 @@
+"""The subcommands that work on images: extract, visualize, doctor and export."""
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .feature_extractor import FeatureExtractor
+
+_WEIGHTS = "a file, a directory, a URL, a Hugging Face id or a name of list_weights()"
+# The choices are spelt here, so that `--help` does not wait for torch's models.
+_POOLS = ("avg", "max", "gem", "cls")
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add_network_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what chooses the network, its features and how images are prepared for it."""
+    parser.add_argument("--weights", required=True, metavar="W", help=_WEIGHTS)
+    parser.add_argument(
+        "--config", metavar="CFG", help="the OpenMMLab config that belongs to the checkpoint W"
+    )
+    parser.add_argument(
+        "--features",
+        nargs="+",
+        metavar="NAME",
+        help="stem, stage1, stage2, ... (default: the last stage)",
+    )
+    parser.add_argument(
+        "--size",
+        type=image_size,
+        metavar="SIZE",
+        help="native, a side, or HEIGHTxWIDTH (default: as the weights were trained)",
+    )
+    parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="of the computation")
+    parser.add_argument(
+        "--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)"
+    )
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N")
+    parser.add_argument("--workers", type=int, metavar="N", help="threads that decode images")
+
+
+def image_size(text: str) -> int | tuple[int, int] | str:
+    """Read a --size.
+
+    Raises:
+        argparse.ArgumentTypeError: It is neither native, nor a side, nor HEIGHTxWIDTH.
+    """
+    sides = text.split("x")
+    if text == "native":
+        return text
+    if len(sides) in (1, 2) and all(side.isdecimal() and int(side) > 0 for side in sides):
+        return int(text) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+    raise argparse.ArgumentTypeError(f"must be native, a side or HEIGHTxWIDTH, got {text!r}")
+
+
+def build_extractor(args: argparse.Namespace, **options: Any) -> "FeatureExtractor":
+    """Build the extractor that the network arguments describe."""
+    from .feature_extractor import FeatureExtractor
+
+    mm = args.config is not None
+    return FeatureExtractor(
+        args.config if mm else args.weights,
+        checkpoint=args.weights if mm else None,
+        out_features=args.features,
+        size=args.size,
+        dtype=args.dtype,
+        batch_size=args.batch_size,
+        num_workers=args.workers,
+        **{"device": args.device, **options},
+    )
+
+
+# ------------------------------------------------------------------------------ extract
+
+
+def add_extract(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `extract`."""
+    parser.add_argument("images", nargs="+", metavar="SRC", help="folders, globs or image files")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
+    add_network_arguments(parser)
+    parser.add_argument("--pool", choices=_POOLS, help="one vector an image (default: maps)")
+    parser.add_argument(
+        "--no-pad",
+        action="store_true",
+        help="drop pixels beyond the last whole stride instead of padding the image",
+    )
+    parser.add_argument(
+        "--channels-last", action="store_true", help="keep weights in channels-last memory too"
+    )
+    parser.add_argument(
+        "--on-error",
+        choices=("skip", "raise"),
+        default="skip",
+        help="about images that cannot be read (default: skip, and name them in the manifest)",
+    )
+    parser.add_argument("--shard-mb", type=int, default=256, metavar="MB", help="size of a shard")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+
+
+def extract(args: argparse.Namespace) -> None:
+    """Write the features of images; under torchrun, share the work."""
+    from .feature_store import extract_features, name_images
+
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    _, images = name_images(args.images)
+    extractor = build_extractor(
+        args,
+        device=args.device or _device(world_size),
+        pool=args.pool,
+        pad=not args.no_pad,
+        channels_last=args.channels_last,
+        on_error=args.on_error,
+    )
+    done = extract_features(
+        extractor,
+        images,
+        args.out,
+        shard_bytes=args.shard_mb << 20,
+        rank=rank,
+        world_size=world_size,
+        progress=not args.quiet,
+    )
+    if rank != 0:
+        return
+    rate = f", {done.run / done.seconds:.1f} images/s" if done.run else ""
+    print(
+        f"{done.images} images, {len(done.failures)} unreadable; {done.written} shards written, "
+        f"{done.kept} kept{rate}: {args.out}"
+    )
+    for name, reason in sorted(done.failures.items()):
+        print(f"unreadable: {name}: {reason}", file=sys.stderr)
+
+
+def _device(world_size: int) -> str | None:
+    import torch
+
+    if world_size == 1 or not torch.cuda.is_available():
+        return None
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
