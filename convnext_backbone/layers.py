@@ -78,12 +78,17 @@ class DropPath(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` (N, ...) unchanged in eval mode, else with samples dropped."""
+        mask = self.mask(x)
+        return x if mask is None else x * mask
+
+    def mask(self, x: Tensor) -> Tensor | None:
+        """Draw the factor (N, 1, ...) of every sample of `x` (N, ...); None where it is one."""
         if not self.training or self.rate == 0.0:
-            return x
+            return None
         keep = 1.0 - self.rate
         mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep)
         # rate 1 keeps nothing, and 0 / 0 must not become nan
-        return x * (mask.div_(keep) if keep > 0.0 else mask)
+        return mask.div_(keep) if keep > 0.0 else mask
 
     def extra_repr(self) -> str:
         """Show the rate in `print(module)`."""

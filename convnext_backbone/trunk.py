@@ -10,21 +10,34 @@ norm and the pointwise layers work on (N, H, W, C) views without a copy.
 
 import copy
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.nn.modules.module import _has_any_global_hook
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 from .config import ConvNextConfig
+from .kernels import depthwise, eager, pointwise, selective
+from .kernels.switches import switches
 from .layers import ACTIVATIONS, DropPath, GlobalResponseNorm, LayerNorm2d
 from .weights import to_native_
 
 _MLP_RATIO = 4  # hidden width of the block over its width, in every published ConvNeXt
+WITH_CP = (False, "selective", True)
 
 
 class Block(nn.Module):
-    """Depthwise convolution, norm, two pointwise layers, residual: (N, C, H, W) to the same."""
+    """Depthwise convolution, norm, two pointwise layers, residual: (N, C, H, W) to the same.
+
+    `_forward_plain` is the definition. The other paths compute the same in less time or memory, and
+    are taken where nobody could tell: eager mode, stock submodules, no hooks on them.
+    """
 
     def __init__(self, config: ConvNextConfig, channels: int, drop_path_rate: float) -> None:
         super().__init__()
@@ -40,8 +53,28 @@ class Block(nn.Module):
         self.gamma = nn.Parameter(torch.full((channels,), float(scale))) if scale > 0 else None
         self.drop_path = DropPath(drop_path_rate)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Add the block's residual branch to `x` (N, C, H, W)."""
+    def forward(self, x: Tensor, keep: str = "all") -> Tensor:
+        """Add the block's residual branch to `x` (N, C, H, W).
+
+        Args:
+            x: The input map.
+            keep: What to hold for the backward pass: "all", or "dear", what is dear to recompute.
+        """
+        if not switches.cpu or not eager(x) or not self._is_stock():
+            return self._forward_generic(x, keep)
+        if self._takes_gradients(x):
+            return self._forward_training(x, keep)
+        if self._is_plain_inference(x):
+            return self._forward_inference(x)
+        return self._forward_plain(x)
+
+    def _forward_generic(self, x: Tensor, keep: str) -> Tensor:
+        if keep == "all":
+            return self._forward_plain(x)
+        contexts = partial(create_selective_checkpoint_contexts, _keep_the_dear)
+        return checkpoint(self._forward_plain, x, use_reentrant=False, context_fn=contexts)
+
+    def _forward_plain(self, x: Tensor) -> Tensor:
         y = self.dwconv(x).permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
         y = self.pwconv2(self.grn(self.act(self.pwconv1(self.norm(y)))))
         if self.gamma is not None:
@@ -49,16 +82,120 @@ class Block(nn.Module):
         y = y.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
         return x + self.drop_path(y)
 
+    def _forward_inference(self, x: Tensor) -> Tensor:
+        y = self.dwconv(x).contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+        rows = x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+        p, gamma = self._mlp(self._folds(rows))
+        if gamma is None:
+            return pointwise.mlp_add(y, rows, p).permute(0, 3, 1, 2)
+        y = pointwise.mlp_plain(y, p)
+        return torch.addcmul(rows, y, gamma).permute(0, 3, 1, 2)
+
+    def _forward_training(self, x: Tensor, keep: str) -> Tensor:
+        y = self._depthwise(x).permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
+        p, gamma = self._mlp(self._folds(y))
+        if keep == "dear":
+            with torch.autocast(x.device.type, enabled=False):
+                y = selective.mlp_selective(y, _cast(p, y.dtype))
+        else:
+            y = pointwise.mlp_train(y, p)
+        if gamma is not None:
+            y = y * gamma
+        elif self.gamma is not None:
+            # Autocast: the scale's fp32 would have widened the sum, as it does in the plain path.
+            x = x.to(torch.promote_types(x.dtype, self.gamma.dtype))
+        y = y.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
+        mask = self.drop_path.mask(y)
+        return x + y if mask is None else torch.addcmul(x, y, mask)
+
+    def _depthwise(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return self.dwconv(x)
+        weight, bias = self.dwconv.weight, self.dwconv.bias
+        if not torch.is_autocast_enabled("cpu"):
+            return depthwise.depthwise_conv2d(x, weight, bias)
+        dtype = torch.get_autocast_dtype("cpu")
+        x, weight, bias = (t.to(dtype) for t in (x, weight, bias))
+        with torch.autocast("cpu", enabled=False):
+            return depthwise.depthwise_conv2d(x, weight, bias)
+
+    def _mlp(self, fold: bool) -> tuple[pointwise.Mlp, Tensor | None]:
+        """Return the parameters behind the depthwise convolution, and the layer scale if it stays."""
+        grn = self.grn if isinstance(self.grn, GlobalResponseNorm) else None
+        p = pointwise.Mlp(
+            self.norm.weight, self.norm.bias, self.norm.eps,
+            self.pwconv1.weight, self.pwconv1.bias, self.act.approximate,
+            self.pwconv2.weight, self.pwconv2.bias,
+            *(() if grn is None else (grn.gamma, grn.beta, grn.eps)),
+        )  # fmt: skip
+        if self.gamma is None or not fold:
+            return p, self.gamma
+        return pointwise.fold_scale(p, self.gamma), None
+
+    def _folds(self, y: Tensor) -> bool:
+        # Scaling the (C, 4C) weight is less work than scaling the map (P, C) from here on.
+        return y.numel() // y.shape[-1] > _MLP_RATIO * y.shape[-1]
+
+    def _is_stock(self) -> bool:
+        """Whether the submodules are the constructor's own, with nobody listening to them."""
+        kinds = (nn.Conv2d, nn.LayerNorm, nn.Linear, nn.GELU, nn.Linear, DropPath)
+        parts = (self.dwconv, self.norm, self.pwconv1, self.act, self.pwconv2, self.drop_path)
+        return (
+            all(type(m) is kind for m, kind in zip(parts, kinds, strict=True))
+            and type(self.grn) in (nn.Identity, GlobalResponseNorm)
+            and not any(map(_is_heard, (*parts, self.grn)))
+            and not _has_any_global_hook()
+        )
+
+    def _takes_gradients(self, x: Tensor) -> bool:
+        return torch.is_grad_enabled() and (
+            x.requires_grad or any(p.requires_grad for p in self.parameters())
+        )
+
+    def _is_plain_inference(self, x: Tensor) -> bool:
+        return (
+            x.device.type == "cpu"
+            and x.dtype == self.dwconv.weight.dtype
+            and not torch.is_autocast_enabled("cpu")
+            and not (self.drop_path.training and self.drop_path.rate > 0)
+        )
+
+
+def _is_heard(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def _cast(p: pointwise.Mlp, dtype: torch.dtype) -> pointwise.Mlp:
+    """Return `p` with its pointwise layers in `dtype`, as autocast would have them."""
+    names = ("weight1", "bias1", "weight2", "bias2")
+    return p._replace(**{name: getattr(p, name).to(dtype) for name in names})
+
+
+def _keep_the_dear(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    aten = torch.ops.aten
+    dear = (aten.convolution.default, aten.addmm.default, aten.mm.default, aten.linear.default)
+    return CheckpointPolicy.MUST_SAVE if op in dear else CheckpointPolicy.PREFER_RECOMPUTE
+
 
 class ConvNextTrunk(nn.Module):
     """The stem and the stages of a ConvNeXt, without norms of their outputs.
 
     Args:
         config: The architecture; copied, so later changes of the caller's object do not reach in.
-        with_cp: Recompute the blocks' activations in the backward pass instead of keeping them.
+        with_cp: What the blocks hold for the backward pass: False, everything; "selective", the
+            maps that are dear to recompute, the depthwise and pointwise layers' outputs; True, the
+            blocks' inputs. Assignable.
+
+    Raises:
+        ValueError: `with_cp` is none of these.
     """
 
-    def __init__(self, config: ConvNextConfig, *, with_cp: bool = False) -> None:
+    def __init__(self, config: ConvNextConfig, *, with_cp: bool | str = False) -> None:
         super().__init__()
         self.config = copy.deepcopy(config)
         self.with_cp = with_cp
@@ -74,6 +211,17 @@ class ConvNextTrunk(nn.Module):
             nn.Sequential(*(Block(config, width, next(rates)) for _ in range(depth)))
             for width, depth in zip(widths, config.depths, strict=True)
         )
+
+    @property
+    def with_cp(self) -> bool | str:
+        """What the blocks recompute in the backward pass, one of `WITH_CP`."""
+        return self._with_cp
+
+    @with_cp.setter
+    def with_cp(self, value: bool | str) -> None:
+        if not isinstance(value, bool | str) or value not in WITH_CP:
+            raise ValueError(f"with_cp must be one of {WITH_CP}, got {value!r}")
+        self._with_cp = value
 
     def _stem(self) -> nn.Sequential:
         c = self.config
@@ -123,9 +271,11 @@ class ConvNextTrunk(nn.Module):
 
     def _run_block(self, block: nn.Module, x: Tensor) -> Tensor:
         # Without a gradient to take, there is nothing to keep and so nothing to recompute.
-        if self.with_cp and torch.is_grad_enabled():
-            return checkpoint(block, x, use_reentrant=False)
-        return block(x)
+        if not self.with_cp or not torch.is_grad_enabled():
+            return block(x)
+        if self.with_cp == "selective":
+            return block(x, keep="dear")
+        return checkpoint(block, x, use_reentrant=False)
 
     def _check_input(self, pixel_values: Tensor, last: int) -> None:
         if not isinstance(pixel_values, Tensor):

@@ -1,0 +1,27 @@
+"""Fused operations of the block, each with its plain twin, and the switch that governs them.
+
+- `depthwise`: the depthwise convolution, with a weight gradient that is quick on the CPU.
+- `pointwise`: the rest of the block without gradients, tile by tile.
+- `selective`: the rest of the block with gradients, keeping little for the backward pass.
+"""
+
+import torch
+from torch import Tensor
+
+from .switches import use_kernels
+
+__all__ = ["eager", "use_kernels"]
+
+
+def eager(x: Tensor) -> bool:
+    """Whether `x` is plain data that no tracer, transform or counter of operations watches.
+
+    Those must see ordinary operations: what they record would otherwise be opaque or wrong.
+    """
+    return (
+        type(x) is Tensor
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+    )

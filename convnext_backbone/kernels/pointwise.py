@@ -1,0 +1,234 @@
+"""The block between its depthwise convolution and its residual, tile by tile.
+
+The hidden map of the inverted bottleneck is four times as wide as the block. Written out whole it
+leaves the cache, and on the CPU a map of tens of megabytes is fresh memory that the system must
+provide page by page at every call. Here the hidden map exists one tile of pixels at a time.
+
+Global Response Norm needs the whole image's response before it can scale anything. Its scale then
+moves into the second pointwise layer's weight, one weight per image, which is exact:
+`(a * s + beta) @ W.T + b = a @ (W * s).T + (W @ beta + b)`.
+
+Axes: N batch, C channels, H height, W width, P pixels of all images, Q pixels of one image.
+"""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Numbers of the hidden map in one tile and for one thread: 3 MiB in fp32. Measured for widths 96
+# to 768: a fourth of it loses a tenth of the speed, twice as much gains nothing.
+_TILE = 3 << 18
+_MIN_ROWS = 256
+# An accelerator's allocator keeps its memory and wants large launches: one tile holds everything.
+_ALL_ROWS = 1 << 40
+_LOCAL = threading.local()
+
+
+class Mlp(NamedTuple):
+    """The parameters of norm, first pointwise layer, GELU, GRN and second pointwise layer.
+
+    Attributes:
+        norm_weight: (C,).
+        norm_bias: (C,).
+        norm_eps: Epsilon of the norm.
+        weight1: (4C, C).
+        bias1: (4C,).
+        approximate: As in `torch.nn.functional.gelu`.
+        weight2: (C, 4C).
+        bias2: (C,).
+        grn_gamma: (4C,), or None in V1.
+        grn_beta: (4C,), or None in V1.
+        grn_eps: Epsilon of the GRN.
+    """
+
+    norm_weight: Tensor
+    norm_bias: Tensor
+    norm_eps: float
+    weight1: Tensor
+    bias1: Tensor
+    approximate: str
+    weight2: Tensor
+    bias2: Tensor
+    grn_gamma: Tensor | None = None
+    grn_beta: Tensor | None = None
+    grn_eps: float = 1e-6
+
+
+def mlp_plain(y: Tensor, p: Mlp) -> Tensor:
+    """Return norm, pointwise layer, GELU, GRN and pointwise layer of `y` (N, H, W, C).
+
+    The plain twin of `mlp_selective` and, with the residual added, of `mlp_add`.
+    """
+    y = F.layer_norm(y, p.norm_weight.shape, p.norm_weight, p.norm_bias, p.norm_eps)
+    y = F.gelu(F.linear(y, p.weight1, p.bias1), approximate=p.approximate)
+    if p.grn_gamma is not None:
+        norm = torch.linalg.vector_norm(y, dim=(1, 2), keepdim=True, dtype=wide_dtype(y))
+        scale = grn_scale(norm, p.grn_gamma, p.grn_eps)
+        assert p.grn_beta is not None
+        y = torch.addcmul(p.grn_beta.to(y.dtype), y, scale.to(y.dtype))
+    return F.linear(y, p.weight2, p.bias2)
+
+
+def mlp_train(y: Tensor, p: Mlp) -> Tensor:
+    """Do what `mlp_plain` does, of differentiable operations, with fewer passes in V2.
+
+    The scale of GRN goes into one weight per image, so neither it nor its gradient takes a pass
+    over the hidden map.
+    """
+    n, h, w, c = y.shape
+    if p.grn_gamma is None or p.grn_beta is None or h * w < c:
+        return mlp_plain(y, p)
+    y = F.layer_norm(y, p.norm_weight.shape, p.norm_weight, p.norm_bias, p.norm_eps)
+    a = F.gelu(F.linear(y, p.weight1, p.bias1), approximate=p.approximate).view(n, h * w, -1)
+    norm = torch.linalg.vector_norm(a, dim=1, keepdim=True, dtype=wide_dtype(a))  # (N, 1, 4C)
+    weight = p.weight2 * grn_scale(norm, p.grn_gamma, p.grn_eps)  # (N, C, 4C)
+    z = torch.bmm(a, weight.to(a.dtype).transpose(1, 2))
+    bias = torch.addmv(p.bias2, p.weight2, p.grn_beta)
+    return z.view(n, h, w, c) + bias.to(z.dtype)
+
+
+def grn_scale(norm: Tensor, gamma: Tensor, eps: float) -> Tensor:
+    """Return the factor of every hidden channel, `1 + gamma * norm / (mean(norm) + eps)`.
+
+    Args:
+        norm: L2 norms over the image's pixels (..., 4C), in fp32 at least.
+        gamma: (4C,).
+        eps: Keeps a silent image from dividing by zero.
+    """
+    share = norm / (norm.mean(dim=-1, keepdim=True) + eps)
+    return torch.addcmul(norm.new_ones(()), gamma.to(norm.dtype), share)
+
+
+def fold_scale(p: Mlp, gamma: Tensor) -> Mlp:
+    """Return `p` with the layer scale `gamma` (C,) inside its second pointwise layer: exact."""
+    dtype = p.weight2.dtype
+    return p._replace(
+        weight2=(p.weight2 * gamma.unsqueeze(1)).to(dtype), bias2=(p.bias2 * gamma).to(dtype)
+    )
+
+
+@contextlib.contextmanager
+def workspace() -> Iterator[None]:
+    """Let the blocks run inside share one hidden map instead of asking for fresh memory each."""
+    outer, _LOCAL.buffers = getattr(_LOCAL, "buffers", None), {}
+    try:
+        yield
+    finally:
+        _LOCAL.buffers = outer
+
+
+def _scratch(shape: tuple[int, int], like: Tensor) -> Tensor:
+    buffers = getattr(_LOCAL, "buffers", None)
+    if buffers is None:
+        return like.new_empty(shape)
+    key, size = (like.dtype, like.device), shape[0] * shape[1]
+    if key not in buffers or buffers[key].numel() < size:
+        buffers[key] = like.new_empty(size)
+    return buffers[key][:size].view(shape)
+
+
+# Inference: no gradients, so intermediate maps may be overwritten.
+
+
+def mlp_add(y: Tensor, x: Tensor, p: Mlp) -> Tensor:
+    """Return `x + mlp_plain(y, p)`; without gradients, and `y` may be overwritten.
+
+    Args:
+        y: Output of the depthwise convolution (N, H, W, C), contiguous.
+        x: Input of the block (N, H, W, C), contiguous.
+        p: The parameters, in the dtype of `y`.
+    """
+    n, h, w, c = y.shape
+    flat_y, flat_x = y.view(-1, c), x.view(-1, c)
+    if p.grn_gamma is None:
+        _v1_add(flat_y, flat_x, p)
+    elif h * w >= c:
+        # Scaling a (C, 4C) weight per image is less work than scaling the hidden map (Q, 4C).
+        bias = torch.addmv(p.bias2, p.weight2, p.grn_beta)
+        for yi, xi in zip(flat_y.split(h * w), flat_x.split(h * w), strict=True):
+            _v2_add_image(yi, xi, p, bias)
+    else:
+        images = max(1, tile_rows(p) // (h * w))
+        for yi, xi in zip(y.split(images), flat_x.split(images * h * w), strict=True):
+            _v2_add_images(yi, xi, p)
+    return y
+
+
+def _v1_add(y: Tensor, x: Tensor, p: Mlp) -> None:
+    for yt, xt in _tiles(y, x, p):
+        _linear_add(_hidden(yt, p), p.weight2, p.bias2, xt, out=yt)
+
+
+def _v2_add_image(y: Tensor, x: Tensor, p: Mlp, bias: Tensor) -> None:
+    hidden = _scratch((y.shape[0], p.weight1.shape[0]), y)
+    norms = []
+    for yt, ht in _tiles(y, hidden, p):
+        tile = _hidden(yt, p)
+        norms.append(torch.linalg.vector_norm(tile, dim=0, dtype=wide_dtype(tile)))
+        ht.copy_(tile)
+    norm = torch.linalg.vector_norm(torch.stack(norms), dim=0)
+    assert p.grn_gamma is not None
+    weight = p.weight2 * grn_scale(norm, p.grn_gamma, p.grn_eps).to(y.dtype)
+    for yt, ht, xt in zip(*(m.split(tile_rows(p)) for m in (y, hidden, x)), strict=True):
+        _linear_add(ht, weight, bias, xt, out=yt)
+
+
+def _v2_add_images(y: Tensor, x: Tensor, p: Mlp) -> None:
+    assert p.grn_gamma is not None
+    assert p.grn_beta is not None
+    a = _hidden(y, p)
+    norm = torch.linalg.vector_norm(a, dim=(1, 2), keepdim=True, dtype=wide_dtype(a))
+    a = torch.addcmul(p.grn_beta, a, grn_scale(norm, p.grn_gamma, p.grn_eps).to(a.dtype))
+    y = y.view(x.shape)
+    _linear_add(a.view(x.shape[0], -1), p.weight2, p.bias2, x, out=y)
+
+
+def _hidden(y: Tensor, p: Mlp) -> Tensor:
+    y = F.layer_norm(y, p.norm_weight.shape, p.norm_weight, p.norm_bias, p.norm_eps)
+    if _onednn_takes(y):
+        return torch.ops.mkldnn._linear_pointwise(
+            y, p.weight1, p.bias1, "gelu", [], p.approximate
+        )
+    return torch.ops.aten.gelu_(F.linear(y, p.weight1, p.bias1), approximate=p.approximate)
+
+
+def _linear_add(a: Tensor, weight: Tensor, bias: Tensor, x: Tensor, out: Tensor) -> None:
+    if _onednn_takes(a):
+        out.copy_(torch.ops.mkldnn._linear_pointwise.binary(a, x, weight, bias, "add"))
+    else:
+        torch.add(F.linear(a, weight, bias), x, out=out)
+
+
+def _onednn_takes(x: Tensor) -> bool:
+    """Whether oneDNN's pointwise layer, with GELU or a sum in the same pass, takes `x`."""
+    if x.device.type != "cpu" or x.numel() == 0 or not torch.backends.mkldnn.is_available():
+        return False
+    ops = torch.ops.mkldnn
+    takes = {
+        torch.float32: lambda: True,
+        torch.bfloat16: ops._is_mkldnn_bf16_supported,
+        torch.float16: ops._is_mkldnn_fp16_supported,
+    }
+    return x.dtype in takes and takes[x.dtype]()
+
+
+def tile_rows(p: Mlp) -> int:
+    """Return how many pixels a tile holds."""
+    if p.weight1.device.type != "cpu":
+        return _ALL_ROWS
+    return max(_MIN_ROWS, _TILE // p.weight1.shape[0]) * torch.get_num_threads()
+
+
+def _tiles(a: Tensor, b: Tensor, p: Mlp) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(a.split(tile_rows(p)), b.split(tile_rows(p)), strict=True)
+
+
+def wide_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype to reduce in."""
+    # A sum of squares over a large map leaves the range of fp16: reduce in fp32 at least.
+    return torch.promote_types(x.dtype, torch.float32)
