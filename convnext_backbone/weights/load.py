@@ -9,7 +9,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -134,7 +134,7 @@ class NativeWeights:
             found |= self.entry.fields
         if layout.final_norm == "stage":
             found.setdefault("model_type", "dinov3_convnext")
-        found |= _labels(self.config, self.num_labels or 0)
+        found |= _labels(self.config, self.num_labels)
         found.setdefault("layer_norm_eps", layout.layer_norm_eps or found["norm_eps"])
         return found
 
@@ -175,7 +175,7 @@ def open_weights(
     checkpoint = read_checkpoint(path, ema=ema)
     with _named(name):
         match = recognise({k: tuple(v.shape) for k, v in checkpoint.tensors.items()}, prefix)
-        converted = convert(checkpoint.tensors, match)
+        converted = name_final_norm(convert(checkpoint.tensors, match), match)
     if entry is not None:
         entry.warn_once()
     return NativeWeights(name, match, converted, checkpoint.config, entry, tuple(checkpoint.notes))
@@ -254,13 +254,12 @@ def _beside(config: Mapping[str, Any]) -> dict[str, Any]:
     return dict(TIMM_FIELDS.get(str(config.get("architecture")), {}))
 
 
-def _labels(config: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """Take the names of the classes from a config.json, where they fit the head."""
+def _labels(config: Mapping[str, Any], count: int | None) -> dict[str, Any]:
+    """Take the names of the classes from a config.json, where they fit the head of `count`."""
     names = config.get("id2label")
-    if config.get("model_type") not in _FAMILIES or not names or len(names) != count:
-        return {"num_labels": count}
-    known = {k: config[k] for k in ("id2label", "label2id", "problem_type") if config.get(k)}
-    return {"num_labels": count, **known}
+    if config.get("model_type") in _FAMILIES and names is not None and count in (None, len(names)):
+        return {k: config[k] for k in ("id2label", "label2id", "problem_type") if k in config}
+    return {} if count is None else {"num_labels": count}
 
 
 # ------------------------------------------------------------------------------ filling
@@ -385,7 +384,7 @@ def load_native(
             *weights.converted.headless
         ]
     if any(problems.values()) or not tensors:
-        hint = _channels_hint(shapes, adapt_in_channels)
+        hint = _channels_hint(shapes, adapt_in_channels) + _head_hint(missing, shapes, kept)
         raise ValueError(_misfit(weights, type(module).__name__, problems, hint))
     notes += _warn_not_finite(tensors, weights)
     _assign(module, tensors, target)
@@ -403,6 +402,29 @@ def load_native(
     return report
 
 
+def name_final_norm(converted: Converted, match: Match) -> Converted:
+    """Tell mmpretrain's final norm from the norms of outputs.
+
+    mmpretrain names the norm after the last stage alike whether it stands before or after the
+    pooling. Where it is the only one, or there is a classifier, it is the final norm.
+    """
+    last = f"norms.stage{len(_depths(converted.tensors))}."
+    norms = {k for k in converted.tensors if k.startswith("norms.")}
+    lone = all(k.startswith(last) for k in norms)
+    if match.layout.name != "mmpretrain" or not (lone or "head.weight" in converted.tensors):
+        return converted
+
+    def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {k.replace(last, "norm."): v for k, v in values.items()}
+
+    return replace(
+        converted,
+        tensors=renamed(converted.tensors),
+        sources=renamed(converted.sources),
+        storage=renamed(converted.storage),
+    )
+
+
 @dataclass
 class _Placed:
     tensors: dict[str, Tensor]
@@ -418,14 +440,8 @@ def _place(
     notes: list[str] = []
     last = f"norms.stage{len(_depths(tensors))}."
     default = match.layout.final_norm
-    norms = {k for k in tensors if k.startswith("norms.")}
-    lone = all(k.startswith(last) for k in norms)
-    if match.layout.name == "mmpretrain" and norms and (lone or "norm.weight" in target):
-        # mmpretrain names the norm after the last stage alike whether it stands before or after
-        # the pooling; with a classifier it is the final norm, without one the map's own.
-        default = "drop" if "head.weight" in tensors else "stage"
-        for key in [k for k in norms if k.startswith(last)]:
-            tensors[key.replace(last, "norm.")] = tensors.pop(key)
+    if match.layout.name == "mmpretrain" and "head.weight" not in tensors:
+        default = "stage"  # without a classifier, it is the norm of the map
     where = final_norm or default
     for part in ("weight", "bias"):
         if f"norm.{part}" in tensors and f"norm.{part}" not in target:
@@ -477,6 +493,12 @@ def _channels_hint(
         f"\n  hint: the weights take {got[1]} input channels and the module {want[1]}; "
         "adapt_in_channels=True fits them"
     )
+
+
+def _head_hint(missing: Iterable[str], shapes: Iterable[str], kept: Collection[str]) -> str:
+    if not any(key.startswith("head.") and key not in kept for key in (*missing, *shapes)):
+        return ""
+    return "\n  hint: fresh=('head.',) keeps the module's own head"
 
 
 def _misfit(weights: NativeWeights, name: str, problems: Mapping[str, list[str]], hint: str) -> str:
@@ -535,7 +557,7 @@ def to_native_(state_dict: dict[str, Any], prefix: str, module_keys: Collection[
         return
     if prefix and "head.fc.weight" in state_dict:
         inner["head.fc.weight"] = state_dict["head.fc.weight"]  # marks mmpretrain's final norm
-    converted = convert(inner, match)
+    converted = name_final_norm(convert(inner, match), match)
     placed = _place(converted, match, module_keys, None)
     for key in inside:
         del state_dict[key]
