@@ -3,7 +3,7 @@
 # not say which won: these are the values of V1.
 _base_ = [
     "../_base_/models/upernet_convnext.py",
-    "../_base_/datasets/ade20k_640x640.py",
+    "../_base_/datasets/ade20k_640x640_v2.py",
     "../_base_/schedules/adamw_160k.py",
     "../_base_/default_runtime_seg.py",
 ]

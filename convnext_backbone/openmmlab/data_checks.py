@@ -141,8 +141,8 @@ def _check_annotations(coco: Mapping[str, Any], path: str) -> None:
         if wrong:
             value, _ = wrong.most_common(1)[0]
             raise UsageError(
-                f"annotation file {path!r}: {sum(wrong.values())} annotations whose {key} is none of "
-                f"its {known}, such as {value!r}"
+                f"annotation file {path!r}: {sum(wrong.values())} annotations whose {key} is none "
+                f"of its {known}, such as {value!r}"
             )
 
 

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
     from .layer_decay import ConvNextLayerDecayOptimWrapperConstructor
 
+# bfloat16 has float32's range, so there is nothing to scale; mmengine would scale all the same.
+_LOSS_SCALE: dict[str, Any] = {"bfloat16": {"enabled": False}, "float16": "dynamic"}
+
 
 def layer_decay_constructor(
     *args: Any, **kwargs: Any
@@ -39,7 +42,7 @@ def auto_amp_optim_wrapper(**kwargs: Any) -> "OptimWrapper":
         return OptimWrapper(**kwargs)
     dtype = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     print_log(f"Mixed precision in {dtype}.", logger="current")
-    return AmpOptimWrapper(dtype=dtype, **kwargs)
+    return AmpOptimWrapper(dtype=dtype, loss_scale=_LOSS_SCALE[dtype], **kwargs)
 
 
 def register_optim() -> None:
