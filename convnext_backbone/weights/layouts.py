@@ -79,6 +79,7 @@ class Layout:
         requires: Patterns of which each must name at least one key.
         forbids: Patterns that name none of the keys.
         outer: Rows for keys beside the trunk, which stand under one of the prefix's parents.
+        aliases: Rows for second names of a tensor, taken where the first name is missing.
         storage: For each kind of tensor the storages it may have, the usual one first.
         final_norm: Where the final norm belongs in a backbone: "drop", since the published
             detection recipe of V1 and V2 starts its norms fresh, or "stage" for the last stage's.
@@ -93,6 +94,7 @@ class Layout:
     requires: tuple[str, ...] = ()
     forbids: tuple[str, ...] = ()
     outer: Mapping[str, str | None] = field(default_factory=dict)
+    aliases: Mapping[str, str | None] = field(default_factory=dict)
     storage: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: _TORCH)
     final_norm: str = "drop"
     layer_norm_eps: float | None = None
@@ -333,7 +335,8 @@ _LAYOUTS = (
     Layout("eupe", {**_FACEBOOK, **_FACEBOOK_TOP, **_dropped("projectors.{*}", "norms.{*}")},
            _STEM, requires=(_FACEBOOK_BLOCK, "projectors.{*}")),
     Layout("facebook-dinov3", {**_FACEBOOK, **_FACEBOOK_TOP, **_dropped("norms.{s}.{p}")}, _STEM,
-           requires=(_FACEBOOK_BLOCK, "norms.{s}.weight"), final_norm="stage"),
+           requires=(_FACEBOOK_BLOCK, "norms.{s}.weight"), final_norm="stage",
+           aliases={"norms.{s}.{p}": "norm.{p}"}),
     Layout("facebook-dense", {**_FACEBOOK, **_NUMBERED_NORMS}, _STEM,
            requires=(_FACEBOOK_BLOCK, "norm{s}.weight"), storage=_GRN4, home="backbone."),
     Layout("native", {**_FACEBOOK, **_FACEBOOK_TOP, **_NATIVE_NORMS}, _STEM,
@@ -427,6 +430,8 @@ def recognise(shapes: Shapes, prefix: str | None = None) -> Match:
     """
     if not shapes:
         raise UnknownLayoutError("there are no tensors in it")
+    if prefix and not prefix.endswith((".", "/")):
+        prefix += "."
     keys = list(shapes)
     _refuse_unsupported(keys)
     found: dict[str, Match] = {}
@@ -553,6 +558,11 @@ def convert(state_dict: Mapping[str, Tensor], match: Match) -> Converted:
         out.tensors[native] = STORAGES[name].to_native(tensor)
         out.sources[native] = key
         out.storage[native] = name
+    for key in list(dropped):
+        native = _alias(key, match)
+        if native is not None and native not in out.tensors:
+            dropped.remove(key)
+            out.tensors[native], out.sources[native] = state_dict[key], key
     return replace(
         out,
         dropped=tuple(dropped),
@@ -576,6 +586,16 @@ def _place(key: str, match: Match) -> tuple[bool, str | None]:
             if known:
                 return True, native
     return False, None
+
+
+def _alias(key: str, match: Match) -> str | None:
+    if not key.startswith(match.prefix):
+        return None
+    for pattern, native in _compile(match.layout.aliases):
+        values = pattern.read(key[len(match.prefix) :])
+        if values is not None and native is not None:
+            return native.write(values)
+    return None
 
 
 def storage_of(layout: Layout, native_key: str, shape: Shape, key: str) -> str:

@@ -113,8 +113,9 @@ def find_weights_file(path: Path) -> Path:
 
 
 def _config_beside(file: Path) -> dict[str, Any]:
+    """Read the config.json that belongs to a file of a usual name; others may be strangers."""
     path = file.parent / "config.json"
-    if not path.is_file():
+    if file.name not in DIRECTORY_FILES or not path.is_file():
         return {}
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -339,8 +340,9 @@ def _legacy_variables(root: Any, source: str) -> Iterator[tuple[str, Tensor]]:
         group = root[layer]
         for name in map(_text, group.attrs["weight_names"]):
             path = re.sub(r":\d+$", "", name)
-            # Keras 2 leaves out the layer's name where the variable stands in a nested model.
-            inside = path.startswith(f"{layer}/") or path.count("/") > 1
+            # A nested model leaves its own name out of its variables' paths, and so do Keras 2's
+            # layers; TensorFlow's paths have it in their middle.
+            inside = layer in path.split("/")[:-1]
             yield path if inside else f"{layer}/{path}", _tensor(group[name])
 
 

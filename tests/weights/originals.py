@@ -235,6 +235,22 @@ def write_keras_legacy(model: Facebook, path: Path, *, keras: int = 3) -> None:
                 group[full] = value
 
 
+def write_keras_nested(model: Facebook, path: Path) -> None:
+    """A `.h5` whose ConvNeXt is one layer of another model: its paths leave its name out."""
+    with h5py.File(path, "w") as file, torch.no_grad():
+        root = file.create_group("model_weights")
+        root.attrs["layer_names"] = ["my_net", "dense_1"]
+        group = root.create_group("my_net")
+        layers = _keras_layers(model, "my_net")
+        full = {f"{layer}/{v}": value for _, layer, pairs in layers for v, value in pairs}
+        group.attrs["weight_names"] = list(full)
+        for name, value in full.items():
+            group[name] = value
+        dense = root.create_group("dense_1")
+        dense.attrs["weight_names"] = ["dense_1/kernel"]
+        dense["dense_1/kernel"] = np.zeros((32, 3), "float32")
+
+
 def write_keras_v3(model: Facebook, path, *, named: bool = True) -> None:
     """A `.weights.h5`: groups of a class and a counter; the name is an attribute since 3.7."""
     counters: dict[tuple[str, str], int] = {}
@@ -424,6 +440,7 @@ ORIGINALS: dict[str, Original] = {
     ),
     "keras_h5": Original("keras", _written(write_keras_legacy, "m.h5", V1), **_cls(V1)),
     "keras_2_h5": Original("keras", _written(write_keras_legacy, "m.h5", V1, keras=2), **_cls(V1)),
+    "keras_nested_h5": Original("keras", _written(write_keras_nested, "m.h5", V1), **_cls(V1)),
     "keras_weights_h5": Original(
         "keras-numbered", _written(write_keras_v3, "m.weights.h5", V1), **_cls(V1)
     ),

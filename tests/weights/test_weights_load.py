@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 import torchvision
-from originals import ORIGINALS, V1, WIDTHS
+from originals import DINOV3, ORIGINALS, V1, WIDTHS
 from torch import nn
 
 from convnext_backbone import ConvNextBackbone, ConvNextForImageClassification, load_weights
@@ -150,6 +150,8 @@ def test_two_convnexts_in_one_file_need_a_prefix(tmp_path, saved):
         ConvNextBackbone.from_pretrained(path)
     ours = ConvNextBackbone.from_pretrained(path, prefix="teacher.").state_dict()
     assert torch.equal(ours["stages.0.0.gamma"], V1.state_dict()["stages.0.0.gamma"] + 1)
+    same = ConvNextBackbone.from_pretrained(path, prefix="teacher").state_dict()
+    assert torch.equal(same["stages.0.0.gamma"], ours["stages.0.0.gamma"])
     with pytest.raises(UnknownLayoutError, match=r"prefix 'other\.'"):
         ConvNextBackbone.from_pretrained(path, prefix="other.")
 
@@ -214,6 +216,14 @@ def test_lone_norm_of_an_mmpretrain_backbone_is_the_last_stages(tmp_path, saved)
     bare = {k: v for k, v in state.items() if not k.startswith("head.")}
     module = ConvNextBackbone.from_pretrained(saved({"state_dict": bare}))
     assert torch.equal(module.norms["stage4"].weight, V1.norm.weight)
+
+
+def test_final_norm_of_dinov3_is_found_under_its_second_name(saved):
+    """A file that may hold a shared tensor once, such as safetensors, may keep either name."""
+    state = {k: v for k, v in DINOV3.state_dict().items() if not k.startswith("norm.")}
+    module = ConvNextBackbone.from_pretrained(saved(state))
+    assert torch.equal(module.norms["stage4"].weight, DINOV3.norm.weight)
+    assert module.load_report.fresh == ()
 
 
 def test_unknown_final_norm_names_the_choices(saved):
@@ -422,10 +432,16 @@ def test_epsilon_of_the_final_norm_is_that_of_the_layouts_home(name, eps, tmp_pa
 
 def test_timms_config_names_the_architecture_that_has_another_epsilon(tmp_path):
     (tmp_path / "config.json").write_text('{"architecture": "test_convnext2", "num_classes": 5}')
-    ORIGINALS["timm_v1"].write(tmp_path)
+    ORIGINALS["timm_v1"].write(tmp_path).rename(tmp_path / "pytorch_model.bin")
     config = ConvNextBackbone.from_pretrained(tmp_path).config
     assert (config.norm_eps, config.layer_norm_eps) == (1e-5, 1e-5)
     assert config.hidden_act == "gelu_pytorch_tanh"
+
+
+def test_config_beside_a_file_of_another_name_is_not_its_own(tmp_path):
+    (tmp_path / "config.json").write_text('{"architecture": "test_convnext2"}')
+    config = ConvNextBackbone.from_pretrained(ORIGINALS["timm_v1"].write(tmp_path)).config
+    assert (config.norm_eps, config.hidden_act) == (1e-6, "gelu")
 
 
 def test_loading_a_sound_file_warns_of_nothing(tmp_path):
