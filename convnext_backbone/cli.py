@@ -89,6 +89,11 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
         "extract": Command(
             "write the features of many images", commands.add_extract, commands.extract
         ),
+        "visualize": Command(
+            "draw features, or look into them on a local page",
+            commands.add_visualize,
+            commands.visualize,
+        ),
     }
 )
 

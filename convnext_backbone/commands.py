@@ -3,14 +3,18 @@
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from .feature_extractor import FeatureExtractor
 
 _WEIGHTS = "a file, a directory, a URL, a Hugging Face id or a name of list_weights()"
 # The choices are spelt here, so that `--help` does not wait for torch's models.
 _POOLS = ("avg", "max", "gem", "cls")
+_METHODS = ("pca", "activation", "similarity")
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -62,12 +66,11 @@ def build_extractor(args: argparse.Namespace, **options: Any) -> "FeatureExtract
     return FeatureExtractor(
         args.config if mm else args.weights,
         checkpoint=args.weights if mm else None,
-        out_features=args.features,
         size=args.size,
         dtype=args.dtype,
         batch_size=args.batch_size,
         num_workers=args.workers,
-        **{"device": args.device, **options},
+        **{"device": args.device, "out_features": args.features, **options},
     )
 
 
@@ -138,3 +141,70 @@ def _device(world_size: int) -> str | None:
     if world_size == 1 or not torch.cuda.is_available():
         return None
     return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+
+
+# ------------------------------------------------------------------------------ visualize
+
+
+def add_visualize(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `visualize`."""
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files, folders or globs")
+    add_network_arguments(parser)
+    parser.set_defaults(size="native")
+    parser.add_argument(
+        "--method",
+        nargs="+",
+        choices=_METHODS,
+        help="what to draw (default: pca and activation, and similarity where there is a point)",
+    )
+    parser.add_argument(
+        "--point",
+        nargs=2,
+        type=float,
+        metavar=("X", "Y"),
+        help="where similarity looks from, in pixels of the image as the network sees it",
+    )
+    parser.add_argument("--out", default="features.png", metavar="PNG", help="the file to write")
+    parser.add_argument(
+        "--serve", action="store_true", help="open a page on this machine instead of writing a file"
+    )
+    parser.add_argument("--port", type=int, default=8000, help="of the page; 0 takes a free one")
+
+
+def visualize(args: argparse.Namespace) -> None:
+    """Draw the features of images into a PNG, or serve a page to look into them."""
+    from pathlib import Path
+
+    from .image_sources import find_images
+
+    if not args.images and not args.serve:
+        raise ValueError("give an image, or --serve")
+    paths = [path for source in args.images for path in find_images(source)]
+    # A norm over channels would give every pixel the same activation.
+    extractor = build_extractor(args, out_features=args.features or "stages", norm=False)
+    if args.serve:
+        _serve(extractor, paths, args.port)
+        return
+    from .pictures import visualize as draw
+
+    methods = args.method or ["pca", "activation", *(["similarity"] if args.point else [])]
+    point = None if args.point is None else (args.point[0], args.point[1])
+    figure = draw(extractor, {path.name: path for path in paths}, methods, point)
+    out = Path(args.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.save(out, "PNG")
+    print(f"{len(paths)} images drawn by {', '.join(methods)}: {out}")
+
+
+def _serve(extractor: "FeatureExtractor", paths: "Sequence[Path]", port: int) -> None:
+    from .serve import HOST, Studio, make_server
+
+    studio = Studio(extractor)
+    for path in paths:
+        studio.add_bytes(path.read_bytes(), path.name)
+    with make_server(studio, port) as server:
+        print(f"http://{HOST}:{server.server_port} (Ctrl-C ends it)", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print()

@@ -30,6 +30,7 @@ from .config import ConvNextConfig
 from .image_processor import CONFIG_NAME, UNREADABLE, ConvNextImageProcessor, is_hub_id
 from .image_sources import (
     ImageItem,
+    as_item,
     batched_by,
     count_images,
     expand,
@@ -88,14 +89,16 @@ class FeatureExtractor:
     Args:
         source: Anything that `load_weights` reads, a `ConvNextBackbone`, `ConvNextModel` or
             `ConvNextForImageClassification` (copied), or, with `checkpoint`, an OpenMMLab config.
-            A model gives its maps as they are, a backbone through the norms of its outputs.
+            A backbone gives maps through the norms of its outputs, a model has no such norms.
         checkpoint: The checkpoint of an OpenMMLab config.
-        out_features: Names of the features; the source's own, or the last stage, when not given.
+        out_features: Names of the features, or "stages" for every stage; the source's own, or the
+            last stage, when not given.
         out_indices: The same as positions among the stem and the stages.
         processor: How images are prepared; what belongs to the weights when not given, and
             ImageNet's mean and deviation at 224 pixels where nothing does.
         size: None resizes as the processor says, a number does so to another side, (height, width)
             warps to it, "native" leaves the image as it is.
+        norm: Pass maps through the norms of a backbone's outputs. False gives the maps before them.
         pool: None gives maps; "avg", "max" and "gem" reduce each to a vector; "cls" gives one
             vector, the normed average that a classifier or DINOv3 works on.
         gem_p: The power of "gem", the generalised mean (Radenovic et al., arXiv 1711.02512).
@@ -126,10 +129,11 @@ class FeatureExtractor:
         source: str | os.PathLike[str] | nn.Module,
         *,
         checkpoint: str | os.PathLike[str] | None = None,
-        out_features: Sequence[str] | None = None,
+        out_features: Sequence[str] | str | None = None,
         out_indices: Sequence[int] | None = None,
         processor: ConvNextImageProcessor | None = None,
         size: int | tuple[int, int] | str | None = None,
+        norm: bool = True,
         pool: str | None = None,
         gem_p: float = 3.0,
         pad: bool = True,
@@ -150,7 +154,7 @@ class FeatureExtractor:
         self.num_workers = _at_least("num_workers", workers, 0)
         if not isinstance(gem_p, int | float) or gem_p <= 0:
             raise ValueError(f"gem_p must be positive, got {gem_p!r}")
-        self.pool, self.gem_p, self.pad = pool, float(gem_p), pad
+        self.norm, self.pool, self.gem_p, self.pad = norm, pool, float(gem_p), pad
         self.on_error, self.progress = on_error, progress
         outputs = {"out_features": out_features, "out_indices": out_indices}
         outputs = {name: value for name, value in outputs.items() if value is not None}
@@ -204,6 +208,7 @@ class FeatureExtractor:
                 name: {"channels": self.channels[name], "stride": self.strides[name]}
                 for name in self.names
             },
+            "norm": self.norm,
             "pool": self.pool,
             **({"gem_p": self.gem_p} if self.pool == "gem" else {}),
             "preprocessing": {
@@ -276,6 +281,17 @@ class FeatureExtractor:
                 bar.update(len(prepared) + len(failures))
 
     _seen = 0
+
+    def prepare(self, image: Any) -> Tensor:
+        """Return one image as the network sees it, (C, H, W), normalised and not yet padded.
+
+        It may be given back as `{"pixel_values": prepared}`, to compute its features.
+
+        Raises:
+            ValueError: It cannot be read.
+            TypeError: It is no image.
+        """
+        return self._pixels(as_item(0, image))
 
     def _windows(
         self, items: Iterator[ImageItem]
@@ -369,7 +385,7 @@ class FeatureExtractor:
     @torch.inference_mode()
     def _maps(self, batch: Tensor) -> dict[str, Tensor]:
         """Return the maps (N, C, H, W) of a batch by name."""
-        if isinstance(self.model, ConvNextBackbone):
+        if self.norm and isinstance(self.model, ConvNextBackbone):
             return dict(zip(self.names, self.model(batch), strict=True))
         names = self.config.stage_names
         wanted = [self._stage_of(name) for name in self.names]
@@ -466,7 +482,7 @@ def _load_module(module: nn.Module, wants_cls: bool, outputs: Mapping[str, Any])
             "weights or a ConvNextModel"
         )
     model = copy.deepcopy(module)
-    features = tuple(model.config.replace(**outputs).out_features or ())
+    features = tuple(_with_outputs(model.config, outputs).out_features or ())
     if isinstance(model, ConvNextBackbone):
         model.out_features = features
     else:
@@ -483,7 +499,7 @@ def _load_weights(
     filling = {k: v for k, v in options.items() if k not in opening}
     weights = open_weights(source, **opening)
     fields = {k: v for k, v in weights.fields().items() if k != "out_features"}
-    model = kind(ConvNextConfig(**fields, **outputs))
+    model = kind(_with_outputs(ConvNextConfig(**fields), outputs))
     load_native(model, weights, **filling)
     return _Loaded(os.fspath(source), model, _processor_beside(source, weights))
 
@@ -495,9 +511,15 @@ def _load_mm(
     from .weights import load_weights
 
     fields, preprocessing = read_backbone_config(config)
-    model = kind(ConvNextBackbone(**fields).config.replace(**outputs))
+    model = kind(_with_outputs(ConvNextBackbone(**fields).config, outputs))
     load_weights(model, checkpoint, **options)
     return _Loaded(os.fspath(checkpoint), model, ConvNextImageProcessor(**preprocessing), "native")
+
+
+def _with_outputs(config: ConvNextConfig, outputs: Mapping[str, Any]) -> ConvNextConfig:
+    if outputs.get("out_features") == "stages":
+        outputs = {**outputs, "out_features": config.stage_names[1:]}
+    return config.replace(**outputs)
 
 
 def _processor_beside(source: str | os.PathLike[str], weights: Any) -> ConvNextImageProcessor:

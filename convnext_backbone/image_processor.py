@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -391,22 +391,28 @@ _DINOV3: Mapping[str, Any] = MappingProxyType(
 _FORMATS = (_CHANNELS_FIRST, _CHANNELS_LAST)
 
 
-def load_image(path: str | os.PathLike[str]) -> Image.Image:
+def load_image(source: str | os.PathLike[str] | BinaryIO, name: str | None = None) -> Image.Image:
     """Read an image file whole, upright.
+
+    Args:
+        source: A path, or an open file.
+        name: What errors call it; the path when not given.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file is not an image, or is damaged.
     """
+    if name is None:
+        name = os.fspath(source) if isinstance(source, str | os.PathLike) else "the open file"
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             image.load()
             return ImageOps.exif_transpose(image)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"no such image: {os.fspath(path)!r}") from error
+        raise FileNotFoundError(f"no such image: {name!r}") from error
     except UNREADABLE as error:
         reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        raise ValueError(f"cannot read image {os.fspath(path)!r}: {reason}") from error
+        raise ValueError(f"cannot read image {name!r}: {reason}") from error
 
 
 # What Pillow's decoders raise on files that are cut short, damaged or made to do harm.
