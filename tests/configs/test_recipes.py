@@ -7,7 +7,9 @@ A.4), facebookresearch/dinov3 (eval/segmentation) and mmdet's rtmdet_l_convnext_
 # ruff: noqa: E402 - imports follow the check that mmengine is there
 
 import functools
+import importlib.util
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,7 @@ pytest.importorskip("mmengine")
 pytestmark = pytest.mark.openmmlab
 
 from mmengine.config import Config
+from mmengine.fileio import load
 from mmengine.logging import MMLogger
 from mmengine.optim import AmpOptimWrapper, OptimWrapper, build_optim_wrapper
 from mmengine.registry import OPTIM_WRAPPERS, PARAM_SCHEDULERS, TRANSFORMS, init_default_scope
@@ -120,6 +123,58 @@ def test_nothing_is_inherited_from_another_package(name):
     text = (ROOT / "configs" / name).read_text(encoding="utf-8")
     assert "::" not in text
     assert "mmpretrain" not in text.replace("its dependency on mmpretrain", "")
+
+
+# Tables and metafiles.
+
+
+@pytest.fixture(scope="module")
+def model_table():
+    """tools/model_table.py, counting on the models that this module has built already."""
+    spec = importlib.util.spec_from_file_location("model_table", ROOT / "tools/model_table.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def measure(path):
+        name = str(path.relative_to(ROOT / "configs"))
+        built = model(name)
+        return count_parameters(built), count_flops(built, input_size(config(name)))
+
+    module.measure = measure
+    return module
+
+
+def test_the_tables_of_the_readmes_are_what_the_configs_say(model_table):
+    assert [str(readme) for readme, _ in model_table.outdated()] == []
+
+
+def test_a_wrong_number_in_a_table_is_found(model_table, tmp_path):
+    folder = tmp_path / "configs" / "fcos"
+    shutil.copytree(ROOT / "configs" / "fcos", folder)
+    readme = folder / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    assert " 36.0 " in text
+    readme.write_text(text.replace(" 36.0 ", " 37.0 "), encoding="utf-8")
+    models = model_table.read_metafile(folder)
+    drawn = model_table.with_table(readme.read_text(encoding="utf-8"), model_table.table(models))
+    assert drawn == text
+
+
+def test_every_config_has_its_entry_in_a_metafile_of_the_index(model_table):
+    index = load(ROOT / "model-index.yml")["Import"]
+    models = [m for path in index for m in load(ROOT / path)["Models"]]
+    assert sorted(m["Config"] for m in models) == [f"configs/{name}" for name in CONFIGS]
+    assert all(m["Config"].endswith(f"/{m['Name']}.py") for m in models)
+
+
+def test_the_metafiles_give_the_published_parameters_and_flops():
+    facts = {}
+    for path in load(ROOT / "model-index.yml")["Import"]:
+        for entry in load(ROOT / path)["Models"]:
+            facts[entry["Config"].removeprefix("configs/")] = entry["Metadata"]
+    for recipe in PUBLISHED:
+        assert facts[recipe.name].get("Published Parameters (M)") == recipe.parameters
+        assert facts[recipe.name].get("Published FLOPs (G)") == recipe.flops
 
 
 # The published recipes.
