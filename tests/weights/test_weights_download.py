@@ -1,7 +1,6 @@
 """Downloads against a server on this machine that fails in every way a server fails."""
 
 import hashlib
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -205,21 +204,27 @@ def test_empty_answer_is_one_error(server, cache):
     assert _left(cache) == []
 
 
-def _fetch(url, queue):
-    queue.put(fetch_url(url, progress=False).read_bytes())
+_FETCH_ON_DEMAND = """
+import sys
+from convnext_backbone.weights.download import fetch_url
+print("ready", flush=True)
+sys.stdin.readline()
+print(fetch_url(sys.argv[1], progress=False))
+"""
 
 
 def test_two_processes_at_once_fetch_once(server):
     server.behaviour = "slow"
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    workers = [context.Process(target=_fetch, args=(server.url(), queue)) for _ in range(2)]
+    command = [sys.executable, "-c", _FETCH_ON_DEMAND, server.url()]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    workers = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    assert [worker.stdout.readline() for worker in workers] == ["ready\n"] * 2
     for worker in workers:
-        worker.start()
-    contents = [queue.get(timeout=60) for _ in workers]
-    for worker in workers:
-        worker.join()
-    assert contents == [server.content] * 2
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
+    paths = [Path(worker.communicate(timeout=60)[0].strip()) for worker in workers]
+    assert paths[0] == paths[1] == cached_path(server.url())
+    assert paths[0].read_bytes() == server.content
     assert len(server.requests) == 1
 
 
