@@ -7,6 +7,7 @@ A.4), facebookresearch/dinov3 (eval/segmentation) and mmdet's rtmdet_l_convnext_
 # ruff: noqa: E402 - imports follow the check that mmengine is there
 
 import functools
+import importlib.metadata
 import importlib.util
 import json
 import shutil
@@ -128,6 +129,11 @@ def test_nothing_is_inherited_from_another_package(name):
 # Tables and metafiles.
 
 
+def packages_of(module):
+    """The names of the distributions that a module comes from, in one string."""
+    return " ".join(importlib.metadata.packages_distributions().get(module, ()))
+
+
 @pytest.fixture(scope="module")
 def model_table():
     """tools/model_table.py, counting on the models that this module has built already."""
@@ -144,6 +150,10 @@ def model_table():
     return module
 
 
+@pytest.mark.skipif(
+    "onedl" in packages_of("mmdet"),
+    reason="the tables are those of the published packages; onedl's DINO decoder is larger",
+)
 def test_the_tables_of_the_readmes_are_what_the_configs_say(model_table):
     assert [str(readme) for readme, _ in model_table.outdated()] == []
 
