@@ -94,6 +94,11 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             commands.add_visualize,
             commands.visualize,
         ),
+        "doctor": Command(
+            "tell what is installed, whether it works, and what to type where it does not",
+            commands.add_doctor,
+            commands.doctor,
+        ),
     }
 )
 

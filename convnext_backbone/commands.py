@@ -208,3 +208,20 @@ def _serve(extractor: "FeatureExtractor", paths: "Sequence[Path]", port: int) ->
             server.serve_forever()
         except KeyboardInterrupt:
             print()
+
+
+# ------------------------------------------------------------------------------ doctor
+
+
+def add_doctor(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `doctor`: it has none."""
+
+
+def doctor(args: argparse.Namespace) -> None:
+    """Tell what is installed and whether it works; leave with status 1 where it does not."""
+    from .doctor import PROBLEM, examine, report
+
+    findings = examine()
+    print(report(findings))
+    if any(finding.state == PROBLEM for finding in findings):
+        raise SystemExit(1)
