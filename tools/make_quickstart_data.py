@@ -50,11 +50,12 @@ VAL_SHARE = 5  # one scan in five
 PHOTO_ROWS = MappingProxyType({"train": (0, 250), "val": (257, 427)})
 CROP_SIDE = (96, 168)  # side of a crop in the photograph, in pixels
 
+DIMMING = (0.3, 0.7)  # of the photograph, so that bright ink stands out everywhere
 DIGITS_PER_IMAGE = (3, 6)
-DIGIT_SIDE = (0.30, 0.55)  # side of a digit's canvas as a share of the image's
+DIGIT_SIDE = (0.36, 0.60)  # side of a digit's canvas as a share of the image's
 TILT = 12.0  # largest rotation to either side, in degrees
-MIN_VISIBLE = 0.9  # of a digit's ink that later digits must leave uncovered
-MIN_CONTRAST = 80.0  # of luminance between ink and what lies under it, of 255
+MIN_VISIBLE = 0.95  # of a digit's ink that later digits must leave uncovered
+MIN_CONTRAST = 80.0  # of luminance, by which ink is brighter than what lies under it, of 255
 PLACEMENT_TRIES = 30
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 SIZE_LIMITS = (64, 1024)
@@ -168,7 +169,7 @@ def draw_alpha(scan: np.ndarray, side: int, angle: float) -> np.ndarray:
 
 
 def pick_ink(rng: np.random.Generator, under: np.ndarray) -> np.ndarray:
-    """Draw a colour that stands out from what lies under the ink.
+    """Draw a bright colour that stands out from what lies under the ink.
 
     Args:
         rng: Source of randomness.
@@ -180,15 +181,16 @@ def pick_ink(rng: np.random.Generator, under: np.ndarray) -> np.ndarray:
     background = float((under @ LUMA).mean())
     for _ in range(PLACEMENT_TRIES):
         colour = rng.uniform(0.0, 255.0, 3)
-        if abs(float(colour @ LUMA) - background) >= MIN_CONTRAST:
+        colour *= 255.0 / colour.max()
+        if float(colour @ LUMA) - background >= MIN_CONTRAST:
             return colour
-    return np.full(3, 0.0 if background > 127.0 else 255.0)
+    return np.full(3, 255.0)
 
 
 def cut_background(
     rng: np.random.Generator, photos: list[np.ndarray], rows: tuple[int, int], size: int
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Cut a random square from a random photograph.
+    """Cut a random square from a random photograph and dim it.
 
     Returns:
         The crop as float `(size, size, 3)`, and where it came from.
@@ -201,8 +203,7 @@ def cut_background(
     if rng.random() < 0.5:
         crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     pixels = np.asarray(crop.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float64)
-    pixels = np.clip(pixels * rng.uniform(0.6, 1.1), 0.0, 255.0)
-    return pixels, {"photo": index, "crop": [left, top, side, side]}
+    return pixels * rng.uniform(*DIMMING), {"photo": index, "crop": [left, top, side, side]}
 
 
 def place_digit(

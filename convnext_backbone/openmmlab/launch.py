@@ -195,19 +195,18 @@ def train(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or 2 for a mistake in what the user gave.
     """
-    return _run(train_parser().parse_args(argv), "train", prepare_training, Runner.train)
+    return _run(train_parser().parse_args(argv), "train", prepare_training)
 
 
 def evaluate(argv: Sequence[str] | None = None) -> int:
     """Run tools/test.py; see `train`."""
-    return _run(test_parser().parse_args(argv), "test", prepare_testing, Runner.test)
+    return _run(test_parser().parse_args(argv), "test", prepare_testing)
 
 
 def _run(
     args: argparse.Namespace,
     command: str,
     prepare: Callable[[Config, argparse.Namespace], None],
-    start: Callable[[Runner], Any],
 ) -> int:
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     try:
@@ -220,7 +219,7 @@ def _run(
         with build_errors(cfg, args.config) as started:
             runner = build_runner(cfg)
             runner.register_hook(started)
-            start(runner)
+            getattr(runner, command)()
     except UsageError as error:
         if is_main_process():
             print(f"{command}.py: error: {error}", file=sys.stderr)
@@ -264,9 +263,9 @@ def prepare_testing(cfg: Config, args: argparse.Namespace) -> None:
     if args.show or args.show_dir:
         enable_drawing(cfg, args)
     if args.tta:
-        ENABLE_TTA[cfg.default_scope](cfg, args.config)
+        for_scope(ENABLE_TTA, cfg, "--tta")(cfg, args.config)
     if args.out is not None:
-        KEEP_PREDICTIONS[cfg.default_scope](cfg, args.out)
+        for_scope(KEEP_PREDICTIONS, cfg, "--out")(cfg, args.out)
 
 
 # The config.
@@ -526,6 +525,20 @@ def write_label_maps(cfg: Config, out: str) -> None:
     for metric, _ in iter_metrics(cfg.test_evaluator, ""):
         metric.output_dir = out
         metric.keep_results = True
+
+
+def for_scope(
+    table: Mapping[str, Callable[[Config, str], None]], cfg: Config, flag: str
+) -> Callable[[Config, str], None]:
+    """Look up what a flag does in the scope of the config.
+
+    Raises:
+        UsageError: The flag has no meaning there.
+    """
+    if cfg.default_scope not in table:
+        known = " and ".join(table)
+        raise UsageError(f"{flag} is for {known}, not for default_scope {cfg.default_scope!r}")
+    return table[cfg.default_scope]
 
 
 ENABLE_TTA: Mapping[str, Callable[[Config, str], None]] = MappingProxyType(
