@@ -370,7 +370,7 @@ def _counted_variables(layers: Any, source: str) -> dict[str, Tensor]:
     widths = []
     out: dict[str, Tensor] = {}
     for index, group in enumerate(nested):
-        inner = next((group[k] for k in _KERAS_CONTAINERS if k in group), {})
+        inner: Any = next((group[k] for k in _KERAS_CONTAINERS if k in group), {})
         stem = "_stem/n_stem" if index == 0 else f"_downsampling_block_{index - 1}/n_downsampling"
         tail = "" if index == 0 else f"_{index - 1}"
         out |= _variables(inner["conv2d"], f"n{stem}_conv{tail}")
