@@ -13,12 +13,15 @@ from torch import Tensor, nn
 from .archs import arch_fields
 from .config import ConvNextConfig
 from .layers import LayerNorm2d
-from .pretrained import PretrainedMixin
-from .trunk import ConvNextTrunk
-from .weights import load_weights
+from .pretrained import PretrainedTrunk
+from .weights import LOAD_OPTIONS, load_weights
+
+# mmengine's own keys. `map_location` has nothing to decide here: weights are read on the CPU and
+# copied to where the parameters are.
+_INIT_CFG_KEYS = ("type", "checkpoint", "map_location")
 
 
-class ConvNextBackbone(PretrainedMixin, ConvNextTrunk):
+class ConvNextBackbone(PretrainedTrunk):
     """A ConvNeXt that returns the maps of the requested stages, each through its own LayerNorm.
 
     Args:
@@ -30,7 +33,7 @@ class ConvNextBackbone(PretrainedMixin, ConvNextTrunk):
             the outputs are never frozen.
         with_cp: Recompute the blocks' activations in the backward pass instead of keeping them.
         init_cfg: `dict(type='Pretrained', checkpoint=SOURCE)`, applied by `init_weights()`; SOURCE
-            is anything that `load_weights` reads.
+            is anything that `load_weights` reads, and options of `load_weights` may be added.
         fields: Fields of `ConvNextConfig` that replace those of `config` or `arch`.
 
     Attributes:
@@ -185,8 +188,8 @@ class ConvNextBackbone(PretrainedMixin, ConvNextTrunk):
             return
         self.reset_parameters()
         if self.init_cfg is not None:
-            options = {k: v for k, v in self.init_cfg.items() if k not in ("type", "checkpoint")}
-            self.load_report = load_weights(self, self.init_cfg["checkpoint"], **options)
+            options = {k: v for k, v in self.init_cfg.items() if k in LOAD_OPTIONS}
+            load_weights(self, self.init_cfg["checkpoint"], **options)
         self.is_init = True
 
 
@@ -211,4 +214,7 @@ def _check_init_cfg(init_cfg: Mapping[str, Any] | None) -> Mapping[str, Any] | N
         )
     if "checkpoint" not in init_cfg:
         raise ValueError(f"init_cfg must name a checkpoint, got {init_cfg!r}")
+    unknown = [k for k in init_cfg if k not in (*_INIT_CFG_KEYS, *LOAD_OPTIONS)]
+    if unknown:
+        raise ValueError(f"init_cfg takes {(*_INIT_CFG_KEYS, *LOAD_OPTIONS)}, got {unknown}")
     return init_cfg

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from .backbone import _resolve_config
 from .config import ConvNextConfig
 from .outputs import BaseModelOutput, ImageClassifierOutput
-from .pretrained import PretrainedMixin
-from .trunk import ConvNextTrunk
+from .pretrained import PretrainedTrunk
 
 
-class _PooledTrunk(PretrainedMixin, ConvNextTrunk):
+class _PooledTrunk(PretrainedTrunk):
     """The trunk, the norm of its pooled last map, and a place for a head behind it."""
 
     base_model_prefix = "convnext"

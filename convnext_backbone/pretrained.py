@@ -6,20 +6,21 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
 
-_Self = TypeVar("_Self", bound="PretrainedMixin")
+from .trunk import ConvNextTrunk
+from .weights import load_pretrained_, save_pretrained
+
+_Self = TypeVar("_Self", bound="PretrainedTrunk")
 
 
-class PretrainedMixin:
-    """Weights in and out, device and dtype, gradient checkpointing, under transformers' names.
+class PretrainedTrunk(ConvNextTrunk):
+    """A trunk with weights in and out, device and dtype, gradient checkpointing.
 
-    For subclasses of `ConvNextTrunk`.
+    The names are those of transformers' PreTrainedModel.
     """
 
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
-    with_cp: bool
 
     @classmethod
     def from_pretrained(
@@ -36,30 +37,26 @@ class PretrainedMixin:
             ValueError: The source is not a ConvNeXt or does not fit, with every misfit listed.
             FileNotFoundError: There is no such file.
         """
-        from .weights import load_pretrained_
-
         return load_pretrained_(cls, source, overrides)
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Write config.json and model.safetensors, which transformers loads as they are."""
-        from .weights import save_pretrained
-
         save_pretrained(self, directory)
 
     @property
     def device(self) -> torch.device:
         """The device of the parameters."""
-        return _first_parameter(self).device
+        return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the parameters."""
-        return _first_parameter(self).dtype
+        return next(self.parameters()).dtype
 
     @property
     def is_gradient_checkpointing(self) -> bool:
         """Whether activations are recomputed in the backward pass."""
-        return self.with_cp
+        return self.with_cp is not False
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None
@@ -84,17 +81,4 @@ class PretrainedMixin:
 
     def num_parameters(self, only_trainable: bool = False) -> int:
         """Count the parameters, or those that take a gradient."""
-        return sum(
-            p.numel()
-            for p in _as_module(self).parameters()
-            if p.requires_grad or not only_trainable
-        )
-
-
-def _as_module(model: PretrainedMixin) -> nn.Module:
-    assert isinstance(model, nn.Module)
-    return model
-
-
-def _first_parameter(model: PretrainedMixin) -> nn.Parameter:
-    return next(_as_module(model).parameters())
+        return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)

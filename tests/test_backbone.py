@@ -220,6 +220,22 @@ def test_layer_scale_zero_builds_none(value):
     assert not any("gamma" in name for name in b.state_dict())
 
 
+def test_init_weights_loads_what_init_cfg_names(tmp_path):
+    source = tiny(out_features=["stem", "stage4"])
+    torch.save({"state_dict": source.state_dict()}, tmp_path / "b.pth")
+    init_cfg = {"type": "Pretrained", "checkpoint": str(tmp_path / "b.pth"), "map_location": "cpu"}
+    b = tiny(out_features=["stem", "stage4"], init_cfg=init_cfg)
+    assert b.load_report is None
+    b.init_weights()
+    assert len(b.load_report.loaded) == len(source.state_dict())
+    for name, value in source.state_dict().items():
+        assert torch.equal(value, b.state_dict()[name])
+    with torch.no_grad():
+        b.norms["stem"].weight.fill_(2.0)
+    b.init_weights()  # mmengine may call again, and must not undo what came since
+    assert b.norms["stem"].weight.unique().item() == 2.0
+
+
 # Freezing
 
 
@@ -400,6 +416,11 @@ def test_one_patch_is_enough_for_the_stem_and_stage1():
         ({"frozen_stages": "all"}, ValueError, "frozen_stages must be"),
         ({"init_cfg": {"type": "Xavier"}}, ValueError, "init_cfg must be None or"),
         ({"init_cfg": {"type": "Pretrained"}}, ValueError, "must name a checkpoint"),
+        (
+            {"init_cfg": {"type": "Pretrained", "checkpoint": "x", "chekpoint": "y"}},
+            ValueError,
+            "init_cfg takes .*'map_location'.*got .'chekpoint'",
+        ),
         ({"out_feature": ["stem"]}, TypeError, "out_feature"),
     ],
 )

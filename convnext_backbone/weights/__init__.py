@@ -5,6 +5,7 @@ from .download import DownloadError
 from .export import convert_weights, save_pretrained
 from .layouts import LAYOUTS, Layout, UnknownLayoutError
 from .load import (
+    LOAD_OPTIONS,
     LoadReport,
     NativeWeights,
     load_native,
@@ -16,6 +17,7 @@ from .load import (
 
 __all__ = [
     "LAYOUTS",
+    "LOAD_OPTIONS",
     "WEIGHTS",
     "DownloadError",
     "Layout",

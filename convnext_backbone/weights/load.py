@@ -36,8 +36,9 @@ _CONFIG_FIELDS = (
     "out_features",
 )
 _FAMILIES = ("convnext", "convnextv2", "dinov3_convnext")  # model_type of config.json
-_LOAD_OPTIONS = ("final_norm", "adapt_in_channels", "fresh")
 _OPEN_OPTIONS = ("ema", "prefix")
+_FILL_OPTIONS = ("final_norm", "adapt_in_channels", "fresh")
+LOAD_OPTIONS = (*_OPEN_OPTIONS, *_FILL_OPTIONS)  # what `load_weights` takes by keyword
 
 Built = TypeVar("Built")
 
@@ -318,7 +319,7 @@ def load_pretrained_(
         ValueError: The source is not a ConvNeXt, or does not fit what `overrides` ask for.
     """
     opened = {k: v for k, v in overrides.items() if k in _OPEN_OPTIONS}
-    options = {k: v for k, v in overrides.items() if k in _LOAD_OPTIONS}
+    options = {k: v for k, v in overrides.items() if k in _FILL_OPTIONS}
     built = {k: v for k, v in overrides.items() if k not in opened and k not in options}
     weights = open_weights(source, **opened)
     if not {"config", "arch"} & built.keys():
