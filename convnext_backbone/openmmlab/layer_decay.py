@@ -33,6 +33,8 @@ _NORMS = (
     nn.modules.batchnorm._NormBase,  # every BatchNorm, SyncBatchNorm and InstanceNorm
     GlobalResponseNorm,
 )
+# Their weights decay whatever shape they have: a wrapper that shards parameters flattens them.
+_MATRICES = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding)
 _NO_DECAY_NAME = re.compile(r"(^|\.)(bias|gamma|beta|grn\.weight)$")
 # Name components that wrappers put between a trunk and its parts.
 _WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
@@ -164,14 +166,16 @@ def layer_groups(
         name: _check_num_layers(num_layers, trunk, decay, decay_type)
         for name, trunk in trunks.items()
     }
-    exempt = _names_of_norms(model)
+    norms = set(_names_in(model, _NORMS))
+    matrices = {name for name in _names_in(model, _MATRICES) if name.endswith("weight")}
     groups: dict[str, LayerGroup] = {}
     for name, param in model.named_parameters():
         if not param.requires_grad:
             continue
         owner = _owner(name, trunks)
         layer_id, above = _place(name, owner, trunks, layers, decay)
-        no_decay = param.ndim <= 1 or name in exempt or bool(_NO_DECAY_NAME.search(name))
+        flat = param.ndim <= 1 and name not in matrices
+        no_decay = flat or name in norms or bool(_NO_DECAY_NAME.search(name))
         key = next((key for key in keys if key in name), None)
         custom = keys[key] if key is not None else {}
         wd = weight_decay * custom.get("decay_mult", 0.0 if no_decay else 1.0)
@@ -291,14 +295,11 @@ def _place(
     return layer_id, num_layers + 1 - layer_id
 
 
-def _names_of_norms(model: nn.Module) -> set[str]:
-    return set(_iter_names_of_norms(model))
-
-
-def _iter_names_of_norms(model: nn.Module) -> Iterator[str]:
+def _names_in(model: nn.Module, types: tuple[type[nn.Module], ...]) -> Iterator[str]:
+    """Yield the names of the parameters that modules of these types hold themselves."""
     for prefix, module in model.named_modules():
-        if isinstance(module, _NORMS):
-            for name, _ in module.named_parameters(prefix=prefix):
+        if isinstance(module, types):
+            for name, _ in module.named_parameters(prefix=prefix, recurse=False):
                 yield name
 
 

@@ -25,13 +25,14 @@ def layer_decay_constructor(
     return ConvNextLayerDecayOptimWrapperConstructor(*args, **kwargs)
 
 
-def auto_amp_optim_wrapper(**kwargs: Any) -> "OptimWrapper":
+def auto_amp_optim_wrapper(*, use_fsdp: bool = False, **kwargs: Any) -> "OptimWrapper":
     """Build the optimizer wrapper with the best mixed precision that this machine has.
 
     bfloat16 where the GPU computes in it, which needs no loss scaling; else float16 with dynamic
     loss scaling; on a CPU plain float32. The choice goes to the log.
 
     Args:
+        use_fsdp: Whether the model is sharded, which float16 needs another loss scaler for.
         kwargs: Arguments of mmengine's `OptimWrapper`.
     """
     from mmengine.logging import print_log
@@ -42,7 +43,7 @@ def auto_amp_optim_wrapper(**kwargs: Any) -> "OptimWrapper":
         return OptimWrapper(**kwargs)
     dtype = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     print_log(f"Mixed precision in {dtype}.", logger="current")
-    return AmpOptimWrapper(dtype=dtype, loss_scale=_LOSS_SCALE[dtype], **kwargs)
+    return AmpOptimWrapper(dtype=dtype, loss_scale=_LOSS_SCALE[dtype], use_fsdp=use_fsdp, **kwargs)
 
 
 def register_optim() -> None:

@@ -2,7 +2,9 @@
 # ruff: noqa: E402 - imports follow the check that mmengine is there
 
 import copy
+import importlib.util
 import logging
+from pathlib import Path
 
 import pytest
 import torch
@@ -197,6 +199,17 @@ def test_norms_biases_and_scales_have_no_decay_whatever_their_shape():
     assert spared == {name for name, _ in model.named_parameters()} - matrices
 
 
+def test_a_flattened_weight_still_decays():
+    # As FullyShardedDataParallel leaves the parameters that it shards.
+    model = detector()
+    linear = model.backbone.stages[0][0].pwconv1
+    linear.weight = nn.Parameter(linear.weight.detach().reshape(-1))
+    groups = layer_groups(model, decay_rate=0.9, weight_decay=0.05)
+    decay = {n: g.weight_decay for g in groups for n in g.param_names}
+    assert decay["backbone.stages.0.0.pwconv1.weight"] == 0.05
+    assert decay["backbone.stages.0.0.pwconv1.bias"] == 0.0
+
+
 class _Teacher(nn.Module):
     def __init__(self):
         super().__init__()
@@ -367,3 +380,48 @@ def test_the_dry_run_lists_every_group_with_its_rate():
     outside = next(line for line in lines if line.startswith("layer_6_decay"))
     # The neck's 16 x 8 and the head's 8 x 4 weights are all that decays at the full rate.
     assert outside.split() == ["layer_6_decay", "1", "0.001", "0.05", "2", "160"]
+
+
+@pytest.fixture(scope="module")
+def print_layer_decay():
+    path = Path(__file__).parents[2] / "tools" / "print_layer_decay.py"
+    spec = importlib.util.spec_from_file_location("print_layer_decay", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+UPERNET = CONFIGS / "upernet" / "upernet_convnext-t_8xb2-amp-160k_ade20k-512x512.py"
+
+
+def test_the_dry_run_of_a_config_prints_its_groups(print_layer_decay, capsys):
+    pytest.importorskip("mmseg")
+    options = ["--cfg-options", "optim_wrapper.paramwise_cfg.decay_rate=0.5"]
+    assert print_layer_decay.main([str(UPERNET), *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rates = {line.split()[0]: line.split()[1] for line in lines if line.startswith("layer_")}
+    # Stage-wise, 6 layers: the stem has id 0, the last stage 4, the heads 7.
+    assert rates["layer_0_decay"] == f"{0.5**7:.4g}"
+    assert rates["layer_4_decay"] == f"{0.5**3:.4g}"
+    assert rates["layer_7_decay"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gone.py"], "gone.py"),
+        ([str(CONFIGS / "quickstart" / "upernet_convnext-atto_quickstart.py")], "no layer decay"),
+        (
+            [str(UPERNET), "--cfg-options", "optim_wrapper.paramwise_cfg.num_layers=3"],
+            "num_layers must be at least 4",
+        ),
+    ],
+)
+def test_a_mistake_in_the_dry_run_is_one_line(print_layer_decay, arguments, message, capsys):
+    pytest.importorskip("mmseg")
+    assert print_layer_decay.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("print_layer_decay.py: error: ")
+    assert message in error
+    assert error.count("\n") == 1

@@ -1,0 +1,61 @@
+#!/usr/bin/env python
+"""Print the learning rate and weight decay of every layer of a config, without training it."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from mmengine.config import Config, DictAction
+
+import convnext_backbone  # noqa: F401 - registers the backbone
+from convnext_backbone.openmmlab.complexity import build_model
+from convnext_backbone.openmmlab.config_options import apply_options
+from convnext_backbone.openmmlab.layer_decay import format_layer_groups, layer_groups
+from convnext_backbone.openmmlab.preflight import UsageError
+
+EXIT_USAGE = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table.
+
+    Returns:
+        0, or 2 for a mistake in what the user gave.
+    """
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="config file")
+    parser.add_argument(
+        "--cfg-options", nargs="+", action=DictAction, default={}, metavar="KEY=VALUE"
+    )
+    args = parser.parse_args(argv)
+    try:
+        print(table(args.config, args.cfg_options))
+    except (OSError, KeyError, ValueError, UsageError) as error:
+        print(f"print_layer_decay.py: error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    return 0
+
+
+def table(path: str, options: dict[str, object]) -> str:
+    """Draw the groups of a config's optimizer.
+
+    Raises:
+        FileNotFoundError: There is no such config.
+        ValueError: The config has no layer decay, or its options do not fit the model.
+        UsageError: The options do not fit the config.
+    """
+    cfg = Config.fromfile(path)
+    cfg.merge_from_dict(options)
+    apply_options(cfg)
+    wrapper = cfg.optim_wrapper
+    if wrapper.get("constructor") != "ConvNextLayerDecayOptimWrapperConstructor":
+        raise ValueError(f"{path} has no layer decay: its optim_wrapper names no such constructor")
+    optimizer = wrapper.optimizer
+    groups = layer_groups(
+        build_model(cfg), weight_decay=optimizer.get("weight_decay", 0.0), **wrapper.paramwise_cfg
+    )
+    return format_layer_groups(groups, optimizer.lr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
