@@ -23,12 +23,14 @@ from torch.utils.checkpoint import (
 )
 
 from .config import ConvNextConfig
-from .kernels import depthwise, eager, pointwise, selective
+from .kernels import depthwise, eager, pointwise, training
 from .kernels.switches import switches
 from .layers import ACTIVATIONS, DropPath, GlobalResponseNorm, LayerNorm2d
 from .weights import to_native_
 
 _MLP_RATIO = 4  # hidden width of the block over its width, in every published ConvNeXt
+# Bytes of a hidden map that the C library's heap no longer serves from memory it has at hand.
+_LARGE = 8 << 20
 WITH_CP = (False, "selective", True)
 
 
@@ -86,17 +88,15 @@ class Block(nn.Module):
         y = self.dwconv(x).contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
         rows = x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
         p, gamma = self._mlp(self._folds(rows))
-        if gamma is None:
-            return pointwise.mlp_add(y, rows, p).permute(0, 3, 1, 2)
-        y = pointwise.mlp_plain(y, p)
-        return torch.addcmul(rows, y, gamma).permute(0, 3, 1, 2)
+        return pointwise.mlp_add(y, rows, p, gamma).permute(0, 3, 1, 2)
 
     def _forward_training(self, x: Tensor, keep: str) -> Tensor:
         y = self._depthwise(x).permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
         p, gamma = self._mlp(self._folds(y))
-        if keep == "dear":
+        hidden_bytes = _MLP_RATIO * y.numel() * y.element_size()
+        if keep == "dear" or (x.device.type == "cpu" and hidden_bytes > _LARGE):
             with torch.autocast(x.device.type, enabled=False):
-                y = selective.mlp_selective(y, _cast(p, y.dtype))
+                y = training.mlp_tiled(y, _cast(p, y.dtype), keep_all=keep == "all")
         else:
             y = pointwise.mlp_train(y, p)
         if gamma is not None:

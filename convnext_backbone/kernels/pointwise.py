@@ -62,7 +62,7 @@ class Mlp(NamedTuple):
 def mlp_plain(y: Tensor, p: Mlp) -> Tensor:
     """Return norm, pointwise layer, GELU, GRN and pointwise layer of `y` (N, H, W, C).
 
-    The plain twin of `mlp_selective` and, with the residual added, of `mlp_add`.
+    The plain twin of `mlp_train`, of `training.mlp_tiled` and, with the residual added, of `mlp_add`.
     """
     y = F.layer_norm(y, p.norm_weight.shape, p.norm_weight, p.norm_bias, p.norm_eps)
     y = F.gelu(F.linear(y, p.weight1, p.bias1), approximate=p.approximate)
@@ -84,7 +84,7 @@ def mlp_train(y: Tensor, p: Mlp) -> Tensor:
     if p.grn_gamma is None or p.grn_beta is None or h * w < c:
         return mlp_plain(y, p)
     y = F.layer_norm(y, p.norm_weight.shape, p.norm_weight, p.norm_bias, p.norm_eps)
-    a = F.gelu(F.linear(y, p.weight1, p.bias1), approximate=p.approximate).view(n, h * w, -1)
+    a = F.gelu(F.linear(y, p.weight1, p.bias1), approximate=p.approximate).flatten(1, 2)
     norm = torch.linalg.vector_norm(a, dim=1, keepdim=True, dtype=wide_dtype(a))  # (N, 1, 4C)
     weight = p.weight2 * grn_scale(norm, p.grn_gamma, p.grn_eps)  # (N, C, 4C)
     z = torch.bmm(a, weight.to(a.dtype).transpose(1, 2))
@@ -135,18 +135,21 @@ def _scratch(shape: tuple[int, int], like: Tensor) -> Tensor:
 # Inference: no gradients, so intermediate maps may be overwritten.
 
 
-def mlp_add(y: Tensor, x: Tensor, p: Mlp) -> Tensor:
-    """Return `x + mlp_plain(y, p)`; without gradients, and `y` may be overwritten.
+def mlp_add(y: Tensor, x: Tensor, p: Mlp, gamma: Tensor | None = None) -> Tensor:
+    """Return `x + mlp_plain(y, p) * gamma`; without gradients, and `y` may be overwritten.
 
     Args:
         y: Output of the depthwise convolution (N, H, W, C), contiguous.
         x: Input of the block (N, H, W, C), contiguous.
         p: The parameters, in the dtype of `y`.
+        gamma: The layer scale (C,), unless it is inside `p`.
     """
     n, h, w, c = y.shape
     flat_y, flat_x = y.view(-1, c), x.view(-1, c)
     if p.grn_gamma is None:
-        _v1_add(flat_y, flat_x, p)
+        _v1_add(flat_y, flat_x, p, gamma)
+    elif gamma is not None:
+        return torch.addcmul(x, mlp_plain(y, p), gamma)
     elif h * w >= c:
         # Scaling a (C, 4C) weight per image is less work than scaling the hidden map (Q, 4C).
         bias = torch.addmv(p.bias2, p.weight2, p.grn_beta)
@@ -159,9 +162,13 @@ def mlp_add(y: Tensor, x: Tensor, p: Mlp) -> Tensor:
     return y
 
 
-def _v1_add(y: Tensor, x: Tensor, p: Mlp) -> None:
+def _v1_add(y: Tensor, x: Tensor, p: Mlp, gamma: Tensor | None) -> None:
     for yt, xt in _tiles(y, x, p):
-        _linear_add(_hidden(yt, p), p.weight2, p.bias2, xt, out=yt)
+        if gamma is None:
+            _linear_add(_hidden(yt, p), p.weight2, p.bias2, xt, out=yt)
+        else:
+            z = F.linear(_hidden(yt, p), p.weight2, p.bias2)
+            torch.addcmul(xt, z, gamma, out=yt)
 
 
 def _v2_add_image(y: Tensor, x: Tensor, p: Mlp, bias: Tensor) -> None:
