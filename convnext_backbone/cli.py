@@ -94,6 +94,11 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             commands.add_visualize,
             commands.visualize,
         ),
+        "export": Command(
+            "write a network as ONNX or as torch's exported program, and check it",
+            commands.add_export,
+            commands.export,
+        ),
         "doctor": Command(
             "tell what is installed, whether it works, and what to type where it does not",
             commands.add_doctor,

@@ -225,3 +225,57 @@ def doctor(args: argparse.Namespace) -> None:
     print(report(findings))
     if any(finding.state == PROBLEM for finding in findings):
         raise SystemExit(1)
+
+
+# ------------------------------------------------------------------------------ export
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `export`."""
+    parser.add_argument("weights", metavar="W", help=_WEIGHTS)
+    parser.add_argument("out", metavar="OUT", help="the file to write: .onnx or .pt2")
+    parser.add_argument("--to", choices=("onnx", "torch-export"), required=True)
+    parser.add_argument(
+        "--features",
+        nargs="+",
+        metavar="NAME",
+        help="outputs of the backbone: stem, stage1, ... (default: the last stage)",
+    )
+    parser.add_argument(
+        "--logits", action="store_true", help="export the classifier; its output is `logits`"
+    )
+    parser.add_argument("--opset", type=int, help="of ONNX, 18 to 23 (default: 18)")
+    parser.add_argument(
+        "--precision", choices=("float32", "float16"), help="of ONNX (default: float32)"
+    )
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write a network as a file that runs without this package, and check it."""
+    from .backbone import ConvNextBackbone
+    from .classifier import ConvNextForImageClassification
+    from .graph_export import export_onnx, export_program
+
+    options = {"opset": args.opset, "precision": args.precision}
+    options = {name: value for name, value in options.items() if value is not None}
+    if args.logits and args.features:
+        raise ValueError("a classifier has no choice of features: give --logits or --features")
+    if args.to != "onnx" and options:
+        raise ValueError(f"{', '.join('--' + name for name in options)} is for --to onnx")
+    model: Any
+    if args.logits:
+        model = ConvNextForImageClassification.from_pretrained(args.weights)
+        if model.num_labels == 0:
+            raise ValueError(f"{args.weights} has no classifier")
+    else:
+        chosen = {} if args.features is None else {"out_features": args.features}
+        model = ConvNextBackbone.from_pretrained(args.weights, **chosen)
+    if args.to == "onnx":
+        done = export_onnx(model, args.out, **options)
+    else:
+        done = export_program(model, args.out)
+    sizes = ", ".join(f"{n}x{height}x{width}" for n, height, width in done.sizes)
+    print(
+        f"{done.path}: outputs {', '.join(done.outputs)}; batch, height and width are free; "
+        f"off by at most {done.error:.1e} at {sizes}"
+    )
