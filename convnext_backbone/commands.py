@@ -265,8 +265,6 @@ def export(args: argparse.Namespace) -> None:
     model: Any
     if args.logits:
         model = ConvNextForImageClassification.from_pretrained(args.weights)
-        if model.num_labels == 0:
-            raise ValueError(f"{args.weights} has no classifier")
     else:
         chosen = {} if args.features is None else {"out_features": args.features}
         model = ConvNextBackbone.from_pretrained(args.weights, **chosen)

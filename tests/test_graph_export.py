@@ -137,7 +137,7 @@ def test_command_line_exports_and_refuses_in_one_line(tmp_path, capsys):
         "--opset is for --to onnx": [*base, "--opset", "18"],
         "give --logits or --features": [*base, "--logits", "--features", "stem"],
         "missing: norm.weight": [*base, "--logits"],
-        "has no classifier": ["export", str(headless), *base[2:], "--logits"],
+        "missing: head.weight": ["export", str(headless), *base[2:], "--logits"],
         "out_features must be a subset": [*base, "--features", "stage5"],
     }
     for error, arguments in wrong.items():
