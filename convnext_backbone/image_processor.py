@@ -312,7 +312,6 @@ class ConvNextImageProcessor:
                 del values[name]
         del values["backend"]  # how to compute, not what
         values["resample"] = int(values["resample"])
-        values = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
         return {**values, "image_processor_type": "ConvNextImageProcessor"}
 
     @classmethod
@@ -328,7 +327,10 @@ class ConvNextImageProcessor:
         if unknown:
             raise ValueError(f"the processor has no such step: {unknown}")
         known = {f.name for f in fields(cls)}
-        given = {k: v for k, v in values.items() if k in known and v is not None}
+        # None stands for a default, but for a step it means that the step is left out.
+        given = {
+            k: v for k, v in values.items() if k in known and (v is not None or k.startswith("do_"))
+        }
         size = given.get("size")
         if isinstance(size, Mapping) and size.keys() == {"height", "width"}:
             # DINOv3's processor: a square, without a crop.
@@ -340,6 +342,18 @@ class ConvNextImageProcessor:
     def to_json_string(self) -> str:
         """Return the settings as the text of a preprocessor_config.json."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    def to_json_file(self, path: str | os.PathLike[str]) -> None:
+        """Write the settings to a file, replacing it in one step."""
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        partial.write_text(self.to_json_string(), encoding="utf-8")
+        os.replace(partial, path)
+
+    @classmethod
+    def from_json_file(cls, path: str | os.PathLike[str]) -> "ConvNextImageProcessor":
+        """Read the settings from a file; see `from_pretrained`."""
+        return cls.from_pretrained(path)
 
     @classmethod
     def from_pretrained(
@@ -369,9 +383,7 @@ class ConvNextImageProcessor:
         """Write `directory`/preprocessor_config.json in one step and return its path in a list."""
         path = Path(directory) / CONFIG_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text(self.to_json_string(), encoding="utf-8")
-        os.replace(partial, path)
+        self.to_json_file(path)
         return [str(path)]
 
 

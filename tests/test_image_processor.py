@@ -239,6 +239,16 @@ def test_settings_travel_to_transformers_and_back(tmp_path):
     assert ConvNextImageProcessor.from_pretrained(tmp_path / "preprocessor_config.json") == ours
 
 
+def test_a_step_that_was_switched_off_stays_off(tmp_path):
+    theirs = transformers.ConvNextImageProcessor(do_resize=False, do_normalize=None)
+    theirs.save_pretrained(tmp_path)
+    ours = ConvNextImageProcessor.from_pretrained(tmp_path)
+    assert not ours.do_resize
+    ours = ConvNextImageProcessor(do_normalize=None)
+    ours.to_json_file(tmp_path / "own.json")
+    assert ConvNextImageProcessor.from_json_file(tmp_path / "own.json").do_normalize is None
+
+
 def test_files_of_the_first_releases_are_read(tmp_path):
     old = {
         "crop_pct": 0.875,
