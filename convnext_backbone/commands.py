@@ -115,15 +115,19 @@ def extract(args: argparse.Namespace) -> None:
         channels_last=args.channels_last,
         on_error=args.on_error,
     )
-    done = extract_features(
-        extractor,
-        images,
-        args.out,
-        shard_bytes=args.shard_mb << 20,
-        rank=rank,
-        world_size=world_size,
-        progress=not args.quiet,
-    )
+    try:
+        done = extract_features(
+            extractor,
+            images,
+            args.out,
+            shard_bytes=args.shard_mb << 20,
+            rank=rank,
+            world_size=world_size,
+            progress=not args.quiet,
+        )
+    except KeyboardInterrupt:
+        print("stopped: finished shards are kept, the same command goes on", file=sys.stderr)
+        raise SystemExit(130) from None
     if rank != 0:
         return
     rate = f", {done.run / done.seconds:.1f} images/s" if done.run else ""

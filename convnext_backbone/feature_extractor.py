@@ -169,7 +169,7 @@ class FeatureExtractor:
         chosen = loaded.model.config.out_features
         self.names: tuple[str, ...] = ("cls",) if pool == "cls" else tuple(chosen)
         self.channels_last = channels_last
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = _usable_device(device)
         model = loaded.model.eval().requires_grad_(False).to(self.device, self.dtype)
         self.model = model.to(memory_format=torch.channels_last) if channels_last else model
         self.failures: list[Failure] = []
@@ -377,7 +377,13 @@ class FeatureExtractor:
         for (height, width), positions in batched_by(sizes, self.batch_size):
             chosen = [prepared[i] for i in positions]
             batch = stack_padded([p.pixels for p in chosen], height, width)
-            maps = self._maps(batch.to(self.device, self.dtype))
+            try:
+                maps = self._maps(batch.to(self.device, self.dtype))
+            except torch.OutOfMemoryError as error:
+                raise ValueError(
+                    f"{len(chosen)} images of {height}x{width} do not fit into the memory of "
+                    f"{self.device}: lower batch_size or size"
+                ) from error
             for row, position in enumerate(positions):
                 results[position] = self._one(maps, row, prepared[position])
         return [results[position] for position in range(len(prepared))]
@@ -604,6 +610,18 @@ def _split(chunk: Iterable[_Prepared | Failure]) -> tuple[list[_Prepared], list[
 def _choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {tuple(choices)}, got {value!r}")
+
+
+def _usable_device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {str(device)!r} cannot be used: {reason}") from error
+    return chosen
 
 
 def _at_least(name: str, value: Any, least: int) -> int:

@@ -357,12 +357,23 @@ def test_progress_is_shown_with_rate_and_remaining_time(backbone, capfd):
         ({"size": (0, 3)}, "size must be an integer of at least 1, got 0"),
         ({"gem_p": 0}, "gem_p must be positive"),
         ({"out_features": ["stage9"]}, "out_features must be a subset"),
+        ({"device": "abacus"}, "device 'abacus' cannot be used"),
+        ({"device": "cuda:99"}, "device 'cuda:99' cannot be used"),
         ({"ema": True}, "a module has its weights already"),
     ],
 )
 def test_wrong_arguments_are_named(backbone, options, error):
     with pytest.raises(ValueError, match=error):
         FeatureExtractor(backbone, **options)
+
+
+def test_too_little_memory_is_told_with_what_to_change(backbone, monkeypatch):
+    def full(self, x):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(ConvNextBackbone, "forward", full)
+    with pytest.raises(ValueError, match=r"1 images of 64x64 do not fit .* lower batch_size"):
+        FeatureExtractor(backbone, size="native")(_noise(64, 60))
 
 
 def test_wrong_sources_are_named(backbone, tmp_path):

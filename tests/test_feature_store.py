@@ -309,6 +309,18 @@ def test_command_line_reports_and_refuses_in_one_line(weights, images, tmp_path,
     assert "must be native, a side or HEIGHTxWIDTH, got 'big'" in capsys.readouterr().err
 
 
+def test_a_stopped_program_says_that_it_can_go_on(weights, images, tmp_path, capsys, monkeypatch):
+    def stop(self, source):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FeatureExtractor, "stream", stop)
+    arguments = ["extract", str(images), "--weights", str(weights), "--out", str(tmp_path / "o")]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*arguments, "--quiet"])
+    assert stopped.value.code == 130
+    assert "finished shards are kept" in capsys.readouterr().err
+
+
 def test_finished_folders_are_plain_json_and_safetensors(whole):
     manifest = json.loads((whole / "manifest.json").read_text())
     index = json.loads((whole / "index.json").read_text())["files"]
