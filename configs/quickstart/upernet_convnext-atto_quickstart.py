@@ -11,9 +11,9 @@ model = dict(
     data_preprocessor=dict(size=(160, 160)),
     backbone=dict(arch="convnext_atto", drop_path_rate=0.0),
     decode_head=dict(
-        in_channels=[40, 80, 160, 320], channels=64, num_classes=11, norm_cfg=norm_cfg
+        in_channels=[40, 80, 160, 320], channels=48, num_classes=11, norm_cfg=norm_cfg
     ),
-    auxiliary_head=dict(in_channels=160, channels=64, num_classes=11, norm_cfg=norm_cfg),
+    auxiliary_head=dict(in_channels=160, channels=48, num_classes=11, norm_cfg=norm_cfg),
 )
 
 max_iters = 600
@@ -22,7 +22,7 @@ val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 optim_wrapper = dict(
     type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05, fused=True),
+    optimizer=dict(type="AdamW", lr=2e-3, betas=(0.9, 0.999), weight_decay=0.05, fused=True),
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
 )
 param_scheduler = [

@@ -210,12 +210,13 @@ def _run(
 ) -> int:
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     try:
-        cfg = load_config(args.config, args.cfg_options, NEEDED[command])
-        set_run(cfg, args)
-        prepare(cfg, args)
-        check_types(cfg, PARTS[command])
-        check_model(cfg, args.config)
-        prepare_processes(cfg)
+        with late_warnings():
+            cfg = load_config(args.config, args.cfg_options, NEEDED[command])
+            set_run(cfg, args)
+            prepare(cfg, args)
+            check_types(cfg, PARTS[command])
+            check_model(cfg, args.config)
+            prepare_processes(cfg)
         with build_errors(cfg, args.config) as started:
             runner = build_runner(cfg)
             runner.register_hook(started)
@@ -228,6 +229,15 @@ def _run(
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     return 0
+
+
+@contextmanager
+def late_warnings() -> Iterator[None]:
+    """Hold warnings back until all went well: beside an error, they would only hide it."""
+    with warnings.catch_warnings(record=True) as caught:
+        yield
+    for warning in caught:
+        warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 def prepare_training(cfg: Config, args: argparse.Namespace) -> None:

@@ -1,6 +1,8 @@
 """What the tools make of a config: its scope, its data sets, mixed precision, the folders made."""
 # ruff: noqa: E402 - imports follow the check that OpenMMLab is there
 
+import warnings
+
 import pytest
 import torch
 
@@ -154,6 +156,24 @@ def test_an_error_of_training_is_not_touched(error, tmp_path):
     with pytest.raises(error, match="in a step"):
         fail(Config({"work_dir": str(work)}), error("in a step"), work, begun=True)
     assert work.exists()
+
+
+def warn(*, then_fail):
+    with launch.late_warnings():
+        warnings.warn("library chatter", UserWarning, stacklevel=1)
+        if then_fail:
+            raise UsageError("the mistake")
+
+
+def test_warnings_are_shown_after_the_checks_went_well():
+    with pytest.warns(UserWarning, match="library chatter"):
+        warn(then_fail=False)
+
+
+def test_warnings_do_not_hide_a_mistake(recwarn):
+    with pytest.raises(UsageError, match="the mistake"):
+        warn(then_fail=True)
+    assert list(recwarn) == []
 
 
 def test_only_pytorch_launches_processes_without_a_gpu(monkeypatch):
