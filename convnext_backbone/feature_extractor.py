@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from ._version import __version__
 from .backbone import ConvNextBackbone
+from .checks import at_least, check_choice
 from .classifier import ConvNextForImageClassification, ConvNextModel
 from .config import ConvNextConfig
 from .image_processor import CONFIG_NAME, UNREADABLE, ConvNextImageProcessor, is_hub_id
@@ -146,12 +147,12 @@ class FeatureExtractor:
         progress: bool = False,
         **load_options: Any,
     ) -> None:
-        _choice("pool", pool, (None, *POOLS, "cls"))
-        _choice("on_error", on_error, ON_ERROR_CHOICES)
+        check_choice("pool", pool, (None, *POOLS, "cls"))
+        check_choice("on_error", on_error, ON_ERROR_CHOICES)
         self.dtype = _dtype(dtype)
-        self.batch_size = _at_least("batch_size", batch_size, 1)
+        self.batch_size = at_least("batch_size", batch_size, 1)
         workers = min(4, os.cpu_count() or 1) if num_workers is None else num_workers
-        self.num_workers = _at_least("num_workers", workers, 0)
+        self.num_workers = at_least("num_workers", workers, 0)
         if not isinstance(gem_p, int | float) or gem_p <= 0:
             raise ValueError(f"gem_p must be positive, got {gem_p!r}")
         self.norm, self.pool, self.gem_p, self.pad = norm, pool, float(gem_p), pad
@@ -580,11 +581,11 @@ def _published(
 
 def _check_size(size: Any) -> int | tuple[int, int] | str | None:
     if isinstance(size, Sequence) and not isinstance(size, str) and len(size) == 2:
-        return _at_least("size", size[0], 1), _at_least("size", size[1], 1)
+        return at_least("size", size[0], 1), at_least("size", size[1], 1)
     if size is None or size == "native":
         return size
     if isinstance(size, int) and not isinstance(size, bool):
-        return _at_least("size", size, 1)
+        return at_least("size", size, 1)
     raise ValueError(f"size must be None, a number, (height, width) or 'native', got {size!r}")
 
 
@@ -607,11 +608,6 @@ def _split(chunk: Iterable[_Prepared | Failure]) -> tuple[list[_Prepared], list[
     )
 
 
-def _choice(name: str, value: Any, choices: Sequence[Any]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {tuple(choices)}, got {value!r}")
-
-
 def _usable_device(device: str | torch.device | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -624,15 +620,9 @@ def _usable_device(device: str | torch.device | None) -> torch.device:
     return chosen
 
 
-def _at_least(name: str, value: Any, least: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-    return value
-
-
 def _dtype(dtype: torch.dtype | str) -> torch.dtype:
     if isinstance(dtype, str):
-        _choice("dtype", dtype, tuple(DTYPES))
+        check_choice("dtype", dtype, tuple(DTYPES))
         return DTYPES[dtype]
-    _choice("dtype", dtype, tuple(DTYPES.values()))
+    check_choice("dtype", dtype, tuple(DTYPES.values()))
     return dtype

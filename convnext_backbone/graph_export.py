@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbone import ConvNextBackbone
+from .checks import check_choice
 from .classifier import ConvNextForImageClassification, ConvNextModel
 
 INPUT = "pixel_values"
@@ -239,8 +240,7 @@ def export_program(model: nn.Module, path: str | os.PathLike[str]) -> Exported:
 
 
 def _precision(precision: str) -> tuple[torch.dtype, float]:
-    if precision not in _PRECISIONS:
-        raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
+    check_choice("precision", precision, PRECISIONS)
     return _PRECISIONS[precision]
 
 

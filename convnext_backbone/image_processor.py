@@ -24,6 +24,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from .checks import check_choice
+
 CONFIG_NAME = "preprocessor_config.json"
 _HUB_ID = re.compile(r"(?:hf[-_]hub:)?(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _WARP_FROM = 384  # sides from here on are resized without a crop, as the checkpoints were trained
@@ -122,10 +124,10 @@ class ConvNextImageProcessor:
 
     def _check(self) -> None:
         codes = _FILTERS if self.backend == "torchvision" else Image.Resampling
-        _choice("resample", self.resample, tuple(int(code) for code in codes))
-        _choice("data_format", self.data_format, (_CHANNELS_FIRST, _CHANNELS_LAST))
-        _choice("input_data_format", self.input_data_format, (None, *_FORMATS))
-        _choice("backend", self.backend, _BACKENDS)
+        check_choice("resample", self.resample, tuple(int(code) for code in codes))
+        check_choice("data_format", self.data_format, (_CHANNELS_FIRST, _CHANNELS_LAST))
+        check_choice("input_data_format", self.input_data_format, (None, *_FORMATS))
+        check_choice("backend", self.backend, _BACKENDS)
         if not isinstance(self.crop_pct, int | float) or not 0 < self.crop_pct <= 1:
             raise ValueError(f"crop_pct must lie above 0 and up to 1, got {self.crop_pct!r}")
         if not isinstance(self.rescale_factor, int | float) or self.rescale_factor <= 0:
@@ -160,7 +162,7 @@ class ConvNextImageProcessor:
                 that came out in several sizes.
             TypeError: An entry is no image, or an override is not an attribute.
         """
-        _choice("return_tensors", getattr(return_tensors, "value", return_tensors), _STACKERS)
+        check_choice("return_tensors", getattr(return_tensors, "value", return_tensors), _STACKERS)
         given = {k: v for k, v in overrides.items() if v is not None}
         run = replace(self, **given) if given else self
         tensors = [run.to_tensor(image, device) for image in _flatten(images)]
@@ -465,11 +467,6 @@ def _find_config(source: str | os.PathLike[str]) -> Path:
         ) from error
     except (errors.EntryNotFoundError, errors.RepositoryNotFoundError) as error:
         raise FileNotFoundError(f"no {CONFIG_NAME} in {source!r} on the hub") from error
-
-
-def _choice(name: str, value: Any, choices: Sequence[Any] | Mapping[Any, Any]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {tuple(choices)}, got {value!r}")
 
 
 def _size_dict(size: Any) -> dict[str, int]:

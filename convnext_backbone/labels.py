@@ -6,6 +6,8 @@ The rules are transformers' (configuration_utils.py).
 from collections.abc import Mapping
 from typing import Any
 
+from .checks import at_least, check_choice
+
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 _DEFAULT_NUM_LABELS = 2
 
@@ -27,10 +29,8 @@ def align_labels(
     for name, value in (("id2label", id2label), ("label2id", label2id)):
         if value is not None and not isinstance(value, Mapping):
             raise TypeError(f"{name} must be a dict, got {value!r}")
-    if num_labels is not None and (
-        not isinstance(num_labels, int) or isinstance(num_labels, bool) or num_labels < 0
-    ):
-        raise ValueError(f"num_labels must be an integer of at least 0, got {num_labels!r}")
+    if num_labels is not None:
+        at_least("num_labels", num_labels, 0)
     if id2label is None and num_labels is None and label2id is not None:
         id2label = {index: name for name, index in label2id.items()}
     if id2label is None:
@@ -52,8 +52,7 @@ def check_problem_type(problem_type: str | None, num_labels: int | None) -> None
     Raises:
         ValueError: It is not one of `PROBLEM_TYPES`, or asks for one class out of one.
     """
-    if problem_type not in (None, *PROBLEM_TYPES):
-        raise ValueError(f"problem_type must be one of {PROBLEM_TYPES}, got {problem_type!r}")
+    check_choice("problem_type", problem_type, (None, *PROBLEM_TYPES))
     if problem_type == "single_label_classification" and num_labels == 1:
         raise ValueError(
             "problem_type 'single_label_classification' needs num_labels > 1, got num_labels=1; "

@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from .checks import check_choice
 from .feature_extractor import FeatureExtractor, Features
 
 METHODS = ("pca", "activation", "similarity")
@@ -198,11 +199,9 @@ def draw_panels(
     Raises:
         ValueError: The feature or the method is unknown, or the point is missing or outside.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+    check_choice("method", method, METHODS)
     for scene in scenes:
-        if feature not in scene.features:
-            raise ValueError(f"feature must be one of {tuple(scene.features)}, got {feature!r}")
+        check_choice("feature", feature, scene.features)
     return _DRAWERS[method](scenes, feature, point)
 
 

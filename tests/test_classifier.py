@@ -315,3 +315,50 @@ def test_shared_class_names_are_kept():
 def test_wrong_label_fields_are_named(fields, error):
     with pytest.raises(ValueError, match=error):
         ConvNextConfig(**fields)
+
+
+SAVED = {
+    "convnext": (transformers.ConvNextConfig, transformers.ConvNextForImageClassification),
+    "convnextv2": (transformers.ConvNextV2Config, transformers.ConvNextV2ForImageClassification),
+}
+
+
+@pytest.mark.parametrize("family", SAVED)
+def test_a_directory_of_transformers_gives_equal_logits_and_names_and_goes_back(family, tmp_path):
+    config_class, model_class = SAVED[family]
+    names = {0: "cat", 1: "dog", 2: "cow"}
+    theirs = _randomise(model_class(config_class(**SHAPE, id2label=names)))
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = ConvNextForImageClassification.from_pretrained(tmp_path / "theirs").eval()
+    x = torch.randn(2, 3, 64, 96)
+    torch.testing.assert_close(ours(x).logits, theirs(x).logits, atol=1e-5, rtol=1e-5)
+    assert ours.config.id2label == names
+    ours.save_pretrained(tmp_path / "ours")
+    back = model_class.from_pretrained(tmp_path / "ours").eval()
+    torch.testing.assert_close(back(x).logits, theirs(x).logits, atol=1e-5, rtol=1e-5)
+    assert back.config.id2label == names
+    again = ConvNextForImageClassification.from_pretrained(tmp_path / "ours").eval()
+    assert torch.equal(again(x).logits, ours(x).logits)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_models_of_transformers_load_with_equal_pooled_output(family, tmp_path):
+    config_class, model_class, _ = FAMILIES[family]
+    theirs = _randomise(model_class(config_class(**SHAPE)))
+    theirs.save_pretrained(tmp_path)
+    ours = ConvNextModel.from_pretrained(tmp_path).eval()
+    x = torch.randn(2, 3, 64, 96)
+    a, b = ours(x), theirs(x)
+    torch.testing.assert_close(a.pooler_output, b.pooler_output, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(a.last_hidden_state, b.last_hidden_state, atol=1e-5, rtol=1e-5)
+
+
+def test_another_number_of_classes_gets_a_fresh_head(tmp_path):
+    theirs = transformers.ConvNextForImageClassification(
+        transformers.ConvNextConfig(**SHAPE, num_labels=5)
+    )
+    theirs.save_pretrained(tmp_path)
+    fresh = {"num_labels": 7, "fresh": ("head.",)}
+    model = ConvNextForImageClassification.from_pretrained(tmp_path, **fresh)
+    assert model(torch.randn(1, 3, 32, 32)).logits.shape == (1, 7)
+    assert set(model.load_report.fresh) == {"head.weight", "head.bias"}

@@ -270,6 +270,24 @@ def test_weights_files_bring_their_architecture_and_processor(backbone, tmp_path
     assert load_file(tmp_path / "model.safetensors").keys() == backbone.state_dict().keys()
 
 
+@pytest.mark.parametrize("dinov3", [False, True])
+def test_a_directory_of_transformers_gives_its_own_pooled_output(dinov3, tmp_path):
+    shape = {name: list(value) for name, value in SHAPE.items()}
+    if dinov3:
+        peer = transformers.DINOv3ConvNextModel(transformers.DINOv3ConvNextConfig(**shape))
+        processor = transformers.DINOv3ViTImageProcessor(size={"height": 64, "width": 64})
+    else:
+        peer = transformers.ConvNextV2Model(transformers.ConvNextV2Config(**shape))
+        processor = transformers.ConvNextImageProcessor(size={"shortest_edge": 64}, resample=2)
+    peer.eval().save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    image = Image.fromarray(_noise(64, 64))
+    with torch.no_grad():
+        expected = peer(**processor(image, return_tensors="pt")).pooler_output[0]
+    got = FeatureExtractor(tmp_path, pool="cls")(image)["cls"]
+    torch.testing.assert_close(got, expected, atol=1e-3 if dinov3 else 1e-5, rtol=1e-4)
+
+
 def test_channels_and_strides_are_told(backbone):
     fx = FeatureExtractor(backbone)
     assert fx.channels == {"stem": 8, "stage2": 16, "stage4": 32}

@@ -1,0 +1,25 @@
+"""Checks of arguments that many constructors share."""
+
+from collections.abc import Collection
+from typing import Any
+
+
+def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
+    """Refuse a value that is not among the choices.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {tuple(choices)}, got {value!r}")
+
+
+def at_least(name: str, value: Any, least: int) -> int:
+    """Return an integer that is not below `least`.
+
+    Raises:
+        ValueError: It is below, or no integer.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    return value
