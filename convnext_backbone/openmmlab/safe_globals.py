@@ -15,7 +15,6 @@ import torch
 _DTYPES = ("bool", "uint8", "int32", "int64", "uint32", "float32", "float64")
 # Before and since NumPy 2: either NumPy reads the files of both.
 _MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
-_STATISTICS = ("min", "max", "current", "mean")
 
 
 def allow_mmengine_types() -> None:
@@ -31,11 +30,22 @@ def allow_mmengine_types() -> None:
 def _allowed() -> list[Any]:
     from mmengine.logging.history_buffer import HistoryBuffer
 
+    class RestoredBuffer(HistoryBuffer):
+        """Becomes a HistoryBuffer when its state comes, but for the methods in it.
+
+        A buffer carries its statistics with it, and would put whatever a file says in the place
+        of those that all buffers share.
+        """
+
+        def __setstate__(self, state: dict[str, Any]) -> None:
+            super().__setstate__({k: v for k, v in state.items() if k != "statistics_methods"})
+            self.__class__ = HistoryBuffer
+
     rebuild_array: Any = np.empty(0).__reduce__()[0]
     rebuild_scalar: Any = np.float64(0).__reduce__()[0]
     return [
-        HistoryBuffer,
-        (_get_statistic, "builtins.getattr"),
+        (RestoredBuffer, "mmengine.logging.history_buffer.HistoryBuffer"),
+        (_name_statistic, "builtins.getattr"),
         np.ndarray,
         np.dtype,
         *(type(np.dtype(name)) for name in _DTYPES),
@@ -44,17 +54,14 @@ def _allowed() -> list[Any]:
     ]
 
 
-def _get_statistic(owner: Any, name: str) -> Any:
-    """Stand in for `getattr`: a buffer pickles its methods as `getattr(HistoryBuffer, 'mean')`.
+def _name_statistic(owner: Any, name: str) -> None:
+    """Stand in for `getattr`, by which a buffer names its methods; they are not needed.
 
     The real `getattr` would hand out all that can be reached from any allowed object.
 
     Raises:
-        UnpicklingError: For any other attribute.
+        UnpicklingError: If it is asked for anything else.
     """
-    from mmengine.logging.history_buffer import HistoryBuffer
-
-    # By its name, since another reader may have put a class of its own in the buffer's place.
-    if getattr(owner, "__name__", "").endswith("HistoryBuffer") and name in _STATISTICS:
-        return getattr(HistoryBuffer, name)
-    raise UnpicklingError(f"GLOBAL getattr({owner!r}, {name!r}) was not an allowed global")
+    # By its class's name, as another reader may have put one of its own in the buffer's place.
+    if not getattr(owner, "__name__", "").endswith(("HistoryBuffer", "RestoredBuffer")):
+        raise UnpicklingError(f"GLOBAL getattr({owner!r}, {name!r}) was not an allowed global")

@@ -111,8 +111,8 @@ def test_plain_torch_load_reads_a_training_checkpoint_too(saved):
 
 def test_a_reader_that_cleans_up_after_itself_does_not_lock_mmengine_out(saved):
     path = saved(training_checkpoint())
-    with torch.serialization.safe_globals([HistoryBuffer, np.ndarray, np.dtype]):
-        pass  # leaving it takes the three off the list for everybody
+    with torch.serialization.safe_globals([np.ndarray, np.dtype]):
+        pass  # leaving it takes the two off the list for everybody
     assert mm._load_checkpoint(str(path))["meta"]["epoch"] == 1
 
 
@@ -184,20 +184,43 @@ def test_a_refused_type_is_named_and_can_be_allowed(saved):
         assert isinstance(mm._load_checkpoint(str(path))["extra"], Foreign)
 
 
-def test_getattr_reaches_the_statistics_of_a_buffer_and_nothing_else(saved):
-    class Reach:
-        def __init__(self, owner, name):
-            self.parts = owner, name
+class Reach:
+    """Pickles as `getattr(owner, name)`."""
 
-        def __reduce__(self):
-            return getattr, self.parts
+    def __init__(self, owner, name):
+        self.parts = owner, name
 
-    path = saved({"method": Reach(HistoryBuffer, "mean")})
-    assert mm._load_checkpoint(str(path))["method"] is HistoryBuffer.mean
-    for owner, name in ((HistoryBuffer, "__init__"), (np.ndarray, "mean"), (np.ndarray, "tofile")):
+    def __reduce__(self):
+        return getattr, self.parts
+
+
+def test_getattr_reaches_nothing(saved):
+    path = saved({"method": Reach(HistoryBuffer, "__init__")})
+    assert mm._load_checkpoint(str(path)) == {"method": None}
+    for owner, name in ((np.ndarray, "tofile"), (OrderedDict, "fromkeys")):
         path = saved({"method": Reach(owner, name)})
-        with pytest.raises(CheckpointError, match=rf"getattr\(.*{name}"):
+        with pytest.raises(CheckpointError, match=rf"asks for getattr\(.*{name}"):
             mm._load_checkpoint(str(path))
+
+
+def test_a_buffer_from_a_file_brings_no_methods_with_it(saved, monkeypatch):
+    shared = HistoryBuffer([1.0], [1])._statistics_methods
+    with monkeypatch.context() as patch:
+        patch.setitem(shared, "mean", OrderedDict)  # harmless by itself, and allowed
+        path = saved({"buffer": HistoryBuffer([1.0, 3.0], [1, 1])})
+    buffer = mm._load_checkpoint(str(path))["buffer"]
+    assert type(buffer) is HistoryBuffer
+    assert buffer.statistics("mean") == 2.0
+    assert shared["mean"] is HistoryBuffer.mean
+
+
+def test_a_reader_with_a_stand_in_for_buffers_leaves_the_real_ones_alone(saved):
+    from convnext_backbone.weights.read import read_checkpoint
+
+    path = saved(training_checkpoint())
+    assert set(read_checkpoint(path).tensors) == {"weight", "bias"}
+    assert HistoryBuffer([1.0, 3.0], [1, 1]).statistics("mean") == 2.0
+    assert mm._load_checkpoint(str(path))["message_hub"]["log_scalars"]["train/lr"].mean() == 1e-3
 
 
 def test_every_scheme_of_mmengine_has_a_safe_loader():
