@@ -44,7 +44,8 @@ class LayerNorm2d(nn.LayerNorm):
 class GlobalResponseNorm(nn.Module):
     """Global Response Normalisation of a channels-last map: (N, H, W, C) to (N, H, W, C).
 
-    `y = gamma * (x * n) + beta + x` with `g = ||x||_2` over H and W and `n = g / (mean_C(g) + eps)`.
+    `y = gamma * (x * n) + beta + x`, where `g = ||x||_2` over H and W and `n = g / (mean_C(g) +
+    eps)`.
     The parameters are flat (C,), so optimizers that spare one-dimensional parameters from weight
     decay spare them too.
     """

@@ -10,8 +10,9 @@ norm and the pointwise layers work on (N, H, W, C) views without a copy.
 
 import copy
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ from .weights import to_native_
 _MLP_RATIO = 4  # hidden width of the block over its width, in every published ConvNeXt
 # Bytes of a hidden map that the C library's heap no longer serves from memory it has at hand.
 _LARGE = 8 << 20
+T = TypeVar("T", bound="ConvNextTrunk")
 WITH_CP = (False, "selective", True)
 
 
@@ -112,6 +114,7 @@ class Block(nn.Module):
         if x.device.type != "cpu":
             return self.dwconv(x)
         weight, bias = self.dwconv.weight, self.dwconv.bias
+        assert bias is not None
         if not torch.is_autocast_enabled("cpu"):
             return depthwise.depthwise_conv2d(x, weight, bias)
         dtype = torch.get_autocast_dtype("cpu")
@@ -120,11 +123,11 @@ class Block(nn.Module):
             return depthwise.depthwise_conv2d(x, weight, bias)
 
     def _mlp(self, fold: bool) -> tuple[pointwise.Mlp, Tensor | None]:
-        """Return the parameters behind the depthwise convolution, and the layer scale if it stays."""
+        """Return the parameters behind the depthwise convolution, and a layer scale that stays."""
         grn = self.grn if isinstance(self.grn, GlobalResponseNorm) else None
         p = pointwise.Mlp(
             self.norm.weight, self.norm.bias, self.norm.eps,
-            self.pwconv1.weight, self.pwconv1.bias, self.act.approximate,
+            self.pwconv1.weight, self.pwconv1.bias, str(self.act.approximate),
             self.pwconv2.weight, self.pwconv2.bias,
             *(() if grn is None else (grn.gamma, grn.beta, grn.eps)),
         )  # fmt: skip
@@ -251,6 +254,17 @@ class ConvNextTrunk(nn.Module):
             elif isinstance(module, Block) and module.gamma is not None:
                 nn.init.constant_(module.gamma, self.config.layer_scale_init_value)
 
+    def optimize_for_inference(
+        self: T, *, dtype: torch.dtype | None = None, compile: bool = False
+    ) -> T:
+        """Return a module that computes the same in less time. This one stays as it is.
+
+        See `convnext_backbone.optimize.optimize_for_inference`.
+        """
+        from .optimize import optimize_for_inference
+
+        return optimize_for_inference(self, dtype=dtype, compile=compile)
+
     def iter_maps(self, pixel_values: Tensor, last: int) -> Iterator[Tensor]:
         """Yield the maps of the stem and of stages 1 to `last`, each (N, C, H, W).
 
@@ -265,9 +279,15 @@ class ConvNextTrunk(nn.Module):
         for index in range(last):
             if index > 0:
                 x = self.downsample_layers[index](x)
-            for block in self.stages[index].children():
-                x = self._run_block(block, x)
+            x = self._run_stage(self.stages[index], x)
             yield x
+
+    def _run_stage(self, stage: nn.Module, x: Tensor) -> Tensor:
+        shared = self.config.use_grn and switches.cpu and eager(x)
+        with pointwise.workspace() if shared else nullcontext():
+            for block in stage.children():
+                x = self._run_block(block, x)
+        return x
 
     def _run_block(self, block: nn.Module, x: Tensor) -> Tensor:
         # Without a gradient to take, there is nothing to keep and so nothing to recompute.

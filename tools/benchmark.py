@@ -101,9 +101,10 @@ def _build_timm(config: ConvNextConfig) -> nn.Module:
     import timm
 
     name = "convnextv2_tiny" if config.use_grn else "convnext_tiny"
-    sizes = {"depths": config.depths, "dims": config.hidden_sizes}
-    scale = {} if config.use_grn else {"ls_init_value": config.layer_scale_init_value}
-    return timm.create_model(name, features_only=True, norm_eps=config.norm_eps, **sizes, **scale)
+    options: dict[str, Any] = {"depths": config.depths, "dims": config.hidden_sizes}
+    if not config.use_grn:
+        options["ls_init_value"] = config.layer_scale_init_value
+    return timm.create_model(name, features_only=True, norm_eps=config.norm_eps, **options)
 
 
 def _build_torchvision(config: ConvNextConfig) -> nn.Module:
@@ -231,9 +232,9 @@ def randomise(module: nn.Module) -> None:
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             parameter.normal_(std=0.02 if parameter.ndim > 1 else 0.1)
-            if re.search(r"(norm|layer\w*\.0\.1|layers\.\d\.0)\.weight$|\d\.gamma$", name):
-                if parameter.ndim == 1:
-                    parameter.add_(1.0)
+            scale = re.search(r"weight$|\d\.gamma$", name)  # of a norm, or the layer scale
+            if scale and parameter.ndim == 1:
+                parameter.add_(1.0)
 
 
 def copy_weights(ours: nn.Module, theirs: nn.Module, contender: Contender) -> None:

@@ -46,7 +46,7 @@ class _DepthwiseConv2d(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         grad = grad.contiguous(memory_format=torch.channels_last)
         grad_x = grad_weight = grad_bias = None
@@ -74,7 +74,8 @@ def depthwise_weight_grad(x: Tensor, grad: Tensor, size: int) -> Tensor:
     n, c, h, w = x.shape
     wide = torch.promote_types(x.dtype, torch.float32)
     pad = size // 2
-    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, pad, pad, pad, pad))  # (N, H + K - 1, W + K - 1, C)
+    # (N, C, H, W) -> (N, H + K - 1, W + K - 1, C)
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, pad, pad, pad, pad))
     grad = grad.permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
     per_row = max(w * size * c, 1)
     rows = min(h, max(1, _TILE // per_row))

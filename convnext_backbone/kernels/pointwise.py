@@ -13,7 +13,7 @@ Axes: N batch, C channels, H height, W width, P pixels of all images, Q pixels o
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -33,21 +33,21 @@ class Mlp(NamedTuple):
     """The parameters of norm, first pointwise layer, GELU, GRN and second pointwise layer.
 
     Attributes:
-        norm_weight: (C,).
-        norm_bias: (C,).
+        norm_weight: (C,), or None where it is inside the first pointwise layer.
+        norm_bias: (C,), or None likewise.
         norm_eps: Epsilon of the norm.
-        weight1: (4C, C).
+        weight1: (4C, C), for inference also packed by oneDNN, as is the other.
         bias1: (4C,).
         approximate: As in `torch.nn.functional.gelu`.
         weight2: (C, 4C).
         bias2: (C,).
         grn_gamma: (4C,), or None in V1.
-        grn_beta: (4C,), or None in V1.
+        grn_beta: (4C,), or None in V1 and where it is inside the second pointwise layer.
         grn_eps: Epsilon of the GRN.
     """
 
-    norm_weight: Tensor
-    norm_bias: Tensor
+    norm_weight: Tensor | None
+    norm_bias: Tensor | None
     norm_eps: float
     weight1: Tensor
     bias1: Tensor
@@ -62,15 +62,14 @@ class Mlp(NamedTuple):
 def mlp_plain(y: Tensor, p: Mlp) -> Tensor:
     """Return norm, pointwise layer, GELU, GRN and pointwise layer of `y` (N, H, W, C).
 
-    The plain twin of `mlp_train`, of `training.mlp_tiled` and, with the residual added, of `mlp_add`.
+    The plain twin of `mlp_train`, `training.mlp_tiled` and, with the residual, of `mlp_add`.
     """
-    y = F.layer_norm(y, p.norm_weight.shape, p.norm_weight, p.norm_bias, p.norm_eps)
+    y = F.layer_norm(y, y.shape[-1:], p.norm_weight, p.norm_bias, p.norm_eps)
     y = F.gelu(F.linear(y, p.weight1, p.bias1), approximate=p.approximate)
     if p.grn_gamma is not None:
         norm = torch.linalg.vector_norm(y, dim=(1, 2), keepdim=True, dtype=wide_dtype(y))
         scale = grn_scale(norm, p.grn_gamma, p.grn_eps)
-        assert p.grn_beta is not None
-        y = torch.addcmul(p.grn_beta.to(y.dtype), y, scale.to(y.dtype))
+        y = torch.addcmul(_beta(p, y), y, scale.to(y.dtype))
     return F.linear(y, p.weight2, p.bias2)
 
 
@@ -83,7 +82,7 @@ def mlp_train(y: Tensor, p: Mlp) -> Tensor:
     n, h, w, c = y.shape
     if p.grn_gamma is None or p.grn_beta is None or h * w < c:
         return mlp_plain(y, p)
-    y = F.layer_norm(y, p.norm_weight.shape, p.norm_weight, p.norm_bias, p.norm_eps)
+    y = F.layer_norm(y, y.shape[-1:], p.norm_weight, p.norm_bias, p.norm_eps)
     a = F.gelu(F.linear(y, p.weight1, p.bias1), approximate=p.approximate).flatten(1, 2)
     norm = torch.linalg.vector_norm(a, dim=1, keepdim=True, dtype=wide_dtype(a))  # (N, 1, 4C)
     weight = p.weight2 * grn_scale(norm, p.grn_gamma, p.grn_eps)  # (N, C, 4C)
@@ -144,7 +143,7 @@ def mlp_add(y: Tensor, x: Tensor, p: Mlp, gamma: Tensor | None = None) -> Tensor
         p: The parameters, in the dtype of `y`.
         gamma: The layer scale (C,), unless it is inside `p`.
     """
-    n, h, w, c = y.shape
+    _, h, w, c = y.shape
     flat_y, flat_x = y.view(-1, c), x.view(-1, c)
     if p.grn_gamma is None:
         _v1_add(flat_y, flat_x, p, gamma)
@@ -152,7 +151,7 @@ def mlp_add(y: Tensor, x: Tensor, p: Mlp, gamma: Tensor | None = None) -> Tensor
         return torch.addcmul(x, mlp_plain(y, p), gamma)
     elif h * w >= c:
         # Scaling a (C, 4C) weight per image is less work than scaling the hidden map (Q, 4C).
-        bias = torch.addmv(p.bias2, p.weight2, p.grn_beta)
+        bias = p.bias2 if p.grn_beta is None else torch.addmv(p.bias2, p.weight2, p.grn_beta)
         for yi, xi in zip(flat_y.split(h * w), flat_x.split(h * w), strict=True):
             _v2_add_image(yi, xi, p, bias)
     else:
@@ -180,48 +179,52 @@ def _v2_add_image(y: Tensor, x: Tensor, p: Mlp, bias: Tensor) -> None:
         ht.copy_(tile)
     norm = torch.linalg.vector_norm(torch.stack(norms), dim=0)
     assert p.grn_gamma is not None
-    weight = p.weight2 * grn_scale(norm, p.grn_gamma, p.grn_eps).to(y.dtype)
+    scale, weight = grn_scale(norm, p.grn_gamma, p.grn_eps).to(y.dtype), p.weight2
+    if not weight.is_mkldnn:
+        weight = weight * scale
     for yt, ht, xt in zip(*(m.split(tile_rows(p)) for m in (y, hidden, x)), strict=True):
-        _linear_add(ht, weight, bias, xt, out=yt)
+        a = ht.mul_(scale) if weight.is_mkldnn else ht
+        _linear_add(a, weight, bias, xt, out=yt)
 
 
 def _v2_add_images(y: Tensor, x: Tensor, p: Mlp) -> None:
     assert p.grn_gamma is not None
-    assert p.grn_beta is not None
     a = _hidden(y, p)
     norm = torch.linalg.vector_norm(a, dim=(1, 2), keepdim=True, dtype=wide_dtype(a))
-    a = torch.addcmul(p.grn_beta, a, grn_scale(norm, p.grn_gamma, p.grn_eps).to(a.dtype))
+    a = torch.addcmul(_beta(p, a), a, grn_scale(norm, p.grn_gamma, p.grn_eps).to(a.dtype))
     y = y.view(x.shape)
-    _linear_add(a.view(x.shape[0], -1), p.weight2, p.bias2, x, out=y)
+    _linear_add(a.flatten(0, 2), p.weight2, p.bias2, x, out=y)
+
+
+def _beta(p: Mlp, a: Tensor) -> Tensor:
+    return a.new_zeros(()) if p.grn_beta is None else p.grn_beta.to(a.dtype)
 
 
 def _hidden(y: Tensor, p: Mlp) -> Tensor:
-    y = F.layer_norm(y, p.norm_weight.shape, p.norm_weight, p.norm_bias, p.norm_eps)
-    if _onednn_takes(y):
-        return torch.ops.mkldnn._linear_pointwise(
-            y, p.weight1, p.bias1, "gelu", [], p.approximate
-        )
+    y = F.layer_norm(y, y.shape[-1:], p.norm_weight, p.norm_bias, p.norm_eps)
+    if onednn_takes(y):
+        return torch.ops.mkldnn._linear_pointwise(y, p.weight1, p.bias1, "gelu", [], p.approximate)
     return torch.ops.aten.gelu_(F.linear(y, p.weight1, p.bias1), approximate=p.approximate)
 
 
 def _linear_add(a: Tensor, weight: Tensor, bias: Tensor, x: Tensor, out: Tensor) -> None:
-    if _onednn_takes(a):
+    if onednn_takes(a):
         out.copy_(torch.ops.mkldnn._linear_pointwise.binary(a, x, weight, bias, "add"))
     else:
         torch.add(F.linear(a, weight, bias), x, out=out)
 
 
-def _onednn_takes(x: Tensor) -> bool:
+def onednn_takes(x: Tensor) -> bool:
     """Whether oneDNN's pointwise layer, with GELU or a sum in the same pass, takes `x`."""
     if x.device.type != "cpu" or x.numel() == 0 or not torch.backends.mkldnn.is_available():
         return False
     ops = torch.ops.mkldnn
-    takes = {
+    takes: dict[torch.dtype, Callable[[], bool]] = {
         torch.float32: lambda: True,
         torch.bfloat16: ops._is_mkldnn_bf16_supported,
         torch.float16: ops._is_mkldnn_fp16_supported,
     }
-    return x.dtype in takes and takes[x.dtype]()
+    return x.dtype in takes and bool(takes[x.dtype]())
 
 
 def tile_rows(p: Mlp) -> int:

@@ -9,7 +9,7 @@ Axes: M images, Q pixels of an image, C channels. V1 sums over no image, so ther
 batch count as one image.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -62,16 +62,20 @@ class _Maps(NamedTuple):
     rstd: Tensor | None
 
     def images(self, group: slice) -> "_Maps":
-        return _Maps(*(None if m is None else m[group] for m in self))
+        return self._cut(lambda m: m[group])
 
     def pixels(self, tile: slice) -> "_Maps":
-        cut = (None if m is None else m[:, tile] for m in self._replace(norm=None))
-        return _Maps(*cut)._replace(norm=self.norm)
+        return self._cut(lambda m: m[:, tile])._replace(norm=self.norm)
+
+    def _cut(self, part: Callable[[Tensor], Tensor]) -> "_Maps":
+        y, hidden, *others = self
+        cut = [None if m is None else part(m) for m in others]
+        return _Maps(part(y), part(hidden), *cut)
 
 
 class _TiledMlp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, y: Tensor, keep_all: bool, *args: Any) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, y: Tensor, keep_all: bool, *args: Any) -> Tensor:
         tensors, ctx.numbers = args[:_NUM_TENSORS], args[_NUM_TENSORS:]
         p = _mlp(tensors, ctx.numbers)
         maps = _allocate(_by_image(y, p), p, keep_all)
@@ -79,7 +83,7 @@ class _TiledMlp(torch.autograd.Function):
         for group in _groups(maps.y, p):
             images = maps.images(group)
             _fill(images, p)
-            scale = None if images.norm is None else grn_scale(images.norm, p.grn_gamma, p.grn_eps)
+            scale = _scale(images, p)
             for tile in _tiles(maps.y, p):
                 a = _scaled(_active(images.pixels(tile), p), scale, p)
                 out[group, tile] = F.linear(a, p.weight2, p.bias2)
@@ -87,7 +91,7 @@ class _TiledMlp(torch.autograd.Function):
         return out.view(y.shape)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         y, *saved = ctx.saved_tensors
         kept = len(_Maps._fields) - 1
         tensors, nones = saved[kept:], (None for _ in ctx.numbers)
@@ -107,9 +111,7 @@ class _TiledMlp(torch.autograd.Function):
 def _differentiable(y: Tensor, p: Mlp, tensors: list[Any], grad: Tensor) -> tuple[Any, ...]:
     wanted = [t for t in (y, *tensors) if t is not None and t.requires_grad]
     found = iter(torch.autograd.grad(mlp_plain(y, p), wanted, grad, create_graph=True))
-    return tuple(
-        next(found) if t is not None and t.requires_grad else None for t in (y, *tensors)
-    )
+    return tuple(next(found) if t is not None and t.requires_grad else None for t in (y, *tensors))
 
 
 class _Sums:
@@ -201,6 +203,7 @@ def _through_hidden(maps: _Maps, grad_a: Tensor, p: Mlp, s: _Sums) -> Tensor:
     normed, mean, rstd = _normed(maps, p)
     s.add_outer("weight1", grad_h, normed)
     s.add("bias1", _sum_pixels(grad_h))
+    assert p.norm_weight is not None
     wide = maps.y.to(p.norm_weight.dtype)
     grad_y, grad_weight, grad_bias = torch.ops.aten.native_layer_norm_backward(
         (grad_h @ p.weight1).to(wide.dtype), wide, p.norm_weight.shape, mean, rstd,
@@ -249,6 +252,7 @@ def _normed(maps: _Maps, p: Mlp) -> tuple[Tensor, Tensor, Tensor]:
     """Return the normed pixels in the pointwise layers' dtype, with mean and 1 / deviation."""
     if maps.normed is not None and maps.mean is not None and maps.rstd is not None:
         return maps.normed, maps.mean, maps.rstd
+    assert p.norm_weight is not None
     t, mean, rstd = torch.native_layer_norm(
         maps.y.to(p.norm_weight.dtype), p.norm_weight.shape, p.norm_weight, p.norm_bias, p.norm_eps
     )
@@ -257,6 +261,12 @@ def _normed(maps: _Maps, p: Mlp) -> tuple[Tensor, Tensor, Tensor]:
 
 def _active(maps: _Maps, p: Mlp) -> Tensor:
     return F.gelu(maps.hidden, approximate=p.approximate) if maps.active is None else maps.active
+
+
+def _scale(maps: _Maps, p: Mlp) -> Tensor | None:
+    if maps.norm is None or p.grn_gamma is None:
+        return None
+    return grn_scale(maps.norm, p.grn_gamma, p.grn_eps)
 
 
 def _scaled(a: Tensor, scale: Tensor | None, p: Mlp) -> Tensor:
