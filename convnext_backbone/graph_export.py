@@ -96,14 +96,18 @@ def _named(model: nn.Module, dtype: torch.dtype) -> _Named:
 
 
 def _program(model: _Named, dtype: torch.dtype) -> Any:
-    """Trace the network with batch, height and width free."""
+    return torch.export.export(
+        model, (_example(model, dtype),), dynamic_shapes={INPUT: _free_sides(model)}
+    )
+
+
+def _free_sides(model: _Named) -> dict[int, Any]:
     least = model.least
-    free = {
+    return {
         0: torch.export.Dim("batch"),
         2: torch.export.Dim("height", min=least),
         3: torch.export.Dim("width", min=least),
     }
-    return torch.export.export(model, (_example(model, dtype),), dynamic_shapes={INPUT: free})
 
 
 def _example(model: _Named, dtype: torch.dtype) -> Tensor:
@@ -191,7 +195,7 @@ def export_onnx(
                 (_example(named, dtype),),
                 input_names=[INPUT],
                 output_names=list(named.names),
-                dynamic_shapes={INPUT: {0: "batch", 2: "height", 3: "width"}},
+                dynamic_shapes={INPUT: _free_sides(named)},
                 opset_version=opset,
                 dynamo=True,
                 verbose=False,
