@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 import convnext_backbone  # noqa: F401  # isort: skip  (serves mmcv._ext)
+from mmcv import _ext as ext
 from mmcv import ops
-from mmcv._ext import carafe_naive_backward
 from mmcv.ops.carafe import carafe, carafe_naive
 from mmcv.ops.sync_bn import SyncBatchNormFunction
 
@@ -62,7 +62,7 @@ def test_carafe_naive_has_the_same_gradients():
     grad = torch.randn_like(out)
     expected = torch.autograd.grad(out, (features, masks), grad)
     result = torch.zeros_like(features), torch.zeros_like(masks)
-    carafe_naive_backward(
+    ext.carafe_naive_backward(
         grad, features, masks, *result, kernel_size=3, group_size=2, scale_factor=2
     )
     torch.testing.assert_close(result, expected, rtol=0, atol=0)
@@ -156,6 +156,49 @@ def test_sync_bn_on_one_process_is_batch_norm():
     ours = torch.autograd.grad(out, (x, weight, bias), grad)
     theirs = torch.autograd.grad(expected, (x, weight, bias), grad)
     torch.testing.assert_close(ours, theirs, **close)
+
+
+def test_sync_bn_of_two_processes_is_batch_norm_of_both_batches():
+    x = torch.randn(4, 3, 10).requires_grad_()
+    weight, bias = torch.rand(3).requires_grad_(), torch.rand(3).requires_grad_()
+    running_mean, running_var = torch.zeros(3), torch.ones(3)
+    expected = F.batch_norm(
+        x, running_mean, running_var, weight, bias, training=True, momentum=0.1, eps=1e-5
+    )
+    grad = torch.randn_like(x)
+    grads = torch.autograd.grad(expected, (x, weight, bias), grad)
+
+    # What mmcv does on each of two processes, with the averages between them taken by hand.
+    halves, grad_halves = x.detach().chunk(2), grad.chunk(2)
+    with torch.no_grad():
+        means, variances = torch.zeros(2, 3), torch.zeros(2, 3)
+        for half, mean in zip(halves, means, strict=True):
+            ext.sync_bn_forward_mean(half, mean)
+        mean = means.mean(0)
+        for half, var in zip(halves, variances, strict=True):
+            ext.sync_bn_forward_var(half, mean, var)
+        var, std = variances.mean(0), torch.zeros(3)
+        own_mean, own_var = torch.zeros(3), torch.ones(3)
+        statistics = (mean, var, weight, bias, own_mean, own_var)
+        norms, outs = torch.zeros(2, 2, 3, 10), torch.zeros(2, 2, 3, 10)
+        ext.sync_bn_forward_output(halves[0], *statistics, norms[0], std, outs[0], 1e-5, 0.1, 2)
+        ext.sync_bn_forward_output(
+            halves[1], mean, var, weight, bias, mean.clone(), var.clone(), norms[1], std, outs[1],
+            1e-5, 0.1, 2,
+        )  # fmt: skip
+        sums, inputs = torch.zeros(2, 2, 3), torch.zeros(2, 2, 3, 10)
+        for part in range(2):
+            ext.sync_bn_backward_param(grad_halves[part], norms[part], *sums[part])
+        average = sums.mean(0)
+        for part in range(2):
+            ext.sync_bn_backward_data(
+                grad_halves[part], weight, *average, norms[part], std, inputs[part]
+            )
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(outs.flatten(0, 1), expected.detach(), **close)
+    torch.testing.assert_close((own_mean, own_var), (running_mean, running_var), **close)
+    torch.testing.assert_close(inputs.flatten(0, 1), grads[0], **close)
+    torch.testing.assert_close((sums.sum(0)[0], sums.sum(0)[1]), grads[1:], **close)
 
 
 def test_sync_bn_takes_half_precision_and_an_empty_batch():

@@ -158,6 +158,17 @@ def test_soft_nms_breaks_ties_as_compiled_mmcv():
     assert kept.tolist() == [0, 4, 2, 3]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_soft_nms_takes_every_floating_type_and_tensors_with_gradients(dtype):
+    boxes, scores = random_boxes(20, 10)
+    boxes, scores = boxes.to(dtype).requires_grad_(), scores.to(dtype).requires_grad_()
+    dets, kept = ops.soft_nms(boxes, scores, 0.3)
+    assert dets.dtype == dtype
+    wide, same = ops.soft_nms(boxes.detach().float(), scores.detach().float(), 0.3)
+    assert kept.tolist() == same.tolist()
+    torch.testing.assert_close(dets.detach(), wide.to(dtype), rtol=0, atol=0)
+
+
 def test_nms_match_groups_each_box_with_its_suppressor():
     boxes, scores = random_boxes(40, 6)
     rows = torch.cat([boxes, scores[:, None]], dim=1).double()

@@ -100,7 +100,10 @@ def test_a_training_checkpoint_is_read_whole(saved):
     assert isinstance(loss, HistoryBuffer)
     assert loss.mean() == 0.375
     assert loss.statistics("max") == 0.5
-    assert read["message_hub"]["runtime_info"]["best_score"] == np.float32(0.75)
+    hub = MessageHub("read back")
+    hub.load_state_dict(read["message_hub"])
+    assert hub.get_scalar("train/lr").current() == 1e-3
+    assert hub.get_info("best_score") == np.float32(0.75)
 
 
 def test_plain_torch_load_reads_a_training_checkpoint_too(saved):
