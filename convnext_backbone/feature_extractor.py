@@ -12,6 +12,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
 from itertools import islice
@@ -44,7 +45,7 @@ ON_ERROR_CHOICES = ("raise", "skip")
 DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 )
-_LOOKAHEAD = 4  # batches' worth of images among which those of one size are put together
+_LOOKAHEAD = 8  # batches' worth of images among which those of one size are put together
 _VERSIONS = ("torchvision", "numpy", "Pillow", "safetensors")
 
 
@@ -110,6 +111,8 @@ class FeatureExtractor:
         channels_last: Keep the weights in channels-last memory as well.
         batch_size: Images in a batch; those of one size are put together.
         num_workers: Threads that decode images; 0 decodes in between.
+        compute_workers: Batches that the CPU computes at a time, each with one thread, so that the
+            rounding does not depend on the number of threads; 0 computes one with all threads.
         on_error: What to do about an image that cannot be read: "raise", or "skip" and note it in
             `failures`.
         progress: Show a bar with the rate and the time left.
@@ -143,6 +146,7 @@ class FeatureExtractor:
         channels_last: bool = False,
         batch_size: int = 8,
         num_workers: int | None = None,
+        compute_workers: int = 0,
         on_error: str = "raise",
         progress: bool = False,
         **load_options: Any,
@@ -153,6 +157,7 @@ class FeatureExtractor:
         self.batch_size = at_least("batch_size", batch_size, 1)
         workers = min(4, os.cpu_count() or 1) if num_workers is None else num_workers
         self.num_workers = at_least("num_workers", workers, 0)
+        self.compute_workers = at_least("compute_workers", compute_workers, 0)
         if not isinstance(gem_p, int | float) or gem_p <= 0:
             raise ValueError(f"gem_p must be positive, got {gem_p!r}")
         self.norm, self.pool, self.gem_p, self.pad = norm, pool, float(gem_p), pad
@@ -274,11 +279,11 @@ class FeatureExtractor:
         self.failures = []
         self._seen = 0
         bar = tqdm(total=count_images(source), unit="image", disable=not self.progress)
-        with bar:
+        with bar, self._computing() as compute:
             for prepared, failures in self._windows(iter_items(source)):
                 self.failures += failures
                 self._seen += len(prepared) + len(failures)
-                yield from self._run(prepared)
+                yield from self._run(prepared, compute)
                 bar.update(len(prepared) + len(failures))
 
     _seen = 0
@@ -371,23 +376,47 @@ class FeatureExtractor:
             (math.ceil(height / s), math.ceil(width / s)) if self.pad else (height // s, width // s)
         )
 
-    def _run(self, prepared: list[_Prepared]) -> list[Features]:
+    @contextmanager
+    def _computing(self) -> Iterator[Callable[..., Iterable[Any]]]:
+        """Give the function that maps batches to features: `map`, or that of a pool."""
+        if self.compute_workers == 0 or self.device.type != "cpu":
+            yield map
+            return
+        before = torch.get_num_threads()
+        pool = ThreadPoolExecutor(
+            self.compute_workers, "compute", initializer=torch.set_num_threads, initargs=(1,)
+        )
+        try:
+            yield pool.map
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            torch.set_num_threads(before)  # a part of that setting belongs to the whole process
+
+    def _run(
+        self, prepared: list[_Prepared], compute: Callable[..., Iterable[Any]]
+    ) -> list[Features]:
         """Return the features of a group of images, in order, running those of one size at once."""
         sizes = [self.padded(*p.pixels.shape[1:]) for p in prepared]
-        results: dict[int, Features] = {}
-        for (height, width), positions in batched_by(sizes, self.batch_size):
-            chosen = [prepared[i] for i in positions]
-            batch = stack_padded([p.pixels for p in chosen], height, width)
-            try:
-                maps = self._maps(batch.to(self.device, self.dtype))
-            except torch.OutOfMemoryError as error:
-                raise ValueError(
-                    f"{len(chosen)} images of {height}x{width} do not fit into the memory of "
-                    f"{self.device}: lower batch_size or size"
-                ) from error
-            for row, position in enumerate(positions):
-                results[position] = self._one(maps, row, prepared[position])
+        batches = list(batched_by(sizes, self.batch_size))
+        chosen = [[prepared[i] for i in positions] for _, positions in batches]
+        computed = compute(self._run_batch, chosen, [size for size, _ in batches])
+        results = {
+            position: features
+            for (_, positions), batch in zip(batches, computed, strict=True)
+            for position, features in zip(positions, batch, strict=True)
+        }
         return [results[position] for position in range(len(prepared))]
+
+    def _run_batch(self, prepared: list[_Prepared], size: tuple[int, int]) -> list[Features]:
+        batch = stack_padded([p.pixels for p in prepared], *size)
+        try:
+            maps = self._maps(batch.to(self.device, self.dtype))
+        except torch.OutOfMemoryError as error:
+            raise ValueError(
+                f"{len(prepared)} images of {size[0]}x{size[1]} do not fit into the memory of "
+                f"{self.device}: lower batch_size or size"
+            ) from error
+        return [self._one(maps, row, entry) for row, entry in enumerate(prepared)]
 
     @torch.inference_mode()
     def _maps(self, batch: Tensor) -> dict[str, Tensor]:

@@ -10,8 +10,9 @@ The folder holds
 - `index.json` (image -> shard) and `manifest.json` (images with their sizes, failures, weights,
   preprocessing, dtype, versions): written last, so their presence says that nothing is missing.
 
-Which images share a batch depends on the plan alone. A shard therefore comes out the same to the
-bit on whichever process and after however many interruptions it is written.
+Which images share a batch depends on the plan alone, and on the CPU every batch is computed by one
+thread, several batches at a time. A shard therefore comes out the same to the bit on whichever
+process and after however many interruptions it is written.
 """
 
 import hashlib
@@ -238,6 +239,8 @@ def extract_features(
     missing = [number for number in mine if not _is_finished(out, number)]
     start = time.perf_counter()
     count = sum(len(plan["shards"][number]) for number in missing)
+    # The rounding of a feature must not depend on the number of threads, which torchrun changes.
+    extractor.compute_workers = extractor.compute_workers or torch.get_num_threads()
     with tqdm(total=count, unit="image", disable=not progress or rank != 0) as bar:
         for number in missing:
             _write_shard(extractor, images, out, number, plan["shards"][number], bar)

@@ -351,8 +351,18 @@ def test_stream_does_not_run_ahead_of_its_reader(backbone):
     fx = FeatureExtractor(backbone, size="native", batch_size=2, num_workers=1)
     stream = fx.stream(images())
     next(stream)
-    assert len(taken) <= 3 * 4 * 2  # three windows of four batches
+    assert len(taken) <= 3 * 8 * 2  # three windows of eight batches
     stream.close()
+
+
+def test_batches_computed_side_by_side_are_those_computed_in_turn(backbone, folder):
+    one = FeatureExtractor(backbone, size="native", batch_size=2)(folder)
+    threads = torch.get_num_threads()
+    many = FeatureExtractor(backbone, size="native", batch_size=2, compute_workers=3)(folder)
+    assert torch.get_num_threads() == threads
+    for a, b in zip(one, many, strict=True):
+        for name in a:
+            assert torch.equal(a[name], b[name])  # the tests run with one thread
 
 
 def test_progress_is_shown_with_rate_and_remaining_time(backbone, capfd):

@@ -129,6 +129,15 @@ def test_split_work_equals_one_process_to_the_bit(weights, images, whole, tmp_pa
     assert _contents(out) == _contents(whole)
 
 
+def test_the_number_of_threads_does_not_change_a_bit(weights, images, whole, tmp_path):
+    torch.set_num_threads(2)
+    try:
+        _extract(weights, images, tmp_path / "two")
+    finally:
+        torch.set_num_threads(1)
+    assert _contents(tmp_path / "two") == _contents(whole)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_interrupted_run_goes_on_and_ends_equal_to_the_bit(
     weights, images, whole, tmp_path, monkeypatch, workers
