@@ -179,6 +179,7 @@ class FeatureExtractor:
         model = loaded.model.eval().requires_grad_(False).to(self.device, self.dtype)
         self.model = model.to(memory_format=torch.channels_last) if channels_last else model
         self.failures: list[Failure] = []
+        self._seen = 0  # images of the last run, those that failed included
 
     # What it gives.
 
@@ -285,8 +286,6 @@ class FeatureExtractor:
                 self._seen += len(prepared) + len(failures)
                 yield from self._run(prepared, compute)
                 bar.update(len(prepared) + len(failures))
-
-    _seen = 0
 
     def prepare(self, image: Any) -> Tensor:
         """Return one image as the network sees it, (C, H, W), normalised and not yet padded.
