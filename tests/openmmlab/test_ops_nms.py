@@ -150,12 +150,12 @@ def test_soft_nms_breaks_ties_as_compiled_mmcv():
     dets, kept = ops.soft_nms(boxes, torch.tensor([0.9, 0.9, 0.5, 0.5, 0.0]), 0.6, sigma=0.5)
     assert kept.tolist() == [0, 1, 2, 3]
     assert dets[:, 4].tolist() == pytest.approx([0.9, 0.9, 0.5, 0.5])
-    # Box 1 is dropped by box 0, box 4 takes its place and so comes before boxes 2 and 3.
-    boxes = torch.tensor(
-        [[0.0, 0, 9, 9], [0, 0, 9, 9], [20, 0, 21, 1], [30, 0, 31, 1], [40, 0, 41, 1]]
-    )
-    _, kept = ops.soft_nms(boxes, torch.tensor([0.9, 0.8, 0.5, 0.5, 0.5]), 0.6, method="naive")
-    assert kept.tolist() == [0, 4, 2, 3]
+    # Box 0 drops 1 and 2. Their places go to 5 and 4, which so come before 3.
+    lone = [[20.0 * i, 0, 20.0 * i + 1, 1] for i in (3, 4, 5)]
+    boxes = torch.tensor([[0.0, 0, 9, 9]] * 3 + lone)
+    scores = torch.tensor([0.9, 0.8, 0.8, 0.5, 0.5, 0.5])
+    _, kept = ops.soft_nms(boxes, scores, 0.6, method="naive")
+    assert kept.tolist() == [0, 5, 4, 3]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
