@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .archs import arch_fields
-from .config import ConvNextConfig
+from .config import ConvNextConfig, resolve_config
 from .layers import LayerNorm2d
+from .outputs import FeatureMaps
 from .pretrained import PretrainedTrunk
 from .weights import LOAD_OPTIONS, load_weights
 
@@ -51,11 +51,11 @@ class ConvNextBackbone(PretrainedTrunk):
         *,
         arch: str | None = None,
         frozen_stages: int = -1,
-        with_cp: bool = False,
+        with_cp: bool | str = False,
         init_cfg: Mapping[str, Any] | None = None,
         **fields: Any,
     ) -> None:
-        super().__init__(_resolve_config(config, arch, fields), with_cp=with_cp)
+        super().__init__(resolve_config(config, arch, fields), with_cp=with_cp)
         stages = len(self.config.depths)
         if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= stages:
             raise ValueError(
@@ -115,30 +115,35 @@ class ConvNextBackbone(PretrainedTrunk):
         """The stride of each output, in input pixels."""
         return tuple(self.config.strides[i] for i in self.out_indices)
 
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, pixel_values: Tensor, output_hidden_states: bool = False) -> FeatureMaps:
         """Return the normed map of each requested stage.
 
-        Stages after the last requested one are not run. A side that a stride does not divide is
-        floored, as in every other ConvNeXt.
+        Stages after the last requested one are not run, unless their hidden states are asked for.
+        A side that a stride does not divide is floored, as in every other ConvNeXt.
 
         Args:
             pixel_values: Images (N, num_channels, H, W), floating point.
+            output_hidden_states: Also give, as `hidden_states`, the maps of the stem and of every
+                stage before the norms of the outputs.
 
         Returns:
-            One contiguous (N, C_i, H // stride_i, W // stride_i) per output, in stage order.
+            A tuple, which is also its own `feature_maps`: one contiguous
+            (N, C_i, H // stride_i, W // stride_i) per output, in stage order.
 
         Raises:
             ValueError: The shape does not fit, or the image is smaller than the last stride.
             TypeError: The input is not a floating-point tensor.
         """
-        if len(self.norms) != len(self.out_features) or self.out_features != tuple(self.norms):
+        if self.out_features != tuple(self.norms):
             self._align_norms()  # the user changed `config.out_features` in place
-        maps = self.iter_maps(pixel_values, last=self.out_indices[-1])
-        return tuple(
-            self.norms[name](x).contiguous()
-            for name, x in zip(self.stage_names, maps, strict=False)
-            if name in self.norms
-        )
+        last = len(self.config.depths) if output_hidden_states else self.out_indices[-1]
+        maps, hidden = [], []
+        for name, x in zip(self.stage_names, self.iter_maps(pixel_values, last), strict=False):
+            if name in self.norms:
+                maps.append(self.norms[name](x).contiguous())
+            if output_hidden_states:
+                hidden.append(x)
+        return FeatureMaps(maps, tuple(hidden) if output_hidden_states else None)
 
     # How it trains: which parts are frozen, and their mode.
 
@@ -191,17 +196,6 @@ class ConvNextBackbone(PretrainedTrunk):
             options = {k: v for k, v in self.init_cfg.items() if k in LOAD_OPTIONS}
             load_weights(self, self.init_cfg["checkpoint"], **options)
         self.is_init = True
-
-
-def _resolve_config(
-    config: ConvNextConfig | str | None, arch: str | None, fields: dict[str, Any]
-) -> ConvNextConfig:
-    if config is not None and arch is not None:
-        raise ValueError(f"give config or arch, not both: got config={config!r} and arch={arch!r}")
-    if isinstance(config, ConvNextConfig):
-        return config.replace(**fields)
-    name = config if arch is None else arch
-    return ConvNextConfig(**{**(arch_fields(name) if name is not None else {}), **fields})
 
 
 def _check_init_cfg(init_cfg: Mapping[str, Any] | None) -> Mapping[str, Any] | None:

@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .backbone import _resolve_config
-from .config import ConvNextConfig
+from .config import ConvNextConfig, resolve_config
 from .outputs import BaseModelOutput, ImageClassifierOutput
 from .pretrained import PretrainedTrunk
 
@@ -29,10 +28,10 @@ class _PooledTrunk(PretrainedTrunk):
         config: ConvNextConfig | str | None = None,
         *,
         arch: str | None = None,
-        with_cp: bool = False,
+        with_cp: bool | str = False,
         **fields: Any,
     ) -> None:
-        super().__init__(_resolve_config(config, arch, fields), with_cp=with_cp)
+        super().__init__(resolve_config(config, arch, fields), with_cp=with_cp)
         self.norm = nn.LayerNorm(self.config.hidden_sizes[-1], eps=self.config.layer_norm_eps)
         self._build_head()
         self.reset_parameters()

@@ -110,7 +110,7 @@ class _Frozen(nn.Module):
 
 
 @cache
-def _frozen_class(kind: type[nn.Module]) -> type[nn.Module]:
+def _frozen_class(kind: Any) -> type[nn.Module]:
     return type(f"Optimized{kind.__name__}", (_Frozen, kind), {})
 
 

@@ -64,6 +64,8 @@ class Block(nn.Module):
             x: The input map.
             keep: What to hold for the backward pass: "all", or "dear", what is dear to recompute.
         """
+        if switches.triton and keep == "all" and self._suits_triton(x):
+            return self._forward_triton(x)
         if not switches.cpu or not eager(x) or not self._is_stock():
             return self._forward_generic(x, keep)
         if self._takes_gradients(x):
@@ -109,6 +111,36 @@ class Block(nn.Module):
         y = y.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
         mask = self.drop_path.mask(y)
         return x + y if mask is None else torch.addcmul(x, y, mask)
+
+    def _forward_triton(self, x: Tensor) -> Tensor:
+        from .kernels import triton_ops
+
+        kind = x.device.type
+        amp = torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if amp else x.dtype
+        residual = x
+        if amp and self.gamma is not None:
+            # the scale's fp32 widens the sum in the plain path
+            residual = x.to(torch.promote_types(x.dtype, self.gamma.dtype))
+        with torch.autocast(kind, enabled=False) if amp else nullcontext():
+            p, gamma = self._mlp(fold=False)
+            drop = self.drop_path.mask(x)
+            rows, residual = (
+                t.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+                for t in (x.to(dtype), residual)
+            )
+            assert self.dwconv.bias is not None
+            y = triton_ops.block(
+                rows, residual, (self.dwconv.weight.to(dtype), self.dwconv.bias.to(dtype)),
+                _cast(p, dtype), gamma, None if drop is None else drop.flatten(),
+                self._takes_gradients(x),
+            )  # fmt: skip
+        return y.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
+
+    def _suits_triton(self, x: Tensor) -> bool:
+        from .kernels import triton_ops
+
+        return self._is_stock() and triton_ops.suits(x, self.dwconv.kernel_size)
 
     def _depthwise(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu":

@@ -161,7 +161,8 @@ def _build_facebook(config: ConvNextConfig) -> nn.Module:
 
 def _run_facebook(module: nn.Module, x: Tensor) -> Sequence[Tensor]:
     maps = []
-    for downsample, stage in zip(module.downsample_layers, module.stages, strict=True):
+    parts = (module.get_submodule(name).children() for name in ("downsample_layers", "stages"))
+    for downsample, stage in zip(*parts, strict=True):
         x = stage(downsample(x))
         maps.append(x)
     return maps
@@ -332,7 +333,9 @@ def build(name: str, master: nn.Module, config: ConvNextConfig, cell: Cell) -> n
     module.train(cell.mode == "training")
     if contender.finish is not None:
         module = contender.finish(module, DTYPES[cell.dtype])
-    return torch.compile(module) if cell.engine == "compile" else module
+    if cell.engine == "compile":
+        module.compile()
+    return module
 
 
 def runner(name: str) -> Callable[[nn.Module, Tensor], Sequence[Tensor]]:
@@ -382,8 +385,7 @@ def check(
         BenchmarkError: It computes something else.
     """
     error = relative_error(tuple(step(module, runner(name), x, cell.mode)), maps)
-    inner = getattr(module, "_orig_mod", module)
-    named = dict(inner.named_parameters())
+    named = dict(module.named_parameters())
     for ours, expected in gradients.items():
         got = named[CONTENDERS[name].name_of(ours)].grad
         assert got is not None

@@ -2,7 +2,8 @@
 
 - `depthwise`: the depthwise convolution, with a weight gradient that is quick on the CPU.
 - `pointwise`: the rest of the block without gradients, tile by tile.
-- `selective`: the rest of the block with gradients, keeping little for the backward pass.
+- `training`: the rest of the block with gradients, tile by tile, keeping much or little.
+- `triton_ops`: all of it on a CUDA device, by Triton; off unless switched on.
 """
 
 import torch

@@ -1,6 +1,7 @@
 """The switch of the fused operations."""
 
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from types import TracebackType
 
 
@@ -27,6 +28,10 @@ class use_kernels:  # noqa: N801 - reads as a statement, like torch.no_grad
     Args:
         cpu: True, False, or None to leave as it is.
         triton: True, False, or None to leave as it is.
+
+    Raises:
+        TypeError: A value is none of these.
+        ImportError: Triton is asked for and not installed.
     """
 
     def __init__(self, *, cpu: bool | None = None, triton: bool | None = None) -> None:
@@ -34,6 +39,8 @@ class use_kernels:  # noqa: N801 - reads as a statement, like torch.no_grad
         for name, value in (("cpu", cpu), ("triton", triton)):
             if value is not None and not isinstance(value, bool):
                 raise TypeError(f"{name} must be True, False or None, got {value!r}")
+            if name == "triton" and value and find_spec("triton") is None:
+                raise ImportError("the Triton kernels need Triton: pip install triton")
             if value is not None:
                 setattr(switches, name, value)
 
