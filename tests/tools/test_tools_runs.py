@@ -182,7 +182,7 @@ def test_the_picture_shows_truth_and_prediction_of_each_image(
     assert [path.name for path in (out / "a").iterdir()] == ["b.png"]
     with Image.open(out / "a" / "b.png") as picture:
         assert picture.mode == "RGB"
-        # Two rows of two pairs, each half twice the size of an image of 64x64.
-        assert picture.width > 4 * 128
-        assert picture.height > 2 * 128
+        # Two rows of two pairs, each half three times the size of an image of 64x64.
+        assert picture.width > 4 * 192
+        assert picture.height > 2 * 192
         assert len(picture.getcolors(picture.width * picture.height)) > 1000
