@@ -7,6 +7,8 @@ from .archs import list_archs
 from .backbone import ConvNextBackbone
 from .classifier import ConvNextForImageClassification, ConvNextModel
 from .config import ConvNextConfig
+from .feature_extractor import FeatureExtractor
+from .feature_store import load_features
 from .image_processor import ConvNextImageProcessor
 from .weights import LoadReport, list_weights, load_weights
 
@@ -16,10 +18,12 @@ __all__ = [
     "ConvNextForImageClassification",
     "ConvNextImageProcessor",
     "ConvNextModel",
+    "FeatureExtractor",
     "LoadReport",
     "__version__",
     "list_archs",
     "list_weights",
+    "load_features",
     "load_weights",
 ]
 

@@ -22,6 +22,7 @@ _MODEL_TYPES: dict[str, dict[str, object]] = {
     "convnextv2": {"use_grn": True, "layer_scale_init_value": 0.0},
     "dinov3_convnext": {"use_grn": False},
 }
+_FINAL_NORM_EPS = {"convnext": 1e-12, "convnextv2": 1e-12, "dinov3_convnext": 1e-6}
 MODEL_TYPES = tuple(_MODEL_TYPES)
 # model_type -> fields that transformers' class derives itself and refuses to read.
 _DERIVED = {"dinov3_convnext": {"num_stages"}}
@@ -41,7 +42,8 @@ class ConvNextConfig:
         depths: Number of blocks of each stage.
         hidden_act: Activation between the pointwise layers, a key of `layers.ACTIVATIONS`.
         initializer_range: Standard deviation of the truncated normal that fills weights.
-        layer_norm_eps: Epsilon of the final norm over the pooled map, and of that norm only.
+        layer_norm_eps: Epsilon of the final norm over the pooled map, and of that norm only;
+            transformers' own for the family when not given, 1e-12, or 1e-6 for DINOv3.
         layer_scale_init_value: Start of the layer scale; 0 builds none.
         drop_path_rate: Stochastic depth of the last block; blocks before it get a linear share.
         image_size: Side of the images that the weights were trained on, in pixels; informative.
@@ -71,7 +73,7 @@ class ConvNextConfig:
     depths: Sequence[int] = (3, 3, 9, 3)
     hidden_act: str = "gelu"
     initializer_range: float = 0.02
-    layer_norm_eps: float = 1e-12
+    layer_norm_eps: float | None = None
     layer_scale_init_value: float = 1e-6
     drop_path_rate: float = 0.0
     image_size: int = 224
@@ -87,10 +89,12 @@ class ConvNextConfig:
     problem_type: str | None = None
 
     def __post_init__(self) -> None:
-        self._check_architecture()
         if self.model_type is None:
             self.model_type = "convnextv2" if self.use_grn else "convnext"
         _check_choice("model_type", self.model_type, MODEL_TYPES)
+        if self.layer_norm_eps is None:
+            self.layer_norm_eps = _FINAL_NORM_EPS[self.model_type]
+        self._check_architecture()
         if _MODEL_TYPES[self.model_type]["use_grn"] != self.use_grn:
             raise ValueError(f"use_grn={self.use_grn} does not fit model_type {self.model_type!r}")
         self._set_labels(**{name: getattr(self, name) for name in _LABELS})
@@ -332,3 +336,20 @@ def _check_number(name: str, value: Any, upper: float) -> None:
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {choices}, got {value!r}")
+
+
+def resolve_config(
+    config: ConvNextConfig | str | None, arch: str | None, fields: dict[str, Any]
+) -> ConvNextConfig:
+    """Return the config that a model's arguments describe: a config or an arch, then fields.
+
+    Raises:
+        ValueError: Both are given, `arch` is unknown, or a value is out of its range.
+        TypeError: A field is unknown.
+    """
+    if config is not None and arch is not None:
+        raise ValueError(f"give config or arch, not both: got config={config!r} and arch={arch!r}")
+    if isinstance(config, ConvNextConfig):
+        return config.replace(**fields)
+    name = config if arch is None else arch
+    return ConvNextConfig(**{**(arch_fields(name) if name is not None else {}), **fields})

@@ -19,8 +19,10 @@ class FeatureMaps(tuple[Tensor, ...]):
     Attributes:
         hidden_states: The maps of the stem and of every stage before any output norm, where they
             were asked for. They are no part of the tuple.
+        attentions: None, as a convolutional network has none.
     """
 
+    attentions: ClassVar[None] = None
     hidden_states: tuple[Tensor, ...] | None
 
     def __new__(

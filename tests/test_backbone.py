@@ -7,8 +7,10 @@ import itertools
 import pytest
 import timm
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peers import PEERS
 from torch import nn
 
 from convnext_backbone import ConvNextBackbone, ConvNextConfig, list_archs
@@ -102,7 +104,7 @@ def test_any_channels_patch_and_kernel(num_channels, patch_size, kernel_size):
 def test_maps_have_the_channels_and_strides_that_the_backbone_says(indices, height, width):
     b = tiny(out_indices=sorted(indices)).eval()
     maps = b(torch.randn(2, 3, height, width))
-    assert type(maps) is tuple
+    assert isinstance(maps, tuple)
     assert len(maps) == len(b.channels) == len(b.strides) == len(indices)
     reference = timm.create_model("convnext_atto", features_only=True, **_timm_tiny())
     by_stride = dict(
@@ -170,12 +172,34 @@ def test_every_parameter_that_is_run_gets_a_gradient_and_so_does_the_input():
         assert p.requires_grad == (".3" not in name and ".2" not in name[:20]), name
 
 
-def test_the_forward_signature_is_that_of_transformers():
+def test_outputs_are_those_that_transformers_callers_expect():
+    b = tiny(out_features=["stem", "stage2"])
     assert (
-        next(iter(inspect.signature(ConvNextBackbone.forward).parameters.values())).name == "self"
+        next(iter(inspect.signature(b.forward).parameters)) == b.main_input_name == "pixel_values"
     )
-    assert list(inspect.signature(tiny().forward).parameters) == ["pixel_values"]
-    assert ConvNextBackbone.main_input_name == "pixel_values"
+    x = torch.randn(2, 3, 64, 96)
+    outputs = b(pixel_values=x)
+    assert type(outputs.feature_maps) is tuple
+    assert outputs.hidden_states is None
+    assert outputs.attentions is None
+    hidden = b(x, output_hidden_states=True).hidden_states
+    theirs = _transformers_twin(b)
+    expected = theirs(x, output_hidden_states=True)
+    for got, want in zip(hidden, expected.hidden_states, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+    assert len(b.stage_names) == len(b.num_features) == len(b.out_feature_channels) == len(hidden)
+    assert list(b.channels) == [b.num_features[i] for i in b.out_indices] == theirs.channels
+
+
+def _transformers_twin(b):
+    config = transformers.ConvNextConfig(
+        hidden_sizes=[8, 16, 24, 32], depths=[1, 2, 3, 1], out_features=list(b.out_features)
+    )
+    theirs = transformers.ConvNextBackbone(config).eval()
+    with torch.no_grad():
+        for name, parameter in b.named_parameters():
+            theirs.get_parameter(PEERS["transformers_v1"].name_of(name)).copy_(parameter)
+    return theirs
 
 
 # Stochastic depth and initialisation

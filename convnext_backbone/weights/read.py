@@ -13,6 +13,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -221,9 +222,26 @@ def _allowed_globals() -> list[Any]:
     ]
 
 
+@contextmanager
+def _only_our_types() -> Iterator[None]:
+    """Allow what weights are made of and nothing else, then restore torch's global list.
+
+    `torch.serialization.safe_globals` alone would take our types off the list on leaving even
+    where somebody else had put them there, mmengine's loaders for one.
+    """
+    others = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(_allowed_globals())
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(others)
+
+
 def _read_torch(file: Path, *, mapped: bool) -> Any:
     try:
-        with torch.serialization.safe_globals(_allowed_globals()):
+        with _only_our_types():
             return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL (\S+)|class (\S+)|`(\S+)` of type", str(error))

@@ -99,6 +99,22 @@ def test_pickled_module_is_refused_by_its_class(tmp_path):
         read_checkpoint(tmp_path / "weights.pth")
 
 
+def test_reading_leaves_torchs_allow_list_as_it_was(tmp_path):
+    # argparse.Namespace is on the reader's list too: leaving must not take it off the user's.
+    path = tmp_path / "a.pth"
+    torch.save({"model": {"a": torch.ones(2)}, "args": argparse.Namespace(lr=1.0)}, path)
+    before = torch.serialization.get_safe_globals()
+    try:
+        torch.serialization.add_safe_globals([argparse.Namespace])
+        read_checkpoint(path)
+        assert torch.load(path, weights_only=True)["args"].lr == 1.0
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+    read_checkpoint(path)
+    assert set(torch.serialization.get_safe_globals()) == set(before)
+
+
 def test_getattr_in_a_checkpoint_reaches_nothing(tmp_path):
     """mmengine's HistoryBuffer needs the name `getattr`; the real one must not come with it."""
 
