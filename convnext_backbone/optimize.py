@@ -37,9 +37,9 @@ def optimize_for_inference(
     Args:
         module: A backbone, model or classifier; one optimized already is returned as it is.
         dtype: What to compute in, one of `DTYPES`; by default, the dtype of the weights.
-        compile: Compile the module, and nothing around it, with torch.compile. One graph serves
-            all image sizes and batches, but for batches of one image, which have their own. On the
-            CPU this needs a C++ compiler and a minute, and replaces the packing.
+        compile: Compile the module, and nothing around it, with torch.compile. Four graphs at most
+            serve all sizes: square images or others, one image or several. On the CPU each needs a
+            C++ compiler and a minute, and compiling replaces the packing.
 
     Raises:
         ValueError: `dtype` is not one of the choices, or the module is optimized already, for
