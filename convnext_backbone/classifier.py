@@ -32,7 +32,9 @@ class _PooledTrunk(PretrainedTrunk):
         **fields: Any,
     ) -> None:
         super().__init__(resolve_config(config, arch, fields), with_cp=with_cp)
-        self.norm = nn.LayerNorm(self.config.hidden_sizes[-1], eps=self.config.layer_norm_eps)
+        eps = self.config.layer_norm_eps
+        assert eps is not None  # the config has resolved it
+        self.norm = nn.LayerNorm(self.config.hidden_sizes[-1], eps=eps)
         self._build_head()
         self.reset_parameters()
 
