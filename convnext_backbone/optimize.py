@@ -8,7 +8,6 @@ Axes: N batch, C channels, H height, W width.
 """
 
 import copy
-from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -63,7 +62,7 @@ def optimize_for_inference(
     optimized.to(torch.promote_types(own, wanted[0]))  # nothing is rounded before it is folded
     _fold(optimized)
     optimized.to(wanted[0]).to(memory_format=torch.channels_last)
-    object.__setattr__(optimized, "__class__", _frozen_class(type(module)))
+    object.__setattr__(optimized, "__class__", _frozen_class(module.__class__))
     assert isinstance(optimized, _Frozen)
     optimized._optimized_for = wanted
     if compile:
@@ -109,9 +108,13 @@ class _Frozen(nn.Module):
         raise RuntimeError("the weights of an optimized module are folded; save the original")
 
 
-@cache
-def _frozen_class(kind: Any) -> type[nn.Module]:
-    return type(f"Optimized{kind.__name__}", (_Frozen, kind), {})
+_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _frozen_class(kind: type[nn.Module]) -> type[nn.Module]:
+    if kind not in _CLASSES:
+        _CLASSES[kind] = type(f"Optimized{kind.__name__}", (_Frozen, kind), {})
+    return _CLASSES[kind]
 
 
 def _stem_norm(module: ConvNextTrunk) -> nn.LayerNorm:

@@ -822,7 +822,7 @@ def run(args: argparse.Namespace) -> None:
         results += found
         print_table(rows_of(found, tops))
         sys.stdout.flush()
-    verdicts = list(judge(results)) if args.preset else []
+    verdicts = list(judge(results))
     print_targets(verdicts)
     rows = rows_of(results, tops)
     if args.json is not None:

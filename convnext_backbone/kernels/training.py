@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .pointwise import Mlp, grn_scale, mlp_plain, tile_rows, wide_dtype
+from .pointwise import Mlp, grn_scale, mlp_plain, pixel_norm, tile_rows, wide_dtype
 
 _NUM_TENSORS = 8  # parameters of an Mlp that are tensors, GRN's two included
 
@@ -82,11 +82,11 @@ class _TiledMlp(torch.autograd.Function):
         out = torch.empty_like(maps.y)
         for group in _groups(maps.y, p):
             images = maps.images(group)
-            _fill(images, p)
+            active = _fill(images, p)
             scale = _scale(images, p)
             for tile in _tiles(maps.y, p):
-                a = _scaled(_active(images.pixels(tile), p), scale, p)
-                out[group, tile] = F.linear(a, p.weight2, p.bias2)
+                a = _active(images.pixels(tile), p) if active is None else active
+                _linear(_scaled(a, scale, p), p.weight2, p.bias2, out=out[group, tile])
         ctx.save_for_backward(y, *maps[1:], *tensors)
         return out.view(y.shape)
 
@@ -119,6 +119,9 @@ class _Sums:
 
     def __init__(self) -> None:
         self._totals: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._totals[name]
 
     def add(self, name: str, value: Tensor) -> None:
         """Add `value` to the total of `name`."""
@@ -166,31 +169,37 @@ def _backward_v2(maps: _Maps, grad: Tensor, out: Tensor, p: Mlp, s: _Sums) -> No
     with torch.enable_grad():
         norm, gamma = (t.detach().requires_grad_() for t in (maps.norm, p.grn_gamma))
         scale = grn_scale(norm, gamma, p.grn_eps)
-    grad_scale = _grad_scale(maps, grad, scale.detach(), p, s)
+    tiles = list(_tiles(maps.y, p))
+    whole = None  # the map behind GELU, and the gradient behind GRN, where one tile holds them
+    if len(tiles) == 1:
+        a = _active(maps, p)
+        whole = a, grad @ p.weight2
+        s.add_outer("weight2", grad, _scaled(a, scale.detach(), p))
+        grad_scale = (whole[1] * a).sum(dim=1, keepdim=True, dtype=scale.dtype)
+    else:
+        grad_scale = _grad_scale(maps, grad, scale.detach(), p, s)
     grad_norm, grad_gamma = torch.autograd.grad(scale, (norm, gamma), grad_scale)
     s.add("grn_gamma", grad_gamma)
     s.add("bias2", _sum_pixels(grad))
     # d ||a|| / d a = a / ||a||; a silent channel has no direction, and takes none.
     pull = torch.where(maps.norm > 0, grad_norm / maps.norm, 0).to(grad.dtype)
     factor = scale.detach().to(grad.dtype)
-    for tile in _tiles(maps.y, p):
+    for tile in tiles:
         part = maps.pixels(tile)
-        grad_a = (grad[:, tile] @ p.weight2).mul_(factor).addcmul_(_active(part, p), pull)
-        out[:, tile] = _through_hidden(part, grad_a, p, s)
+        a, g = whole or (_active(part, p), grad[:, tile] @ p.weight2)
+        out[:, tile] = _through_hidden(part, g.mul_(factor).addcmul_(a, pull), p, s)
 
 
 def _grad_scale(maps: _Maps, grad: Tensor, scale: Tensor, p: Mlp, s: _Sums) -> Tensor:
-    """Return the gradient of GRN's scale (M, 1, 4C), and add that of the second layer's weight."""
-    tiles = list(_tiles(maps.y, p))
-    if len(tiles) == 1:
-        a = _active(maps, p)
-        s.add_outer("weight2", grad, _scaled(a, scale, p))
-        return ((grad @ p.weight2) * a).sum(dim=1, keepdim=True, dtype=scale.dtype)
-    # One large image: the product of its gradient and its map serves both, with no map of its own.
+    """Return the gradient of GRN's scale (1, 1, 4C), and add that of the second layer's weight.
+
+    For one image of many tiles: the product of its gradient and its map behind GELU serves both,
+    and neither is ever whole.
+    """
     product = _Sums()
-    for tile in tiles:
+    for tile in _tiles(maps.y, p):
         product.add_outer("of", grad[:, tile], _active(maps.pixels(tile), p))
-    found = product._totals["of"].to(scale.dtype)
+    found = product["of"].to(scale.dtype)
     assert p.grn_beta is not None
     beta = torch.outer(_sum_pixels(grad).to(scale.dtype), p.grn_beta.to(scale.dtype))
     s.add("weight2", beta.addcmul_(found, scale.view(1, -1)))
@@ -226,26 +235,35 @@ def _allocate(y: Tensor, p: Mlp, keep_all: bool) -> _Maps:
     return _Maps(y, hidden, norm, normed, torch.empty_like(hidden), mean, rstd)
 
 
-def _fill(maps: _Maps, p: Mlp) -> None:
-    """Write the first pointwise layer's output, what is kept, and the norms behind GELU."""
+def _fill(maps: _Maps, p: Mlp) -> Tensor | None:
+    """Write the first pointwise layer's output, what is kept, and the norms behind GELU.
+
+    Returns the map behind GELU if it was computed and there is no more than one tile of it.
+    """
     norms = []
+    a = None
     for tile in _tiles(maps.y, p):
         part = maps.pixels(tile)
         normed, mean, rstd = _normed(part._replace(normed=None), p)
-        h = F.linear(normed, p.weight1, p.bias1)
-        part.hidden.copy_(h)
+        h = part.hidden
+        _linear(normed, p.weight1, p.bias1, out=h)
         if part.active is None and part.norm is None:
             continue
         a = F.gelu(h, approximate=p.approximate)
         if part.norm is not None:
-            norms.append(torch.linalg.vector_norm(a, dim=1, keepdim=True, dtype=part.norm.dtype))
+            norms.append(pixel_norm(a))
         if part.active is not None:
             kept = (part.normed, part.active, part.mean, part.rstd)
             for target, source in zip(kept, (normed, a, mean, rstd), strict=True):
                 assert target is not None
                 target.copy_(source)
     if maps.norm is not None:
-        torch.linalg.vector_norm(torch.stack(norms), dim=0, out=maps.norm)
+        maps.norm.copy_(pixel_norm(torch.cat(norms, dim=1)))
+    return a if a is not None and a.shape[1] == maps.y.shape[1] else None
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
+    torch.addmm(bias, x.flatten(0, 1), weight.t(), out=out.flatten(0, 1))
 
 
 def _normed(maps: _Maps, p: Mlp) -> tuple[Tensor, Tensor, Tensor]:
