@@ -30,8 +30,6 @@ from .layers import ACTIVATIONS, DropPath, GlobalResponseNorm, LayerNorm2d
 from .weights import to_native_
 
 _MLP_RATIO = 4  # hidden width of the block over its width, in every published ConvNeXt
-# Bytes of a hidden map that the C library's heap no longer serves from memory it has at hand.
-_LARGE = 8 << 20
 T = TypeVar("T", bound="ConvNextTrunk")
 WITH_CP = (False, "selective", True)
 
@@ -98,7 +96,7 @@ class Block(nn.Module):
         y = self._depthwise(x).permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
         p, gamma = self._mlp(self._folds(y))
         hidden_bytes = _MLP_RATIO * y.numel() * y.element_size()
-        if keep == "dear" or (x.device.type == "cpu" and hidden_bytes > _LARGE):
+        if keep == "dear" or (x.device.type == "cpu" and hidden_bytes > pointwise.LARGE):
             with torch.autocast(x.device.type, enabled=False):
                 y = training.mlp_tiled(y, _cast(p, y.dtype), keep_all=keep == "all")
         else:

@@ -26,6 +26,8 @@ _TILE = 3 << 18
 _MIN_ROWS = 256
 # An accelerator's allocator keeps its memory and wants large launches: one tile holds everything.
 _ALL_ROWS = 1 << 40
+# Bytes of a hidden map that the C library's heap no longer serves from memory it has at hand.
+LARGE = 8 << 20
 _LOCAL = threading.local()
 
 
@@ -177,8 +179,11 @@ def mlp_add(y: Tensor, x: Tensor, p: Mlp, gamma: Tensor | None = None) -> Tensor
     """
     _, h, w, c = y.shape
     flat_y, flat_x = y.view(-1, c), x.view(-1, c)
+    if p.grn_gamma is None and flat_y.shape[0] <= tile_rows(p):
+        return _v1_tile(flat_y, flat_x, p, gamma).view(y.shape)
     if p.grn_gamma is None:
-        _v1_add(flat_y, flat_x, p, gamma)
+        for yt, xt in _tiles(flat_y, flat_x, p):
+            yt.copy_(_v1_tile(yt, xt, p, gamma))
     elif gamma is not None:
         return torch.addcmul(x, mlp_plain(y, p), gamma)
     elif h * w >= c:
@@ -193,30 +198,29 @@ def mlp_add(y: Tensor, x: Tensor, p: Mlp, gamma: Tensor | None = None) -> Tensor
     return y
 
 
-def _v1_add(y: Tensor, x: Tensor, p: Mlp, gamma: Tensor | None) -> None:
-    for yt, xt in _tiles(y, x, p):
-        if gamma is None:
-            _linear_add(_hidden(yt, p), p.weight2, p.bias2, xt, out=yt)
-        else:
-            z = F.linear(_hidden(yt, p), p.weight2, p.bias2)
-            torch.addcmul(xt, z, gamma, out=yt)
+def _v1_tile(y: Tensor, x: Tensor, p: Mlp, gamma: Tensor | None) -> Tensor:
+    if gamma is None:
+        return _linear_add(_hidden(y, p), p.weight2, p.bias2, x)
+    return torch.addcmul(x, _linear(_hidden(y, p), p.weight2, p.bias2), gamma)
 
 
 def _v2_add_image(y: Tensor, x: Tensor, p: Mlp, bias: Tensor) -> None:
-    hidden = _scratch((y.shape[0], p.weight1.shape[0]), y)
-    norms = []
-    for yt, ht in _tiles(y, hidden, p):
-        tile = _hidden(yt, p)
-        norms.append(pixel_norm(tile))
-        ht.copy_(tile)
+    rows, width = tile_rows(p), p.weight1.shape[0]
+    large = y.shape[0] * width * y.element_size() > LARGE
+    slots = _scratch((y.shape[0], width), y).split(rows) if large else None
+    hidden, norms = [], []
+    for index, yt in enumerate(y.split(rows)):
+        a = _hidden(yt, p)
+        norms.append(pixel_norm(a))
+        hidden.append(a if slots is None else slots[index].copy_(a))
     norm = pixel_norm(torch.cat(norms))
     assert p.grn_gamma is not None
     scale, weight = grn_scale(norm, p.grn_gamma, p.grn_eps).to(y.dtype), p.weight2
     if not weight.is_mkldnn:
         weight = weight * scale
-    for yt, ht, xt in zip(*(m.split(tile_rows(p)) for m in (y, hidden, x)), strict=True):
-        a = ht.mul_(scale) if weight.is_mkldnn else ht
-        _linear_add(a, weight, bias, xt, out=yt)
+    for yt, a, xt in zip(y.split(rows), hidden, x.split(rows), strict=True):
+        a = a.mul_(scale) if weight.is_mkldnn else a
+        yt.copy_(_linear_add(a, weight, bias, xt))
 
 
 def _v2_add_images(y: Tensor, x: Tensor, p: Mlp) -> None:
@@ -224,8 +228,7 @@ def _v2_add_images(y: Tensor, x: Tensor, p: Mlp) -> None:
     a = _hidden(y, p)
     norm = pixel_norm(a.flatten(1, 2)).unsqueeze(1)  # (N, 1, 1, 4C)
     a = torch.addcmul(_beta(p, a), a, grn_scale(norm, p.grn_gamma, p.grn_eps).to(a.dtype))
-    y = y.view(x.shape)
-    _linear_add(a.flatten(0, 2), p.weight2, p.bias2, x, out=y)
+    y.view(x.shape).copy_(_linear_add(a.flatten(0, 2), p.weight2, p.bias2, x))
 
 
 def _beta(p: Mlp, a: Tensor) -> Tensor:
@@ -239,11 +242,16 @@ def _hidden(y: Tensor, p: Mlp) -> Tensor:
     return torch.ops.aten.gelu_(F.linear(y, p.weight1, p.bias1), approximate=p.approximate)
 
 
-def _linear_add(a: Tensor, weight: Tensor, bias: Tensor, x: Tensor, out: Tensor) -> None:
+def _linear(a: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if onednn_takes(a):
-        out.copy_(torch.ops.mkldnn._linear_pointwise.binary(a, x, weight, bias, "add"))
-    else:
-        torch.add(F.linear(a, weight, bias), x, out=out)
+        return torch.ops.mkldnn._linear_pointwise(a, weight, bias, "none", [], "")
+    return F.linear(a, weight, bias)
+
+
+def _linear_add(a: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    if onednn_takes(a):
+        return torch.ops.mkldnn._linear_pointwise.binary(a, x, weight, bias, "add")
+    return F.linear(a, weight, bias).add_(x)
 
 
 def onednn_takes(x: Tensor) -> bool:
