@@ -6,6 +6,9 @@ PYTHON ?= python3
 VENV ?= .venv
 VENV_ONEDL ?= .venv-onedl
 
+# A worker per core; a file stays on one worker, which keeps what its tests share.
+PARALLEL := -n auto --dist loadfile
+
 DATA := data/quickstart
 DETECTOR := mask-rcnn_convnext-atto_fpn_quickstart
 SEGMENTOR := upernet_convnext-atto_quickstart
@@ -63,10 +66,10 @@ lint: $(STAMP) ## Style and types
 	$(BIN)/python -m mypy
 
 test: lint ## Style, types and the whole suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-onedl: $(STAMP_ONEDL) ## The OpenMMLab part of the suite on the onedl packages
-	$(VENV_ONEDL)/bin/python -m pytest tests/openmmlab tests/tools
+	$(VENV_ONEDL)/bin/python -m pytest $(PARALLEL) tests/openmmlab tests/configs tests/tools
 
 format: $(STAMP) ## Rewrite the sources in the house style
 	$(BIN)/python -m ruff check --fix .
