@@ -49,17 +49,22 @@ def detector(digits, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def segmentor(digits, tmp_path_factory):
-    """The quickstart segmentor on the small set, without anything random in the model."""
+    """The quickstart segmentor on the small set, without anything random in model and data."""
     text = f"""
         _base_ = ['{ROOT}/configs/quickstart/upernet_convnext-atto_quickstart.py']
         norm_cfg = dict(_delete_=True, type='GN', num_groups=4)
+        # Weights are averaged over each process's own pixels, not over the batch.
+        even = dict(class_weight=None)
         model = dict(
             data_preprocessor=dict(size=({SIZE}, {SIZE})),
-            decode_head=dict(channels=16, dropout_ratio=0.0, norm_cfg=norm_cfg),
-            auxiliary_head=dict(channels=16, dropout_ratio=0.0, norm_cfg=norm_cfg),
+            decode_head=dict(channels=16, norm_cfg=norm_cfg, loss_decode=even),
+            auxiliary_head=dict(channels=16, norm_cfg=norm_cfg, loss_decode=even),
         )
         loader = dict(batch_size=4, num_workers=0, persistent_workers=False)
-        train_dataloader = dict(dataset=dict(data_root='{digits}'), **loader)
+        steps = ('LoadImageFromFile', 'LoadAnnotations', 'PackSegInputs')
+        train_pipeline = [dict(type=step) for step in steps]
+        train_dataloader = dict(
+            dataset=dict(data_root='{digits}', pipeline=train_pipeline), **loader)
         val_dataloader = dict(dataset=dict(data_root='{digits}'), **loader)
         test_dataloader = val_dataloader
         train_cfg = dict(max_iters=4, val_interval=4)

@@ -18,10 +18,13 @@ metainfo = dict(
         [0, 128, 128],
     ],
 )
+crop_size = (128, 128)
 # No flips: a mirrored digit is no digit.
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations"),
+    dict(type="RandomResize", scale=(160, 160), ratio_range=(0.85, 1.3), keep_ratio=True),
+    dict(type="RandomCrop", crop_size=crop_size),
     dict(type="PackSegInputs"),
 ]
 test_pipeline = [
