@@ -14,6 +14,7 @@ which waiting does not lengthen.
 """
 
 import argparse
+import gc
 import importlib
 import json
 import platform
@@ -819,6 +820,7 @@ def run(args: argparse.Namespace) -> None:
     results: list[Result] = []
     for cell, options in cells:
         found = run_cell(cell, names, options)
+        gc.collect()  # a cell's modules go before the next cell's come
         results += found
         print_table(rows_of(found, tops))
         sys.stdout.flush()
