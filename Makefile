@@ -9,6 +9,9 @@ VENV_ONEDL ?= .venv-onedl
 # A worker per core; a file stays on one worker, which keeps what its tests share.
 PARALLEL := -n auto --dist loadfile
 
+# OpenMP's threads wait asleep: on a busy machine, waiting threads that spin cost more than the work.
+export OMP_WAIT_POLICY ?= passive
+
 DATA := data/quickstart
 DETECTOR := mask-rcnn_convnext-atto_fpn_quickstart
 SEGMENTOR := upernet_convnext-atto_quickstart

@@ -64,7 +64,9 @@ class Block(nn.Module):
         """
         if switches.triton and keep == "all" and self._suits_triton(x):
             return self._forward_triton(x)
-        if not switches.cpu or not eager(x) or not self._is_stock():
+        # Measured on the CPU only, so elsewhere the definition runs.
+        on_cpu = switches.cpu and x.device.type == "cpu"
+        if not on_cpu or not eager(x) or not self._is_stock():
             return self._forward_generic(x, keep)
         if self._takes_gradients(x):
             return self._forward_training(x, keep)
