@@ -38,7 +38,7 @@ model = dict(
     ),
 )
 
-max_epochs = 7
+max_epochs = 6
 train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=max_epochs, val_interval=3)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
