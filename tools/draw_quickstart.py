@@ -52,7 +52,8 @@ PAIRS_PER_ROW = 2
 METHODS = MappingProxyType({"MaskRCNN": "Mask R-CNN", "UPerHead": "UperNet"})
 MIN_SCORE = 0.5
 MAX_OVERLAP = 0.6  # IoU of two predictions that may both be drawn
-OPACITY = 0.55
+# Digits have colours of their own: a class without a tag must be read from the tint alone.
+INSTANCE_OPACITY, LABEL_OPACITY = 0.55, 0.85
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -90,20 +91,23 @@ def enlarge(image: Image.Image, method: Image.Resampling) -> Image.Image:
     return image.resize((image.width * ZOOM, image.height * ZOOM), method)
 
 
-def tint(image: Image.Image, mask: np.ndarray, colour: tuple[int, int, int]) -> None:
+def tint(
+    image: Image.Image, mask: np.ndarray, colour: tuple[int, int, int], opacity: float
+) -> None:
     """Lay a colour with a bright edge over the pixels of a mask.
 
     Args:
         image: The enlarged image; changed.
         mask: Bool `(H, W)` of the image as it was before enlarging.
         colour: Colour of the mask.
+        opacity: Share of the colour, 0 to 1.
     """
     soft = enlarge(Image.fromarray(mask.astype(np.uint8) * 255), Image.Resampling.BICUBIC)
     inside = np.asarray(soft) > 127
     padded = np.pad(inside, 1)
     core = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     pixels = np.asarray(image).astype(np.float64)
-    pixels[inside] += OPACITY * (np.array(colour) - pixels[inside])
+    pixels[inside] += opacity * (np.array(colour) - pixels[inside])
     pixels[inside & ~core] = colour
     image.paste(Image.fromarray(pixels.round().astype(np.uint8)))
 
@@ -122,7 +126,7 @@ def draw_instances(image: Image.Image, instances: Any, classes: tuple[str, ...])
     masks = masks.masks.astype(bool) if hasattr(masks, "masks") else masks.numpy()
     labels = instances.labels.tolist()
     for i in kept:
-        tint(image, masks[i], COLOURS[labels[i] % len(COLOURS)])
+        tint(image, masks[i], COLOURS[labels[i] % len(COLOURS)], INSTANCE_OPACITY)
     draw = ImageDraw.Draw(image)
     for i in kept:
         colour = COLOURS[labels[i] % len(COLOURS)]
@@ -171,7 +175,8 @@ def draw_labels(image: Image.Image, labels: np.ndarray, classes: tuple[str, ...]
     """
     for index in range(1, len(classes)):
         if (labels == index).any():
-            tint(image, labels == index, COLOURS[(index - 1) % len(COLOURS)])
+            colour = COLOURS[(index - 1) % len(COLOURS)]
+            tint(image, labels == index, colour, LABEL_OPACITY)
 
 
 def detection_pair(sample: Any, image: Image.Image, classes: tuple[str, ...]) -> list[Image.Image]:
