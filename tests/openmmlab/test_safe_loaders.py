@@ -251,7 +251,7 @@ def test_a_truncated_checkpoint_is_one_clear_error(saved, fraction):
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * fraction)])
     # Where a class name is cut off, what is left of it is refused.
-    with pytest.raises(CheckpointError, match=r"cannot read checkpoint|asks for coll\."):
+    with pytest.raises(CheckpointError, match=r"cannot read checkpoint|asks for coll[a-z]*\."):
         mm._load_checkpoint(str(path))
 
 
