@@ -31,7 +31,8 @@ class ConvNextBackbone(PretrainedTrunk):
         frozen_stages: As in mmdet: -1 freezes nothing, 0 the stem, k the stem and stages 1 to k.
             Frozen parameters take no gradient, and their modules stay in eval mode. The norms of
             the outputs are never frozen.
-        with_cp: Recompute the blocks' activations in the backward pass instead of keeping them.
+        with_cp: False keeps the blocks' activations for the backward pass, "selective" only those
+            that are dear to recompute, True none.
         init_cfg: `dict(type='Pretrained', checkpoint=SOURCE)`, applied by `init_weights()`; SOURCE
             is anything that `load_weights` reads, and options of `load_weights` may be added.
         fields: Fields of `ConvNextConfig` that replace those of `config` or `arch`.
