@@ -528,13 +528,13 @@ def _load_module(module: nn.Module, wants_cls: bool, outputs: Mapping[str, Any])
 def _load_weights(
     source: Any, kind: Any, outputs: Mapping[str, Any], options: Mapping[str, Any]
 ) -> _Loaded:
-    from .weights import load_native, open_weights
+    from .weights import build_blank, load_native, open_weights
 
     opening = {k: v for k, v in options.items() if k in ("ema", "prefix")}
     filling = {k: v for k, v in options.items() if k not in opening}
-    weights = open_weights(source, **opening)
+    weights = open_weights(source, mapped=False, **opening)
     fields = {k: v for k, v in weights.fields().items() if k != "out_features"}
-    model = kind(_with_outputs(ConvNextConfig(**fields), outputs))
+    model = build_blank(kind, _with_outputs(ConvNextConfig(**fields), outputs))
     load_native(model, weights, **filling)
     return _Loaded(os.fspath(source), model, _processor_beside(source, weights))
 

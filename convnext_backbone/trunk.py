@@ -9,7 +9,7 @@ norm and the pointwise layers work on (N, H, W, C) views without a copy.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, TypeVar
@@ -274,17 +274,34 @@ class ConvNextTrunk(nn.Module):
         Source: `_init_weights` of facebookresearch/ConvNeXt, models/convnext.py.
         """
         for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=self.config.initializer_range)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
-            elif isinstance(module, GlobalResponseNorm):
-                nn.init.zeros_(module.gamma)
-                nn.init.zeros_(module.beta)
-            elif isinstance(module, Block) and module.gamma is not None:
-                nn.init.constant_(module.gamma, self.config.layer_scale_init_value)
+            self._reset(module)
+
+    def _reset(self, module: nn.Module) -> None:
+        """Fill a module's own parameters afresh, not those of its children."""
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=self.config.initializer_range)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
+        elif isinstance(module, GlobalResponseNorm):
+            nn.init.zeros_(module.gamma)
+            nn.init.zeros_(module.beta)
+        elif isinstance(module, Block) and module.gamma is not None:
+            nn.init.constant_(module.gamma, self.config.layer_scale_init_value)
+
+    def materialise_(self, keys: Collection[str], device: torch.device) -> None:
+        """Give the modules that own these parameters memory and initial values.
+
+        Args:
+            keys: Keys of the state dict whose parameters are on the meta device.
+            device: Where the memory is to be.
+        """
+        for name in dict.fromkeys(key.rpartition(".")[0] for key in keys):
+            module = self.get_submodule(name)
+            if any(p.is_meta for p in module.parameters(recurse=False)):
+                module.to_empty(device=device, recurse=False)
+                self._reset(module)
 
     def optimize_for_inference(
         self: T, *, dtype: torch.dtype | None = None, compile: bool = False

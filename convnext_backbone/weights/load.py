@@ -8,7 +8,8 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ from .download import locate
 from .layouts import Converted, Match, UnknownLayoutError, convert, recognise
 from .read import read_checkpoint
 
+_PACKAGE = f"{__name__.partition('.')[0]}."
 FINAL_NORM_CHOICES = ("stage", "drop")
 _STEM = "downsample_layers.0.0.weight"
 _LISTED = 40  # tensors that an error names before it only counts the rest
@@ -101,6 +103,7 @@ class NativeWeights:
         config: The config.json that lies beside the weights, or nothing.
         entry: The catalogue's entry, when the source is in it.
         notes: What a user should know about how they were read.
+        mapped: Whether the tensors may be views of the mapped file.
     """
 
     source: str
@@ -109,6 +112,7 @@ class NativeWeights:
     config: Mapping[str, Any]
     entry: WeightEntry | None
     notes: tuple[str, ...]
+    mapped: bool = True
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -157,7 +161,11 @@ class _named:  # noqa: N801 - a context manager, used as a word
 
 
 def open_weights(
-    source: str | os.PathLike[str], *, ema: bool = False, prefix: str | None = None
+    source: str | os.PathLike[str],
+    *,
+    ema: bool = False,
+    prefix: str | None = None,
+    mapped: bool = True,
 ) -> NativeWeights:
     """Read a source and bring its tensors to native names.
 
@@ -165,6 +173,7 @@ def open_weights(
         source: A file, a directory, a URL, a Hugging Face id or an `arch.tag` of `list_weights()`.
         ema: Where a file holds both the trained weights and their moving average, take the average.
         prefix: Where a file holds several ConvNeXts, the prefix of the keys of the wanted one.
+        mapped: Map a large file instead of reading it. False for tensors that a module is to keep.
 
     Raises:
         ValueError: The source is not a ConvNeXt, is damaged, or is refused as unsafe.
@@ -173,13 +182,14 @@ def open_weights(
     """
     path, entry = locate(source)
     name = os.fspath(source)
-    checkpoint = read_checkpoint(path, ema=ema)
+    checkpoint = read_checkpoint(path, ema=ema, mapped=mapped)
     with _named(name):
         match = recognise({k: tuple(v.shape) for k, v in checkpoint.tensors.items()}, prefix)
         converted = name_final_norm(convert(checkpoint.tensors, match), match)
     if entry is not None:
         entry.warn_once()
-    return NativeWeights(name, match, converted, checkpoint.config, entry, tuple(checkpoint.notes))
+    notes = tuple(checkpoint.notes)
+    return NativeWeights(name, match, converted, checkpoint.config, entry, notes, mapped)
 
 
 def infer_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -321,16 +331,28 @@ def load_pretrained_(
     opened = {k: v for k, v in overrides.items() if k in _OPEN_OPTIONS}
     options = {k: v for k, v in overrides.items() if k in _FILL_OPTIONS}
     built = {k: v for k, v in overrides.items() if k not in opened and k not in options}
-    weights = open_weights(source, **opened)
+    weights = open_weights(source, mapped=False, **opened)
     if not {"config", "arch"} & built.keys():
         fields = weights.fields()
         if {"out_features", "out_indices"} & built.keys():
             fields.pop("out_features", None)
         built["config"] = ConvNextConfig(**fields)
-    module = cls(**built)
+    module = build_blank(cls, **built)
     assert isinstance(module, nn.Module)
     load_native(module, weights, **options)
     return module
+
+
+def build_blank(cls: Callable[..., Built], *args: Any, **kwargs: Any) -> Built:
+    """Build a module for weights that come right after: on the meta device, without values.
+
+    Drawing the initial values of a large ConvNeXt takes longer than reading its weights, and holds
+    as much memory. A subclass with a constructor of its own is built as usual, since that may
+    compute with tensors, and tensors on the meta device have no values.
+    """
+    init = getattr(cls, "__init__")  # noqa: B009 - mypy takes it for an instance's
+    with torch.device("meta") if init.__module__.startswith(_PACKAGE) else nullcontext():
+        return cls(*args, **kwargs)
 
 
 def load_native(
@@ -388,7 +410,7 @@ def load_native(
         hint = _channels_hint(shapes, adapt_in_channels) + _head_hint(missing, shapes, kept)
         raise ValueError(_misfit(weights, type(module).__name__, problems, hint))
     notes += _warn_not_finite(tensors, weights)
-    _assign(module, tensors, target)
+    _fill(module, tensors, kept, weights.mapped)
     report = LoadReport(
         source=weights.source,
         layout=str(weights.match),
@@ -524,12 +546,41 @@ def _warn_not_finite(tensors: Mapping[str, Tensor], weights: NativeWeights) -> l
     return [note]
 
 
-def _assign(module: nn.Module, tensors: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
-    on_meta = any(tensor.is_meta for tensor in target.values())
-    # A module on the meta device has no memory to copy into: it takes tensors, but not those that
-    # are mapped from the file, which would crash it when somebody overwrites the file.
-    taken = {key: tensor.clone() if on_meta else tensor for key, tensor in tensors.items()}
-    module.load_state_dict(taken, strict=False, assign=on_meta)
+def _fill(
+    module: nn.Module, tensors: Mapping[str, Tensor], fresh: Collection[str], mapped: bool
+) -> None:
+    """Copy the tensors into the module; where that has no memory, make them its parameters."""
+    target = module.state_dict()
+    if not any(tensor.is_meta for tensor in target.values()):
+        module.load_state_dict(tensors, strict=False)
+        return
+    device = torch.get_default_device()
+    device = torch.device("cpu") if device.type == "meta" else device
+    materialise = getattr(module, "materialise_")  # noqa: B009 - nn.Module types it as a tensor
+    materialise(fresh, device)
+    module.load_state_dict(_owned(tensors, target, device, mapped), strict=False, assign=True)
+
+
+def _owned(
+    tensors: Mapping[str, Tensor],
+    target: Mapping[str, Tensor],
+    device: torch.device,
+    mapped: bool,
+) -> dict[str, Tensor]:
+    """Return the tensors in the target's dtypes, contiguous, each in memory of its own.
+
+    A view of a mapped file would crash the process when somebody overwrites the file; a part of a
+    larger storage would keep and save all of it; two views of one storage would train as one.
+    """
+    owned: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for key, tensor in tensors.items():
+        value = tensor.to(device, target[key].dtype).contiguous()
+        storage = value.untyped_storage()
+        lent = mapped or storage.nbytes() != value.nbytes or storage.data_ptr() in storages
+        owned[key] = value.clone() if lent and value is tensor else value
+        storages.add(storage.data_ptr())
+    return owned
 
 
 # ------------------------------------------------------------------------------ in flight

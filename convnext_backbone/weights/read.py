@@ -2,7 +2,7 @@
 
 safetensors (single or sharded), PyTorch files (never more than `weights_only=True` may load), the
 h5 files of TensorFlow and Keras, and Keras archives. Everything comes out as a flat dict of tensors
-under the file's own keys; large files are mapped into memory, not copied.
+under the file's own keys, either as views of the mapped file or in memory of their own.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import os
 import pickle
 import re
 import zipfile
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -43,6 +44,7 @@ DIRECTORY_FILES = (
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".h5", ".hdf5", ".keras")
 
 _ZIP, _HDF5, _LFS = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n", b"version https://git-lfs"
+_BATCH = 64 << 20  # bytes that are copied before the pages they came from are let go
 _H5PY_HINT = "reading Keras and TensorFlow files needs h5py: pip install 'convnext_backbone[keras]'"
 
 
@@ -63,7 +65,9 @@ class Checkpoint:
     notes: list[str] = field(default_factory=list)
 
 
-def read_checkpoint(path: str | os.PathLike[str], *, ema: bool = False) -> Checkpoint:
+def read_checkpoint(
+    path: str | os.PathLike[str], *, ema: bool = False, mapped: bool = True
+) -> Checkpoint:
     """Read the tensors of a file or a directory.
 
     Args:
@@ -71,6 +75,9 @@ def read_checkpoint(path: str | os.PathLike[str], *, ema: bool = False) -> Check
         ema: Where a file holds both the trained weights and their moving average, take the average.
             The default is the trained weights, which ConvNeXt's detectors and segmentors start
             from (arXiv 2201.03545, appendix A.3).
+        mapped: Return views of the mapped file where its kind allows that, for tensors that are
+            looked at or copied. False reads them into memory of their own, once: for tensors that
+            are kept, since a mapped file must not change under them.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -81,9 +88,9 @@ def read_checkpoint(path: str | os.PathLike[str], *, ema: bool = False) -> Check
     file = find_weights_file(Path(path))
     notes: list[str] = []
     if file.name.endswith(".index.json"):
-        tensors = _read_shards(file, ema, notes)
+        tensors = _read_shards(file, ema, mapped, notes)
     else:
-        tensors = _read_file(file, ema, notes)
+        tensors = _read_file(file, ema, mapped, notes)
     tensors = _without_infixes(tensors)
     if not tensors:
         raise ValueError(f"{file}: there are no tensors in it")
@@ -133,7 +140,7 @@ def _without_infixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 # ------------------------------------------------------------------------------ one file
 
 
-def _read_file(file: Path, ema: bool, notes: list[str]) -> dict[str, Tensor]:
+def _read_file(file: Path, ema: bool, mapped: bool, notes: list[str]) -> dict[str, Tensor]:
     """Tell the container by its first bytes, since names lie, and read it."""
     with open(file, "rb") as stream:
         head = stream.read(64)
@@ -147,13 +154,15 @@ def _read_file(file: Path, ema: bool, notes: list[str]) -> dict[str, Tensor]:
     if head.startswith(_ZIP) and _is_keras_archive(file):
         return _read_keras_archive(file)
     if _looks_like_safetensors(head, size) or file.suffix == ".safetensors":
-        return _read_safetensors(file)
+        return _read_safetensors(file, mapped)
     if file.suffix in (".h5", ".hdf5", ".keras"):
         raise ValueError(f"{file}: the file is damaged or not a Keras file")
     if _is_text(head):
         start = head[:40].decode("ascii")
         raise ValueError(f"{file}: this is a text file, not weights; it starts with {start!r}")
-    return unwrap(_read_torch(file, mapped=head.startswith(_ZIP)), str(file), ema, notes)
+    # The format of torch < 1.6 cannot be mapped.
+    loaded = _read_torch(file, mapped=mapped and head.startswith(_ZIP))
+    return unwrap(loaded, str(file), ema, notes)
 
 
 def _is_text(head: bytes) -> bool:
@@ -165,15 +174,34 @@ def _looks_like_safetensors(head: bytes, size: int) -> bool:
     return len(head) > 8 and head[8:9] == b"{" and 0 < length < size
 
 
-def _read_safetensors(file: Path) -> dict[str, Tensor]:
+def _read_safetensors(file: Path, mapped: bool) -> dict[str, Tensor]:
     try:
-        return load_file(str(file))
+        return load_file(str(file)) if mapped else _copy_safetensors(file)
     except SafetensorError as error:
         message = f"{file}: the safetensors file is truncated or damaged: {error}"
         raise ValueError(message) from error
 
 
-def _read_shards(index: Path, ema: bool, notes: list[str]) -> dict[str, Tensor]:
+def _copy_safetensors(file: Path) -> dict[str, Tensor]:
+    """Read a safetensors file into memory of its own, without holding the file's pages as well.
+
+    The format's reader maps the file, and its pages count until it is closed: opened anew for
+    every batch, it never holds more of them than one batch.
+    """
+    with safe_open(str(file), framework="pt") as opened:
+        keys = deque(opened.keys())
+    tensors: dict[str, Tensor] = {}
+    while keys:
+        copied = 0
+        with safe_open(str(file), framework="pt") as opened:
+            while keys and copied < _BATCH:
+                key = keys.popleft()
+                tensors[key] = opened.get_tensor(key).clone()
+                copied += tensors[key].nbytes
+    return tensors
+
+
+def _read_shards(index: Path, ema: bool, mapped: bool, notes: list[str]) -> dict[str, Tensor]:
     """Read the shards of an index.json as transformers writes it."""
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
@@ -186,7 +214,7 @@ def _read_shards(index: Path, ema: bool, notes: list[str]) -> dict[str, Tensor]:
             raise ValueError(f"{index}: a shard must lie beside its index, got {name!r}")
         if not shard.is_file():
             raise FileNotFoundError(f"{index}: the shard {name} is missing")
-        tensors |= _read_file(shard, ema, notes)
+        tensors |= _read_file(shard, ema, mapped, notes)
     return tensors
 
 
