@@ -10,22 +10,14 @@ norm and the pointwise layers work on (N, H, W, C) views without a copy.
 
 import copy
 from collections.abc import Collection, Iterator
-from contextlib import nullcontext
-from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
-from torch.utils.checkpoint import (
-    CheckpointPolicy,
-    checkpoint,
-    create_selective_checkpoint_contexts,
-)
+from torch.utils.checkpoint import checkpoint
 
 from .config import ConvNextConfig
-from .kernels import depthwise, eager, pointwise, training
-from .kernels.switches import switches
+from .kernels import block as ways
 from .layers import ACTIVATIONS, DropPath, GlobalResponseNorm, LayerNorm2d
 from .weights import to_native_
 
@@ -37,8 +29,7 @@ WITH_CP = (False, "selective", True)
 class Block(nn.Module):
     """Depthwise convolution, norm, two pointwise layers, residual: (N, C, H, W) to the same.
 
-    `_forward_plain` is the definition. The other paths compute the same in less time or memory, and
-    are taken where nobody could tell: eager mode, stock submodules, no hooks on them.
+    `define` says what it computes; `kernels/block.py` has quicker ways to the same.
     """
 
     def __init__(self, config: ConvNextConfig, channels: int, drop_path_rate: float) -> None:
@@ -56,165 +47,22 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x: Tensor, keep: str = "all") -> Tensor:
-        """Add the block's residual branch to `x` (N, C, H, W).
+        """Add the block's residual branch to `x` (N, C, H, W), in the quickest way that suits.
 
         Args:
             x: The input map.
             keep: What to hold for the backward pass: "all", or "dear", what is dear to recompute.
         """
-        if switches.triton and keep == "all" and self._suits_triton(x):
-            return self._forward_triton(x)
-        # Measured on the CPU only, so elsewhere the definition runs.
-        on_cpu = switches.cpu and x.device.type == "cpu"
-        if not on_cpu or not eager(x) or not self._is_stock():
-            return self._forward_generic(x, keep)
-        if self._takes_gradients(x):
-            return self._forward_training(x, keep)
-        if self._is_plain_inference(x):
-            return self._forward_inference(x)
-        return self._forward_plain(x)
+        return ways.run(self, x, keep)
 
-    def _forward_generic(self, x: Tensor, keep: str) -> Tensor:
-        if keep == "all":
-            return self._forward_plain(x)
-        contexts = partial(create_selective_checkpoint_contexts, _keep_the_dear)
-        return checkpoint(self._forward_plain, x, use_reentrant=False, context_fn=contexts)
-
-    def _forward_plain(self, x: Tensor) -> Tensor:
+    def define(self, x: Tensor) -> Tensor:
+        """Add the block's residual branch to `x` (N, C, H, W): what every quick way must equal."""
         y = self.dwconv(x).permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
         y = self.pwconv2(self.grn(self.act(self.pwconv1(self.norm(y)))))
         if self.gamma is not None:
             y = y * self.gamma
         y = y.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
         return x + self.drop_path(y)
-
-    def _forward_inference(self, x: Tensor) -> Tensor:
-        y = self.dwconv(x).contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
-        rows = x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
-        p, gamma = self._mlp(self._folds(rows))
-        return pointwise.mlp_add(y, rows, p, gamma).permute(0, 3, 1, 2)
-
-    def _forward_training(self, x: Tensor, keep: str) -> Tensor:
-        y = self._depthwise(x).permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
-        p, gamma = self._mlp(self._folds(y))
-        hidden_bytes = _MLP_RATIO * y.numel() * y.element_size()
-        if keep == "dear" or (x.device.type == "cpu" and hidden_bytes > pointwise.LARGE):
-            with torch.autocast(x.device.type, enabled=False):
-                y = training.mlp_tiled(y, _cast(p, y.dtype), keep_all=keep == "all")
-        else:
-            y = pointwise.mlp_train(y, p)
-        if gamma is not None:
-            y = y * gamma
-        elif self.gamma is not None:
-            # Autocast: the scale's fp32 would have widened the sum, as it does in the plain path.
-            x = x.to(torch.promote_types(x.dtype, self.gamma.dtype))
-        y = y.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
-        mask = self.drop_path.mask(y)
-        return x + y if mask is None else torch.addcmul(x, y, mask)
-
-    def _forward_triton(self, x: Tensor) -> Tensor:
-        from .kernels import triton_ops
-
-        kind = x.device.type
-        amp = torch.is_autocast_enabled(kind)
-        dtype = torch.get_autocast_dtype(kind) if amp else x.dtype
-        residual = x
-        if amp and self.gamma is not None:
-            # the scale's fp32 widens the sum in the plain path
-            residual = x.to(torch.promote_types(x.dtype, self.gamma.dtype))
-        with torch.autocast(kind, enabled=False) if amp else nullcontext():
-            p, gamma = self._mlp(fold=False)
-            drop = self.drop_path.mask(x)
-            rows, residual = (
-                t.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
-                for t in (x.to(dtype), residual)
-            )
-            assert self.dwconv.bias is not None
-            y = triton_ops.block(
-                rows, residual, (self.dwconv.weight.to(dtype), self.dwconv.bias.to(dtype)),
-                _cast(p, dtype), gamma, None if drop is None else drop.flatten(),
-                self._takes_gradients(x),
-            )  # fmt: skip
-        return y.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
-
-    def _suits_triton(self, x: Tensor) -> bool:
-        from .kernels import triton_ops
-
-        return self._is_stock() and triton_ops.suits(x, self.dwconv.kernel_size)
-
-    def _depthwise(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu":
-            return self.dwconv(x)
-        weight, bias = self.dwconv.weight, self.dwconv.bias
-        assert bias is not None
-        if not torch.is_autocast_enabled("cpu"):
-            return depthwise.depthwise_conv2d(x, weight, bias)
-        dtype = torch.get_autocast_dtype("cpu")
-        x, weight, bias = (t.to(dtype) for t in (x, weight, bias))
-        with torch.autocast("cpu", enabled=False):
-            return depthwise.depthwise_conv2d(x, weight, bias)
-
-    def _mlp(self, fold: bool) -> tuple[pointwise.Mlp, Tensor | None]:
-        """Return the parameters behind the depthwise convolution, and a layer scale that stays."""
-        grn = self.grn if isinstance(self.grn, GlobalResponseNorm) else None
-        p = pointwise.Mlp(
-            self.norm.weight, self.norm.bias, self.norm.eps,
-            self.pwconv1.weight, self.pwconv1.bias, str(self.act.approximate),
-            self.pwconv2.weight, self.pwconv2.bias,
-            *(() if grn is None else (grn.gamma, grn.beta, grn.eps)),
-        )  # fmt: skip
-        if self.gamma is None or not fold:
-            return p, self.gamma
-        return pointwise.fold_scale(p, self.gamma), None
-
-    def _folds(self, y: Tensor) -> bool:
-        # Scaling the (C, 4C) weight is less work than scaling the map (P, C) from here on.
-        return y.numel() // y.shape[-1] > _MLP_RATIO * y.shape[-1]
-
-    def _is_stock(self) -> bool:
-        """Whether the submodules are the constructor's own, with nobody listening to them."""
-        kinds = (nn.Conv2d, nn.LayerNorm, nn.Linear, nn.GELU, nn.Linear, DropPath)
-        parts = (self.dwconv, self.norm, self.pwconv1, self.act, self.pwconv2, self.drop_path)
-        return (
-            all(type(m) is kind for m, kind in zip(parts, kinds, strict=True))
-            and type(self.grn) in (nn.Identity, GlobalResponseNorm)
-            and not any(map(_is_heard, (*parts, self.grn)))
-            and not _has_any_global_hook()
-        )
-
-    def _takes_gradients(self, x: Tensor) -> bool:
-        return torch.is_grad_enabled() and (
-            x.requires_grad or any(p.requires_grad for p in self.parameters())
-        )
-
-    def _is_plain_inference(self, x: Tensor) -> bool:
-        return (
-            x.device.type == "cpu"
-            and x.dtype == self.dwconv.weight.dtype
-            and not torch.is_autocast_enabled("cpu")
-            and not (self.drop_path.training and self.drop_path.rate > 0)
-        )
-
-
-def _is_heard(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
-
-
-def _cast(p: pointwise.Mlp, dtype: torch.dtype) -> pointwise.Mlp:
-    """Return `p` with its pointwise layers in `dtype`, as autocast would have them."""
-    names = ("weight1", "bias1", "weight2", "bias2")
-    return p._replace(**{name: getattr(p, name).to(dtype) for name in names})
-
-
-def _keep_the_dear(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    aten = torch.ops.aten
-    dear = (aten.convolution.default, aten.addmm.default, aten.mm.default, aten.linear.default)
-    return CheckpointPolicy.MUST_SAVE if op in dear else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 class ConvNextTrunk(nn.Module):
@@ -332,8 +180,7 @@ class ConvNextTrunk(nn.Module):
             yield x
 
     def _run_stage(self, stage: nn.Module, x: Tensor) -> Tensor:
-        shared = self.config.use_grn and switches.cpu and eager(x)
-        with pointwise.workspace() if shared else nullcontext():
+        with ways.stage_workspace(x, self.config.use_grn):
             for block in stage.children():
                 x = self._run_block(block, x)
         return x

@@ -1,5 +1,6 @@
 """Fused operations of the block, each with its plain twin, and the switch that governs them.
 
+- `block`: which of them a block takes.
 - `depthwise`: the depthwise convolution, with a weight gradient that is quick on the CPU.
 - `pointwise`: the rest of the block without gradients, tile by tile.
 - `training`: the rest of the block with gradients, tile by tile, keeping much or little.

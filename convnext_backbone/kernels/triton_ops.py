@@ -443,7 +443,7 @@ def block(
     x: Tensor, residual: Tensor, depthwise: tuple[Tensor, Tensor], p: Mlp, gamma: Tensor | None,
     drop: Tensor | None, training: bool,
 ) -> Tensor:  # fmt: skip
-    """Return a block's output, fused; its plain twin is `Block._forward_plain`.
+    """Return a block's output, fused; its plain twin is `Block.define`.
 
     Args:
         x: The input (N, H, W, C).
