@@ -15,7 +15,7 @@ DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.fixture(autouse=True)
 def _small_tiles(monkeypatch):
     """Tiles of a few pixels, so that tiny maps have several, the last one cut."""
-    monkeypatch.setattr(pointwise, "_TILE", 1 << 11)
+    monkeypatch.setattr(pointwise, "_TILE", 1 << 13)
     monkeypatch.setattr(pointwise, "_MIN_ROWS", 50)
     monkeypatch.setattr(depthwise, "_TILE", 1 << 12)
 
