@@ -13,9 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from .archs import arch_fields
+from .checks import check_choice
+from .files import read_json, write_json
+from .hub import find_file
 from .labels import align_labels, check_problem_type
 from .layers import ACTIVATIONS
 
+CONFIG_NAME = "config.json"
 # config.json's model_type -> the fields that it implies.
 _MODEL_TYPES: dict[str, dict[str, object]] = {
     "convnext": {"use_grn": False},
@@ -28,6 +32,8 @@ MODEL_TYPES = tuple(_MODEL_TYPES)
 _DERIVED = {"dinov3_convnext": {"num_stages"}}
 _OUTPUTS = {"out_features", "out_indices"}
 _LABELS = ("num_labels", "id2label", "label2id")
+# How a model answers, which config.json holds only where it is not the default.
+_ANSWERS = {"output_hidden_states": False, "return_dict": True}
 
 
 @dataclass(kw_only=True)
@@ -59,6 +65,10 @@ class ConvNextConfig:
         label2id: The class of each name; the inverse of `id2label` when not given.
         problem_type: The loss of the classifier, one of `labels.PROBLEM_TYPES`; None goes by the
             number of classes and the type of the labels.
+        output_hidden_states: Whether the models return their hidden states where a call does not
+            say.
+        return_dict: Whether they return named values, or else a plain tuple, where a call does not
+            say.
 
     Raises:
         ValueError: A value is out of its range, or `out_features` and `out_indices` are not a
@@ -87,11 +97,13 @@ class ConvNextConfig:
     id2label: Mapping[int, str] | None = None
     label2id: Mapping[str, int] | None = None
     problem_type: str | None = None
+    output_hidden_states: bool = False
+    return_dict: bool = True
 
     def __post_init__(self) -> None:
         if self.model_type is None:
             self.model_type = "convnextv2" if self.use_grn else "convnext"
-        _check_choice("model_type", self.model_type, MODEL_TYPES)
+        check_choice("model_type", self.model_type, MODEL_TYPES)
         if self.layer_norm_eps is None:
             self.layer_norm_eps = _FINAL_NORM_EPS[self.model_type]
         self._check_architecture()
@@ -140,9 +152,10 @@ class ConvNextConfig:
             raise ValueError(f"kernel_size must be odd, got {self.kernel_size}")
         for name, upper in _RATES.items():
             _check_number(name, getattr(self, name), upper)
-        if not isinstance(self.use_grn, bool):
-            raise TypeError(f"use_grn must be True or False, got {self.use_grn!r}")
-        _check_choice("hidden_act", self.hidden_act, tuple(ACTIVATIONS))
+        for name in ("use_grn", *_ANSWERS):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        check_choice("hidden_act", self.hidden_act, tuple(ACTIVATIONS))
 
     @property
     def stage_names(self) -> list[str]:
@@ -154,6 +167,11 @@ class ConvNextConfig:
         """The stride of each entry of `stage_names`, in input pixels."""
         p = self.patch_size
         return (p, *(p * 2**i for i in range(len(self.depths))))
+
+    @property
+    def use_return_dict(self) -> bool:
+        """Older releases' name of `return_dict`."""
+        return self.return_dict
 
     @classmethod
     def from_arch(cls, arch: str, **overrides: Any) -> "ConvNextConfig":
@@ -176,7 +194,7 @@ class ConvNextConfig:
             ValueError: The model_type is not a ConvNeXt's, or a value is out of its range.
         """
         model_type = values.get("model_type", "convnext")
-        _check_choice("model_type", model_type, MODEL_TYPES)
+        check_choice("model_type", model_type, MODEL_TYPES)
         known = {f.name for f in fields(cls)}
         given = {k: v for k, v in values.items() if k in known}
         # Both are written; the names are kept, since they alone mean the same in every release.
@@ -201,44 +219,74 @@ class ConvNextConfig:
         kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in derived}
         return type(self)(**{**kept, **changes})
 
+    def update(self, values: Mapping[str, Any]) -> None:
+        """Change fields in place; fields derived from a changed one follow it.
+
+        Raises:
+            ValueError: A value is out of its range; nothing is changed then.
+            TypeError: A name is not a field.
+        """
+        self.__dict__.update(self.replace(**values).__dict__)
+
     @classmethod
-    def from_pretrained(cls, source: str | os.PathLike[str], **overrides: Any) -> "ConvNextConfig":
-        """Read a config.json: a file, or the directory that holds it.
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        subfolder: str = "",
+        **overrides: Any,
+    ) -> "ConvNextConfig":
+        """Read a config.json.
+
+        Args:
+            source: The file, the directory that holds it, or a Hugging Face id.
+            revision: The branch, tag or commit of a Hugging Face repository.
+            subfolder: The folder inside the directory or repository.
+            overrides: Fields to replace.
 
         Raises:
             FileNotFoundError: There is no such file.
+            ConnectionError: The hub cannot be reached.
             ValueError: The file is not a ConvNeXt's config.json.
         """
-        path = Path(source)
-        path = path / "config.json" if path.is_dir() else path
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not a JSON file: {error}") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{path} must hold a JSON object, got {type(values).__name__}")
-        return cls.from_dict(values, **overrides)
+        path = find_file(source, CONFIG_NAME, revision=revision, subfolder=subfolder)
+        return cls.from_dict(read_json(path), **overrides)
+
+    @classmethod
+    def from_json_file(cls, path: str | os.PathLike[str]) -> "ConvNextConfig":
+        """Read a config from a file; see `from_pretrained`."""
+        return cls.from_dict(read_json(path))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values, with `stage_names` as transformers writes it."""
-        unwritten = _DERIVED.get(str(self.model_type), set()) | self._unwritten_labels()
+        unwritten = self._unwritten()
         values = {k: v for k, v in asdict(self).items() if k not in unwritten}
         values = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
         return {**values, "stage_names": self.stage_names}
 
-    def _unwritten_labels(self) -> set[str]:
+    def _unwritten(self) -> set[str]:
         """Leave out what transformers derives or takes as its default."""
-        two_unnamed = (self.id2label, self.label2id) == align_labels(None, None, None)[1:]
-        untold = {"problem_type"} if self.problem_type is None else set()
-        return {"num_labels"} | untold | ({"id2label", "label2id"} if two_unnamed else set())
+        names = {"num_labels"} | _DERIVED.get(str(self.model_type), set())
+        names |= {name for name, default in _ANSWERS.items() if getattr(self, name) == default}
+        if self.problem_type is None:
+            names.add("problem_type")
+        if (self.id2label, self.label2id) == align_labels(None, None, None)[1:]:
+            names |= {"id2label", "label2id"}
+        return names
+
+    def to_json_string(self) -> str:
+        """Return the text of a config.json."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    def to_json_file(self, path: str | os.PathLike[str]) -> None:
+        """Write a config.json, replacing it in one step."""
+        write_json(path, self.to_dict())
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Write `directory`/config.json, replacing it in one step."""
-        path = Path(directory) / "config.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        self.to_json_file(Path(directory) / CONFIG_NAME)
 
 
 # Number fields and the largest value that makes sense for each.
@@ -331,11 +379,6 @@ def _check_number(name: str, value: Any, upper: float) -> None:
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not 0.0 <= value <= upper:
         raise ValueError(f"{name} must lie between 0 and {upper}, got {value!r}")
-
-
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {choices}, got {value!r}")
 
 
 def resolve_config(

@@ -29,7 +29,8 @@ from .backbone import ConvNextBackbone
 from .checks import at_least, check_choice
 from .classifier import ConvNextForImageClassification, ConvNextModel
 from .config import ConvNextConfig
-from .image_processor import CONFIG_NAME, UNREADABLE, ConvNextImageProcessor, is_hub_id
+from .hub import is_hub_id
+from .image_processor import CONFIG_NAME, UNREADABLE, ConvNextImageProcessor
 from .image_sources import (
     ImageItem,
     as_item,

@@ -32,6 +32,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .feature_extractor import FeatureExtractor
+from .files import read_json, write_bytes
 from .image_sources import find_images, read_size
 
 FORMAT = "convnext_backbone features 1"
@@ -153,12 +154,12 @@ def _read_finished(directory: Path, name: str) -> dict[str, Any]:
         planned = directory / "plan.json"
         if not planned.is_file():
             raise FileNotFoundError(f"{directory} holds no features: there is no {name}")
-        total = len(_read_json(planned)["shards"])
+        total = len(read_json(planned)["shards"])
         done = sum(1 for _ in directory.glob("features-*.json"))
         raise FileNotFoundError(
             f"{directory} is not finished, {done} of {total} shards are: run the extraction again"
         )
-    return _read_json(path)
+    return read_json(path)
 
 
 # ------------------------------------------------------------------------------ writing
@@ -247,7 +248,7 @@ def extract_features(
     seconds = time.perf_counter() - start
     if rank == 0:
         _finish(out, plan)
-    parts = [_read_json(out / _part(n)) for n in range(total) if (out / _part(n)).is_file()]
+    parts = [read_json(out / _part(n)) for n in range(total) if (out / _part(n)).is_file()]
     return Extraction(
         images=sum(len(part["images"]) for part in parts),
         failures={k: v for part in parts for k, v in part["failures"].items()},
@@ -317,7 +318,7 @@ def _settle_plan(out: Path, plan: dict[str, Any]) -> None:
         out.mkdir(parents=True, exist_ok=True)
         _write_json(path, plan)
         return
-    before = _read_json(path)
+    before = read_json(path)
     new, old = _values(plan["settings"]), _values(before["settings"])
     changed = [name for name in new if new[name] != old.get(name)]
     if changed:
@@ -351,7 +352,7 @@ def _part(number: int) -> str:
 
 def _is_finished(out: Path, number: int) -> bool:
     part = out / _part(number)
-    return part.is_file() and _sha256(out / _shard(number)) == _read_json(part)["sha256"]
+    return part.is_file() and _sha256(out / _shard(number)) == read_json(part)["sha256"]
 
 
 def _write_shard(
@@ -388,7 +389,7 @@ def _finish(out: Path, plan: dict[str, Any]) -> None:
     total = len(plan["shards"])
     while not all((out / _part(number)).is_file() for number in range(total)):
         time.sleep(_POLL)
-    parts = [_read_json(out / _part(number)) for number in range(total)]
+    parts = [read_json(out / _part(number)) for number in range(total)]
     shard_of = {name: _shard(n) for n, part in enumerate(parts) for name in part["images"]}
     failures = {name: reason for part in parts for name, reason in part["failures"].items()}
     lost = plan["files"].keys() - shard_of.keys() - failures.keys()
@@ -419,28 +420,14 @@ def _finish(out: Path, plan: dict[str, Any]) -> None:
 # ------------------------------------------------------------------------------ files
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-
-
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
     _write(path, (json.dumps(values, indent=1) + "\n").encode())
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a file so that it appears whole or not at all, even when the power fails."""
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.part")
     try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        write_bytes(path, data)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise OSError(
             f"cannot write {path}: {error.strerror or error}; finished shards are kept, the same "
             "command goes on from there"

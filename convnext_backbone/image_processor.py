@@ -10,7 +10,6 @@ Axes: N batch, C channels, H height, W width, in pixels.
 
 import json
 import os
-import re
 import warnings
 from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,9 +24,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from .checks import check_choice
+from .files import read_json, write_json
+from .hub import find_file
 
 CONFIG_NAME = "preprocessor_config.json"
-_HUB_ID = re.compile(r"(?:hf[-_]hub:)?(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _WARP_FROM = 384  # sides from here on are resized without a crop, as the checkpoints were trained
 _MAX_PIXELS = 2**28  # of a resized image; only a sliver of an image gets there
 _CHANNELS_FIRST, _CHANNELS_LAST = "channels_first", "channels_last"
@@ -347,10 +347,7 @@ class ConvNextImageProcessor:
 
     def to_json_file(self, path: str | os.PathLike[str]) -> None:
         """Write the settings to a file, replacing it in one step."""
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text(self.to_json_string(), encoding="utf-8")
-        os.replace(partial, path)
+        write_json(path, self.to_dict())
 
     @classmethod
     def from_json_file(cls, path: str | os.PathLike[str]) -> "ConvNextImageProcessor":
@@ -372,14 +369,7 @@ class ConvNextImageProcessor:
             ConnectionError: The hub cannot be reached.
             ValueError: The file is not a processor's.
         """
-        path = _find_config(source)
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not a JSON file: {error}") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{path} must hold a JSON object, got {type(values).__name__}")
-        return cls.from_dict(values, **overrides)
+        return cls.from_dict(read_json(find_file(source, CONFIG_NAME)), **overrides)
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> list[str]:
         """Write `directory`/preprocessor_config.json in one step and return its path in a list."""
@@ -442,31 +432,6 @@ UNREADABLE: tuple[type[BaseException], ...] = (
     NotImplementedError,
     Image.DecompressionBombError,
 )
-
-
-def is_hub_id(source: str | os.PathLike[str]) -> bool:
-    """Say whether a source that is no path here has the form of a Hugging Face id."""
-    return isinstance(source, str) and _HUB_ID.fullmatch(source) is not None
-
-
-def _find_config(source: str | os.PathLike[str]) -> Path:
-    path = Path(source)
-    path = path / CONFIG_NAME if path.is_dir() else path
-    if path.is_file():
-        return path
-    hub = _HUB_ID.fullmatch(source) if isinstance(source, str) else None
-    if path.exists() or hub is None:
-        raise FileNotFoundError(f"no {CONFIG_NAME} at {os.fspath(source)!r}")
-    from huggingface_hub import errors, hf_hub_download
-
-    try:
-        return Path(hf_hub_download(hub["id"], CONFIG_NAME, revision=hub["revision"]))
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        raise ConnectionError(
-            f"{CONFIG_NAME} of {source!r} is not in the cache, and the hub is out of reach"
-        ) from error
-    except (errors.EntryNotFoundError, errors.RepositoryNotFoundError) as error:
-        raise FileNotFoundError(f"no {CONFIG_NAME} in {source!r} on the hub") from error
 
 
 def _size_dict(size: Any) -> dict[str, int]:

@@ -88,6 +88,7 @@ def test_stage_names_follow_the_number_of_stages(depth):
         ({"use_grn": 1}, TypeError, "use_grn must be True or False"),
         ({"model_type": "resnet"}, ValueError, "model_type must be one of"),
         ({"model_type": "convnext", "use_grn": True}, ValueError, "does not fit model_type"),
+        ({"return_dict": None}, TypeError, "return_dict must be True or False, got None"),
         ({"hidden_size": 3}, TypeError, "hidden_size"),
     ],
 )
@@ -164,3 +165,41 @@ def test_every_arch_round_trips_through_json():
         values = json.loads(json.dumps(config.to_dict()))
         assert ConvNextConfig.from_dict(values) == config
         assert set(ARCHS[arch]) <= set(values)
+
+
+def test_how_models_answer_travels_through_config_json_to_transformers_and_back(tmp_path):
+    config = ConvNextConfig(output_hidden_states=True, return_dict=False)
+    config.save_pretrained(tmp_path)
+    theirs = transformers.ConvNextConfig.from_pretrained(tmp_path)
+    assert (theirs.output_hidden_states, theirs.return_dict) == (True, False)
+    theirs.save_pretrained(tmp_path / "theirs")
+    back = ConvNextConfig.from_pretrained(tmp_path / "theirs")
+    assert (back.output_hidden_states, back.return_dict) == (True, False)
+    assert back.use_return_dict is back.return_dict
+    plain = transformers.ConvNextConfig()
+    assert ConvNextConfig().use_return_dict == plain.use_return_dict
+    assert ConvNextConfig().output_hidden_states == plain.output_hidden_states
+
+
+def test_text_file_and_directory_hold_the_same_config(tmp_path):
+    config = ConvNextConfig(depths=(1, 2, 1), hidden_sizes=(8, 16, 24), out_indices=(0, 3))
+    assert json.loads(config.to_json_string()) == config.to_dict()
+    config.to_json_file(tmp_path / "mine.json")
+    config.save_pretrained(tmp_path / "nested" / "folder")
+    assert ConvNextConfig.from_json_file(tmp_path / "mine.json").to_dict() == config.to_dict()
+    nested = ConvNextConfig.from_pretrained(tmp_path / "nested", subfolder="folder")
+    assert nested.to_dict() == config.to_dict()
+    with pytest.raises(FileNotFoundError, match=r"no config\.json at"):
+        ConvNextConfig.from_pretrained(tmp_path)
+
+
+def test_update_changes_in_place_what_depends_on_it_too():
+    config = ConvNextConfig(num_labels=5)
+    alias = config
+    config.update({"out_indices": [0, -1], "num_labels": 3, "image_size": 64})
+    assert alias.out_features == ["stem", "stage4"]
+    assert (alias.num_labels, alias.id2label[2], alias.image_size) == (3, "LABEL_2", 64)
+    before = alias.to_dict()
+    with pytest.raises(ValueError, match="kernel_size must be odd"):
+        config.update({"image_size": 32, "kernel_size": 6})
+    assert alias.to_dict() == before

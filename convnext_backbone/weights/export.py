@@ -1,6 +1,5 @@
 """Write weights: for transformers with a config.json, or in any other published layout."""
 
-import json
 import os
 import warnings
 from collections.abc import Mapping
@@ -9,10 +8,13 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..checks import check_choice
 from ..config import ConvNextConfig
+from ..files import replacing, write_json
 from .layouts import LAYOUTS, Layout, restore
 from .load import NativeWeights, arch_name, infer_fields
 
@@ -63,7 +65,7 @@ def save_pretrained(module: nn.Module, directory: str | os.PathLike[str]) -> Non
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(tensors, folder / WEIGHTS_NAME)
-    _write_json(values, folder / CONFIG_NAME)
+    write_json(folder / CONFIG_NAME, values)
 
 
 def to_transformers(
@@ -137,10 +139,8 @@ def convert_weights(
     Raises:
         ValueError: The source has tensors of no known meaning, or the target has no place for one.
     """
-    if to not in TARGETS:
-        raise ValueError(f"to must be one of {TARGETS}, got {to!r}")
-    if pointwise is not None and pointwise not in POINTWISE:
-        raise ValueError(f"pointwise must be one of {tuple(POINTWISE)}, got {pointwise!r}")
+    check_choice("to", to, TARGETS)
+    check_choice("pointwise", pointwise, (None, *POINTWISE))
     if weights.converted.unexpected:
         raise ValueError(
             f"{weights.source}: {weights.match} does not know "
@@ -176,7 +176,7 @@ def _to_huggingface(weights: NativeWeights, path: Path) -> Path:
         )
     path.mkdir(parents=True, exist_ok=True)
     write_tensors(tensors, path / WEIGHTS_NAME)
-    _write_json(values, path / CONFIG_NAME)
+    write_json(path / CONFIG_NAME, values)
     return path / WEIGHTS_NAME
 
 
@@ -217,19 +217,29 @@ def _layout_name(
 
 
 def write_tensors(tensors: Mapping[str, Any], path: Path) -> None:
-    """Write a file in one step: under another name first, then moved into place."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a safetensors or PyTorch file, by its suffix, in one step.
+
+    Raises:
+        OSError: The file cannot be written; what was there stays.
+    """
+    write = _save_safetensors if path.suffix == ".safetensors" else _save_torch
+    with replacing(path) as partial:
+        write(dict(tensors), partial)
+
+
+def _save_safetensors(tensors: dict[str, Any], path: Path) -> None:
     try:
-        if path.suffix == ".safetensors":
-            save_file(dict(tensors), partial, metadata={"format": "pt"})
-        else:
-            torch.save(dict(tensors), partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # what a full disk is to it
+        raise OSError(str(error)) from error
 
 
-def _write_json(values: Mapping[str, Any], path: Path) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+def _save_torch(tensors: dict[str, Any], path: Path) -> None:
+    with open(path, "wb") as file:
+        try:
+            torch.save(tensors, file)
+        except RuntimeError as error:
+            # torch's writer, cut off by the file's error, stumbles over its own length.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise

@@ -1,0 +1,62 @@
+"""Files that are whole or not there: written beside their place, then moved into it."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a place to write to, and move what was written to `path` at the end.
+
+    A reader finds the old file or the new one, also when the power fails. An error leaves the old
+    one as it was and nothing beside it; a kill may leave a file whose name begins with a dot and
+    ends in `.part`.
+
+    Raises:
+        OSError: The file cannot be written; it names `path`.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield partial
+        with open(partial, "r+b") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        # What a full disk raises names no file, and the partial one is not the user's.
+        if error.errno is None:
+            raise OSError(f"{error}: {os.fspath(path)!r}") from error
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file in one step; see `replacing`."""
+    with replacing(path) as partial:
+        partial.write_bytes(data)
+
+
+def write_json(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
+    """Write a JSON object in one step; see `replacing`."""
+    write_bytes(path, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file holds none.
+    """
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{os.fspath(path)} is not a JSON file: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{os.fspath(path)} must hold a JSON object, got {type(values).__name__}")
+    return values
