@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .config import ConvNextConfig, resolve_config
 from .layers import LayerNorm2d
-from .outputs import FeatureMaps
+from .outputs import BackboneOutput, FeatureMaps
 from .pretrained import PretrainedTrunk
 from .weights import LOAD_OPTIONS, load_weights
 
@@ -68,6 +68,8 @@ class ConvNextBackbone(PretrainedTrunk):
         self._align_norms()
         self.reset_parameters()
 
+    has_attentions = False
+
     # What it gives: names, positions, channels and strides of the outputs, in stage order.
 
     @property
@@ -116,7 +118,13 @@ class ConvNextBackbone(PretrainedTrunk):
         """The stride of each output, in input pixels."""
         return tuple(self.config.strides[i] for i in self.out_indices)
 
-    def forward(self, pixel_values: Tensor, output_hidden_states: bool = False) -> FeatureMaps:
+    def forward(
+        self,
+        pixel_values: Tensor,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> FeatureMaps | tuple[Any, ...]:
         """Return the normed map of each requested stage.
 
         Stages after the last requested one are not run, unless their hidden states are asked for.
@@ -125,7 +133,10 @@ class ConvNextBackbone(PretrainedTrunk):
         Args:
             pixel_values: Images (N, num_channels, H, W), floating point.
             output_hidden_states: Also give, as `hidden_states`, the maps of the stem and of every
-                stage before the norms of the outputs.
+                stage before the norms of the outputs. None leaves it to the config.
+            return_dict: False gives transformers' plain tuple: the tuple of maps, then the hidden
+                states where they are asked for. None leaves it to the config.
+            output_attentions: For transformers' callers; a ConvNeXt has none, and gives None.
 
         Returns:
             A tuple, which is also its own `feature_maps`: one contiguous
@@ -135,16 +146,36 @@ class ConvNextBackbone(PretrainedTrunk):
             ValueError: The shape does not fit, or the image is smaller than the last stride.
             TypeError: The input is not a floating-point tensor.
         """
+        return self._answer(self._run(pixel_values, output_hidden_states), return_dict)
+
+    def _run(self, pixel_values: Tensor, output_hidden_states: bool | None) -> FeatureMaps:
         if self.out_features != tuple(self.norms):
             self._align_norms()  # the user changed `config.out_features` in place
-        last = len(self.config.depths) if output_hidden_states else self.out_indices[-1]
+        keep_all = self._wants_hidden_states(output_hidden_states)
+        last = len(self.config.depths) if keep_all else self.out_indices[-1]
         maps, hidden = [], []
         for name, x in zip(self.stage_names, self.iter_maps(pixel_values, last), strict=False):
             if name in self.norms:
                 maps.append(self.norms[name](x).contiguous())
-            if output_hidden_states:
+            if keep_all:
                 hidden.append(x)
-        return FeatureMaps(maps, tuple(hidden) if output_hidden_states else None)
+        return FeatureMaps(maps, tuple(hidden) if keep_all else None)
+
+    def forward_with_filtered_kwargs(
+        self,
+        pixel_values: Tensor,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> BackboneOutput | tuple[Any, ...]:
+        """Return what transformers' segmentors and detectors expect of a backbone.
+
+        Its UperNet, for one, calls backbones by this name. Positions mean what they mean there:
+        `output[0]` is the tuple of maps. Arguments are those of a call.
+        """
+        maps = self(pixel_values, output_hidden_states, return_dict=True)
+        output = BackboneOutput(feature_maps=maps.feature_maps, hidden_states=maps.hidden_states)
+        return self._answer(output, return_dict)
 
     # How it trains: which parts are frozen, and their mode.
 

@@ -21,8 +21,6 @@ from .pretrained import PretrainedTrunk
 class _PooledTrunk(PretrainedTrunk):
     """The trunk, the norm of its pooled last map, and a place for a head behind it."""
 
-    base_model_prefix = "convnext"
-
     def __init__(
         self,
         config: ConvNextConfig | str | None = None,
@@ -43,11 +41,13 @@ class _PooledTrunk(PretrainedTrunk):
 
     def _run(self, pixel_values: Tensor, output_hidden_states: bool | None) -> BaseModelOutput:
         maps = list(self.iter_maps(pixel_values, last=len(self.config.depths)))
+        if not self._is_dinov3:
+            maps[-1] = maps[-1].contiguous()
         last, pooled = self._summarise(maps[-1])
         hidden = None
-        if output_hidden_states:
-            first = pixel_values if self._is_dinov3 else maps[0].contiguous()
-            hidden = (first, *(x.contiguous() for x in maps[1:]))
+        if self._wants_hidden_states(output_hidden_states):
+            # Not copies: what is computed from a map must send its gradient through it.
+            hidden = (pixel_values if self._is_dinov3 else maps[0], *maps[1:])
         return BaseModelOutput(last_hidden_state=last, pooler_output=pooled, hidden_states=hidden)
 
     @property
@@ -58,7 +58,7 @@ class _PooledTrunk(PretrainedTrunk):
         """Return `last_hidden_state` and `pooler_output` of the last map (N, C, H, W)."""
         average = x.mean(dim=(-2, -1))  # (N, C)
         if not self._is_dinov3:
-            return x.contiguous(), self.norm(average)
+            return x, self.norm(average)
         pixels = x.flatten(2).transpose(1, 2)  # (N, C, H, W) -> (N, H * W, C)
         tokens = self.norm(torch.cat([average[:, None], pixels], dim=1))
         return tokens, tokens[:, 0]
@@ -70,7 +70,8 @@ class ConvNextModel(_PooledTrunk):
     Args:
         config: A `ConvNextConfig`, or the name of an architecture (as `arch`).
         arch: The name of an architecture, one of `list_archs()`.
-        with_cp: Recompute the blocks' activations in the backward pass instead of keeping them.
+        with_cp: False keeps the blocks' activations for the backward pass, "selective" only those
+            that are dear to recompute, True none.
         fields: Fields of `ConvNextConfig` that replace those of `config` or `arch`.
 
     Raises:
@@ -89,8 +90,9 @@ class ConvNextModel(_PooledTrunk):
         Args:
             pixel_values: Images (N, num_channels, H, W), floating point.
             output_hidden_states: Return the map of the stem and of every stage as well. For
-                DINOv3 the first of them is the image, as in transformers.
-            return_dict: False gives the values as a plain tuple.
+                DINOv3 the first of them is the image, as in transformers. None leaves it to the
+                config.
+            return_dict: False gives the values as a plain tuple. None leaves it to the config.
 
         Returns:
             `last_hidden_state`, `pooler_output` (N, C) and, where asked for, `hidden_states`. The
@@ -101,8 +103,7 @@ class ConvNextModel(_PooledTrunk):
             ValueError: The shape does not fit, or the image is smaller than the last stride.
             TypeError: The input is not a floating-point tensor.
         """
-        output = self._run(pixel_values, output_hidden_states)
-        return output.to_tuple() if return_dict is False else output
+        return self._answer(self._run(pixel_values, output_hidden_states), return_dict)
 
 
 class ConvNextForImageClassification(_PooledTrunk):
@@ -136,8 +137,9 @@ class ConvNextForImageClassification(_PooledTrunk):
             labels: Class indices (N,); with one label, targets (N,) of a regression; floating
                 point (N, num_labels) for several labels an image, or for a regression where
                 `config.problem_type` says so.
-            output_hidden_states: Return the map of the stem and of every stage as well.
-            return_dict: False gives the values as a plain tuple.
+            output_hidden_states: Return the map of the stem and of every stage as well. None leaves
+                it to the config.
+            return_dict: False gives the values as a plain tuple. None leaves it to the config.
 
         Returns:
             `logits` (N, num_labels), and where asked for `loss` and `hidden_states`.
@@ -150,7 +152,7 @@ class ConvNextForImageClassification(_PooledTrunk):
         logits = self.head(base.pooler_output)
         loss = None if labels is None else self._loss(logits, labels.to(logits.device))
         output = ImageClassifierOutput(loss=loss, logits=logits, hidden_states=base.hidden_states)
-        return output.to_tuple() if return_dict is False else output
+        return self._answer(output, return_dict)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         problem = self.config.problem_type or _guess_problem(self.num_labels, labels)

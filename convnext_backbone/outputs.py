@@ -38,6 +38,11 @@ class FeatureMaps(tuple[Tensor, ...]):
         """The maps, as a plain tuple."""
         return tuple(self)
 
+    def to_tuple(self) -> tuple[Any, ...]:
+        """Return what transformers' backbones return as a plain tuple: the maps, hidden states."""
+        hidden = () if self.hidden_states is None else (self.hidden_states,)
+        return (self.feature_maps, *hidden)
+
 
 class ModelOutput(dict[str, Any]):
     """Values by name, by attribute and by position; a value that is None takes no position.
@@ -65,6 +70,15 @@ class ModelOutput(dict[str, Any]):
     def to_tuple(self) -> tuple[Any, ...]:
         """Return the values there are."""
         return tuple(self.values())
+
+
+class BackboneOutput(ModelOutput):
+    """What `ConvNextBackbone.forward_with_filtered_kwargs` returns, for transformers' models.
+
+    `feature_maps` are the maps of the requested stages; `attentions` is always None.
+    """
+
+    names = ("feature_maps", "hidden_states", "attentions")
 
 
 class BaseModelOutput(ModelOutput):
@@ -113,5 +127,6 @@ pytree.register_pytree_node(
     _unflatten_maps,
     serialized_type_name="convnext_backbone.FeatureMaps",
 )
+_register_output(BackboneOutput)
 _register_output(BaseModelOutput)
 _register_output(ImageClassifierOutput)

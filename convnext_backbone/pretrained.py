@@ -7,10 +7,13 @@ from typing import Any, TypeVar
 
 import torch
 
+from .hub import is_hub_id
+from .outputs import FeatureMaps, ModelOutput
 from .trunk import ConvNextTrunk
-from .weights import load_pretrained_, save_pretrained
+from .weights import load_pretrained_, open_weights, save_pretrained
 
 _Self = TypeVar("_Self", bound="PretrainedTrunk")
+_Output = TypeVar("_Output", bound=FeatureMaps | ModelOutput)
 
 
 class PretrainedTrunk(ConvNextTrunk):
@@ -19,29 +22,57 @@ class PretrainedTrunk(ConvNextTrunk):
     The names are those of transformers' PreTrainedModel.
     """
 
+    base_model_prefix = "convnext"
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
 
     @classmethod
     def from_pretrained(
-        cls: type[_Self], source: str | os.PathLike[str], **overrides: Any
+        cls: type[_Self],
+        source: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        ignore_mismatched_sizes: bool = False,
+        **overrides: Any,
     ) -> _Self:
-        """Build the model that `source` describes and load it.
+        """Build the model that `source` describes, load it, and set it to evaluation mode.
 
         Args:
             source: A file, a directory, a URL, a Hugging Face id or an `arch.tag` of
                 `list_weights()`. The architecture is read from the tensors.
+            revision: The branch, tag or commit of a Hugging Face repository.
+            dtype: Of the parameters, also by name ("float16"), or "auto", that of the source; fp32
+                when not given.
+            torch_dtype: Older releases' name of `dtype`.
+            ignore_mismatched_sizes: Start a head of another number of classes afresh.
             overrides: Any argument of the constructor, and any option of `load_weights`.
 
         Raises:
             ValueError: The source is not a ConvNeXt or does not fit, with every misfit listed.
             FileNotFoundError: There is no such file.
         """
-        return load_pretrained_(cls, source, overrides)
+        if revision is not None and is_hub_id(source) and not os.path.exists(source):
+            source = f"{os.fspath(source)}@{revision}"
+        wanted = torch_dtype if dtype is None else dtype
+        chosen = _dtype_of(source, overrides) if wanted == "auto" else _floating(wanted)
+        if ignore_mismatched_sizes:
+            overrides.setdefault("fresh", ("head.",))
+        return load_pretrained_(cls, source, overrides).to(chosen).eval()
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Write config.json and model.safetensors, which transformers loads as they are."""
         save_pretrained(self, directory)
+
+    # What a call leaves to the config.
+
+    def _wants_hidden_states(self, asked: bool | None) -> bool:
+        return self.config.output_hidden_states if asked is None else asked
+
+    def _answer(self, output: _Output, return_dict: bool | None) -> _Output | tuple[Any, ...]:
+        named = self.config.return_dict if return_dict is None else return_dict
+        return output if named else output.to_tuple()
 
     @property
     def device(self) -> torch.device:
@@ -54,31 +85,77 @@ class PretrainedTrunk(ConvNextTrunk):
         return next(self.parameters()).dtype
 
     @property
-    def is_gradient_checkpointing(self) -> bool:
+    def is_activation_checkpointing(self) -> bool:
         """Whether activations are recomputed in the backward pass."""
         return self.with_cp is not False
 
-    def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: Mapping[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
     ) -> None:
         """Recompute the blocks' activations in the backward pass instead of keeping them.
 
         Args:
-            gradient_checkpointing_kwargs: For transformers' callers. The non-reentrant variant is
-                the only one here; asking for the other warns.
+            activation_checkpointing_kwargs: For transformers' callers. The non-reentrant variant
+                is the only one here; asking for the other warns.
+            every_n_layers: 1, as in every block; another number warns.
+            offload: False; keeping activations in the host's memory is not done, and warns.
         """
-        if (gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+        if (activation_checkpointing_kwargs or {}).get("use_reentrant"):
             warnings.warn(
                 "use_reentrant=True is ignored: activations are recomputed without reentrance, "
                 "which gives the same gradients",
                 stacklevel=2,
             )
+        if every_n_layers != 1 or offload:
+            warnings.warn(
+                f"every_n_layers={every_n_layers} and offload={offload} are ignored: every block "
+                "is recomputed; with_cp='selective' keeps the part of each that is dear",
+                stacklevel=2,
+            )
         self.with_cp = True
 
-    def gradient_checkpointing_disable(self) -> None:
+    def activation_checkpointing_disable(self) -> None:
         """Keep the activations again."""
         self.with_cp = False
+
+    # transformers' names of the same up to 5.22.
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """`is_activation_checkpointing`."""
+        return self.is_activation_checkpointing
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None
+    ) -> None:
+        """Do what `activation_checkpointing_enable` does."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Do what `activation_checkpointing_disable` does."""
+        self.activation_checkpointing_disable()
 
     def num_parameters(self, only_trainable: bool = False) -> int:
         """Count the parameters, or those that take a gradient."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
+
+
+def _dtype_of(source: str | os.PathLike[str], overrides: Mapping[str, Any]) -> torch.dtype:
+    options = {name: overrides[name] for name in ("ema", "prefix") if name in overrides}
+    tensors = open_weights(source, **options).tensors.values()
+    return next(tensor.dtype for tensor in tensors if tensor.is_floating_point())
+
+
+def _floating(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """Return a floating-point dtype by itself or by its name.
+
+    Raises:
+        ValueError: It is none.
+    """
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise ValueError(f"dtype must be a floating-point dtype, its name or 'auto', got {dtype!r}")
+    return found

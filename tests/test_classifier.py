@@ -107,6 +107,23 @@ def test_model_gradients_equal_transformers(family):
         torch.testing.assert_close(p.grad, peer.reshape(p.shape), atol=1e-10, rtol=1e-8)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_pass_through_the_hidden_states_as_in_transformers(family):
+    ours, theirs = (model.double() for model in _pair(family))
+    x = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    states = []
+    for model in (ours, theirs):
+        output = model(x, output_hidden_states=True)
+        kept = [t for t in output.hidden_states if t.requires_grad]
+        kept += [] if kept[-1] is output.last_hidden_state else [output.last_hidden_state]
+        for state in kept:
+            state.retain_grad()
+        (output.pooler_output**2).sum().backward()
+        states.append([state.grad for state in kept])
+    assert len(states[0]) == len(states[1]) >= 5
+    torch.testing.assert_close(*states, atol=1e-10, rtol=1e-8)
+
+
 LABELS = {
     "single label": ({"num_labels": 5}, torch.tensor([4, 0, 2])),
     "one-number regression": ({"num_labels": 1}, torch.tensor([0.5, -1.0, 2.0])),
@@ -241,6 +258,7 @@ def test_gradient_checkpointing_gives_the_same_gradients():
     model.zero_grad()
     model.gradient_checkpointing_enable()
     assert model.is_gradient_checkpointing
+    assert model.is_activation_checkpointing
     model(x, labels=labels).loss.backward()
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.grad, plain[name], atol=1e-6, rtol=1e-6)
@@ -248,6 +266,10 @@ def test_gradient_checkpointing_gives_the_same_gradients():
     assert not model.is_gradient_checkpointing
     with pytest.warns(UserWarning, match="use_reentrant=True is ignored"):
         model.gradient_checkpointing_enable({"use_reentrant": True})
+    with pytest.warns(UserWarning, match="every_n_layers=2 and offload=False are ignored"):
+        model.activation_checkpointing_enable(every_n_layers=2)
+    model.activation_checkpointing_disable()
+    assert not model.is_activation_checkpointing
 
 
 def test_device_dtype_and_size_are_told():
