@@ -109,6 +109,11 @@ def pixel_norm(a: Tensor) -> Tensor:
     return (wide * wide).sum(dim=-2, keepdim=True).sqrt_()
 
 
+def join_norms(norms: list[Tensor]) -> Tensor:
+    """Return the L2 norm (..., 1, 4C) over the pixels of all tiles, of each tile's."""
+    return norms[0] if len(norms) == 1 else pixel_norm(torch.cat(norms, dim=-2))
+
+
 class _PixelNorm(torch.autograd.Function):
     """`pixel_norm` with a gradient in one pass, zero where a channel is silent."""
 
@@ -214,7 +219,7 @@ def _v2_add_image(y: Tensor, x: Tensor, p: Mlp, bias: Tensor) -> None:
         a = _hidden(yt, p)
         norms.append(pixel_norm(a))
         hidden.append(a if slots is None else slots[index].copy_(a))
-    norm = pixel_norm(torch.cat(norms))
+    norm = join_norms(norms)
     assert p.grn_gamma is not None
     scale, weight = grn_scale(norm, p.grn_gamma, p.grn_eps).to(y.dtype), p.weight2
     if not weight.is_mkldnn:

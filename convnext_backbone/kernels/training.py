@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .pointwise import Mlp, grn_scale, mlp_plain, pixel_norm, tile_rows, wide_dtype
+from .pointwise import Mlp, grn_scale, join_norms, mlp_plain, pixel_norm, tile_rows, wide_dtype
 
 _NUM_TENSORS = 8  # parameters of an Mlp that are tensors, GRN's two included
 
@@ -258,7 +258,7 @@ def _fill(maps: _Maps, p: Mlp) -> Tensor | None:
                 assert target is not None
                 target.copy_(source)
     if maps.norm is not None:
-        maps.norm.copy_(pixel_norm(torch.cat(norms, dim=1)))
+        maps.norm.copy_(join_norms(norms))
     return a if a is not None and a.shape[1] == maps.y.shape[1] else None
 
 
