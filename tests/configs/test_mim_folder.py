@@ -22,6 +22,6 @@ def test_the_wheel_takes_every_config_and_tool():
     }
     wanted = [ROOT / "model-index.yml"]
     wanted += [p for p in (ROOT / "configs").rglob("*") if p.suffix in (".py", ".yml", ".md")]
-    wanted += [p for p in (ROOT / "tools").iterdir() if p.suffix in (".py", ".sh")]
+    wanted += [p for p in (ROOT / "tools").rglob("*") if p.suffix in (".py", ".sh")]
     assert len(wanted) > 80
     assert [str(p) for p in wanted if p.resolve() not in taken] == []

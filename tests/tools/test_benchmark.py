@@ -1,6 +1,6 @@
 """tools/benchmark.py: its checks, its figures and its command line. Nothing is said of speed."""
 
-import importlib.util
+import argparse
 import json
 import subprocess
 import sys
@@ -14,33 +14,27 @@ from torch import nn
 from convnext_backbone import ConvNextConfig
 
 TOOL = Path(__file__).parents[2] / "tools" / "benchmark.py"
+sys.path.insert(0, str(TOOL.parent))
 
-
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("benchmark", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["benchmark"] = module
-    spec.loader.exec_module(module)
-    return module
+from benchmarking import cells, contenders, targets  # noqa: E402
 
 
 @pytest.fixture
-def cell(tool):
-    return tool.Cell("convnext_atto", (64, 96), 2, "training", "float32", "eager", "cpu")
+def cell():
+    return cells.Cell("convnext_atto", (64, 96), 2, "training", "float32", "eager", "cpu")
 
 
 @pytest.fixture
-def args(tool):
-    return tool.parse_args(["--rounds", "2", "--warmup", "0"])
+def args():
+    return argparse.Namespace(rounds=2, warmup=0, clock="wall", seed=0)
 
 
 @pytest.mark.parametrize("arch", ["convnext_atto", "convnextv2_atto"])
 @pytest.mark.parametrize("mode", ["inference", "training"])
-def test_all_contenders_of_equal_weights_agree(tool, cell, args, arch, mode):
+def test_all_contenders_of_equal_weights_agree(cell, args, arch, mode):
     names = ("ours", "ours selective", "ours full", "ours optimized")
     names += ("timm", "torchvision", "transformers")
-    results = tool.run_cell(replace(cell, arch=arch, mode=mode), names, args)
+    results = cells.run_cell(replace(cell, arch=arch, mode=mode), names, args)
     found = {r.contender for r in results}
     assert {"ours", "timm", "transformers"} <= found
     assert ("ours optimized" in found) == (mode == "inference")
@@ -48,32 +42,32 @@ def test_all_contenders_of_equal_weights_agree(tool, cell, args, arch, mode):
     assert all(r.error <= 1e-5 and len(r.times) == 2 for r in results)
 
 
-def test_a_contender_that_computes_something_else_is_refused(tool, cell, args, monkeypatch):
-    timm = tool.CONTENDERS["timm"]
+def test_a_contender_that_computes_something_else_is_refused(cell, args, monkeypatch):
+    timm = contenders.CONTENDERS["timm"]
     wrong = replace(timm, run=lambda m, x: [f * 1.01 for f in m(x)])
-    monkeypatch.setattr(tool, "CONTENDERS", {**tool.CONTENDERS, "timm": wrong})
-    with pytest.raises(tool.BenchmarkError, match="timm differs from ours by 1"):
-        tool.run_cell(cell, ("ours", "timm"), args)
+    monkeypatch.setitem(contenders.CONTENDERS, "timm", wrong)
+    with pytest.raises(contenders.BenchmarkError, match="timm differs from ours by 1"):
+        cells.run_cell(cell, ("ours", "timm"), args)
 
 
-def test_nan_never_passes(tool):
+def test_nan_never_passes():
     bad = torch.tensor([1.0, float("nan")])
-    assert tool.relative_error([bad], [torch.ones(2)]) == float("inf")
+    assert cells.relative_error([bad], [torch.ones(2)]) == float("inf")
 
 
-def test_flops_are_those_that_torch_counts(tool, cell):
+def test_flops_are_those_that_torch_counts(cell):
     from torch.utils.flop_counter import FlopCounterMode
 
     config = ConvNextConfig.from_arch("convnext_atto")
-    backbone = tool._ours()(config)
+    backbone = contenders.CONTENDERS["ours"].build(config)
     inference = replace(cell, mode="inference")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         backbone(torch.randn(2, 3, 64, 96))
-    assert tool.work_of(config, inference)["flops"] == counter.get_total_flops()
-    assert tool.work_of(config, cell)["flops"] == 3 * counter.get_total_flops()
+    assert cells.work_of(config, inference)["flops"] == counter.get_total_flops()
+    assert cells.work_of(config, cell)["flops"] == 3 * counter.get_total_flops()
 
 
-def test_held_bytes_count_every_saved_storage_once(tool):
+def test_held_bytes_count_every_saved_storage_once():
     layer = nn.Linear(4, 4)
     x = torch.randn(8, 4, requires_grad=True)
 
@@ -83,21 +77,21 @@ def test_held_bytes_count_every_saved_storage_once(tool):
 
     module = nn.Module()
     module.forward = lambda x: run(layer, x)
-    assert tool.held_bytes("ours", module, x, "cpu") - 4 * layer.weight.numel() == 2 * 8 * 4 * 4
+    assert cells.held_bytes("ours", module, x, "cpu") - 4 * layer.weight.numel() == 2 * 8 * 4 * 4
 
 
-def _results(tool, cell, **times):
+def _results(cell, **times):
     return [
-        tool.Result(cell, name.replace("_", " "), times=[float(t)], memory=int(t) * 10)
+        cells.Result(cell, name.replace("_", " "), times=[float(t)], memory=int(t) * 10)
         for name, t in times.items()
     ]
 
 
-def test_targets_are_judged_by_the_figures(tool, cell):
+def test_targets_are_judged_by_the_figures(cell):
     v2 = replace(cell, arch="convnextv2_atto")
-    results = _results(tool, cell, ours=10, ours_selective=5, ours_full=30, timm=12, torchvision=11)
-    results += _results(tool, v2, ours=20, timm=40)
-    found = {(v["target"], v["cell"]): v for v in tool.judge(results)}
+    results = _results(cell, ours=10, ours_selective=5, ours_full=30, timm=12, torchvision=11)
+    results += _results(v2, ours=20, timm=40)
+    found = {(v["target"], v["cell"]): v for v in targets.judge(results)}
     assert found["plain over the best peer", str(cell)]["measured"] == pytest.approx(1.1)
     assert found["plain over the best peer", str(cell)]["met"]
     assert found["V2 over V1", str(v2)]["measured"] == 0.5
@@ -106,8 +100,8 @@ def test_targets_are_judged_by_the_figures(tool, cell):
     assert not found["time, full", str(cell)]["met"]
 
 
-def test_spread_is_the_quartiles_distance(tool, cell):
-    r = tool.Result(cell, "ours", times=[1.0, 2.0, 3.0, 4.0, 5.0])
+def test_spread_is_the_quartiles_distance(cell):
+    r = cells.Result(cell, "ours", times=[1.0, 2.0, 3.0, 4.0, 5.0])
     assert r.median == 3.0
     assert r.spread == pytest.approx(1.0)
 

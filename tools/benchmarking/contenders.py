@@ -1,0 +1,238 @@
+"""The implementations that the benchmark compares, and how each gets the weights of ours."""
+
+import importlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convnext_backbone import ConvNextBackbone, ConvNextConfig
+from convnext_backbone.kernels import use_kernels
+
+STAGES = ("stage1", "stage2", "stage3", "stage4")
+MODES = ("inference", "training")
+
+
+class BenchmarkError(Exception):
+    """The run cannot be done as asked; the message says why."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One implementation.
+
+    Attributes:
+        build: Makes the module from a config; its weights do not matter yet.
+        run: Gives the stages' maps of an image.
+        rename: Pairs of a pattern in our parameter names and what stands there in theirs.
+        needs: Modules that must be importable.
+        modes: Modes that it takes part in.
+        devices: Devices that it runs on.
+        versions: 1 and 2, the block versions that it has.
+    """
+
+    build: Callable[[ConvNextConfig], nn.Module]
+    run: Callable[[nn.Module, Tensor], Sequence[Tensor]]
+    rename: tuple[tuple[str, str], ...] = ()
+    needs: tuple[str, ...] = ()
+    modes: tuple[str, ...] = MODES
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    versions: tuple[int, ...] = (1, 2)
+    finish: Callable[[nn.Module, torch.dtype], nn.Module] | None = None
+
+    def name_of(self, name: str) -> str:
+        """Return the name of our parameter `name` in this implementation."""
+        for pattern, replacement in self.rename:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+
+def _ours(with_cp: bool | str = False) -> Callable[[ConvNextConfig], nn.Module]:
+    def build(config: ConvNextConfig) -> nn.Module:
+        backbone = ConvNextBackbone(config, out_features=STAGES, with_cp=with_cp)
+        # The peers give raw maps: equal work asks the same of ours.
+        backbone.norms = nn.ModuleDict({name: nn.Identity() for name in STAGES})
+        return backbone
+
+    return build
+
+
+def _optimized(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    assert isinstance(module, ConvNextBackbone)
+    return module.eval().optimize_for_inference(dtype=dtype, compile=False)
+
+
+def _call(module: nn.Module, x: Tensor) -> Sequence[Tensor]:
+    return module(x)
+
+
+def _build_timm(config: ConvNextConfig) -> nn.Module:
+    import timm
+
+    name = "convnextv2_tiny" if config.use_grn else "convnext_tiny"
+    options: dict[str, Any] = {"depths": config.depths, "dims": config.hidden_sizes}
+    if not config.use_grn:
+        options["ls_init_value"] = config.layer_scale_init_value
+    return timm.create_model(name, features_only=True, norm_eps=config.norm_eps, **options)
+
+
+def _build_torchvision(config: ConvNextConfig) -> nn.Module:
+    from torchvision.models.convnext import CNBlockConfig, ConvNeXt
+
+    outs = (*config.hidden_sizes[1:], None)
+    setting = [
+        CNBlockConfig(*entry)
+        for entry in zip(config.hidden_sizes, outs, config.depths, strict=True)
+    ]
+    return ConvNeXt(setting, layer_scale=config.layer_scale_init_value, num_classes=1).features
+
+
+def _run_torchvision(module: nn.Module, x: Tensor) -> Sequence[Tensor]:
+    maps = []
+    for index, layer in enumerate(module.children()):
+        x = layer(x)
+        if index % 2:  # a downsampling layer, a stage, a downsampling layer, ...
+            maps.append(x)
+    return maps
+
+
+def _build_transformers(config: ConvNextConfig) -> nn.Module:
+    import transformers
+
+    family = "ConvNextV2" if config.use_grn else "ConvNext"
+    sizes = {"hidden_sizes": list(config.hidden_sizes), "depths": list(config.depths)}
+    scale = {} if config.use_grn else {"layer_scale_init_value": config.layer_scale_init_value}
+    theirs = getattr(transformers, f"{family}Config")(**sizes, **scale, out_features=list(STAGES))
+    module = getattr(transformers, f"{family}Backbone")(theirs)
+    for name in STAGES:
+        module.hidden_states_norms[name] = nn.Identity()
+    return module
+
+
+def _build_mmpretrain(config: ConvNextConfig) -> nn.Module:
+    backbones = importlib.import_module("mmpretrain.models.backbones")
+    arch = {"depths": list(config.depths), "channels": list(config.hidden_sizes)}
+    module = backbones.ConvNeXt(
+        arch, use_grn=config.use_grn, layer_scale_init_value=config.layer_scale_init_value,
+        out_indices=[0, 1, 2, 3], gap_before_final_norm=False,
+    )  # fmt: skip
+    for index in range(len(STAGES)):
+        setattr(module, f"norm{index}", nn.Identity())
+    return module
+
+
+def _build_facebook(config: ConvNextConfig) -> nn.Module:
+    file, name = ("convnextv2", "ConvNeXtV2") if config.use_grn else ("convnext", "ConvNeXt")
+    build = getattr(importlib.import_module(f"models.{file}"), name)
+    scale = {} if config.use_grn else {"layer_scale_init_value": config.layer_scale_init_value}
+    return build(depths=list(config.depths), dims=list(config.hidden_sizes), **scale)
+
+
+def _run_facebook(module: nn.Module, x: Tensor) -> Sequence[Tensor]:
+    maps = []
+    parts = (module.get_submodule(name).children() for name in ("downsample_layers", "stages"))
+    for downsample, stage in zip(*parts, strict=True):
+        x = stage(downsample(x))
+        maps.append(x)
+    return maps
+
+
+_TIMM_NAMES = (
+    (r"^downsample_layers\.0\.(\d)", r"stem_\1"),
+    (r"^downsample_layers\.(\d)\.(\d)", r"stages_\1.downsample.\2"),
+    (r"^stages\.(\d)\.(\d+)", r"stages_\1.blocks.\2"),
+    (r"dwconv", "conv_dw"), (r"pwconv", "mlp.fc"),
+    (r"grn\.gamma", "mlp.grn.weight"), (r"grn\.beta", "mlp.grn.bias"),
+)  # fmt: skip
+_TORCHVISION_NAMES = (
+    (r"^downsample_layers\.0\.(\d)", r"0.\1"), (r"^downsample_layers\.1\.(\d)", r"2.\1"),
+    (r"^downsample_layers\.2\.(\d)", r"4.\1"), (r"^downsample_layers\.3\.(\d)", r"6.\1"),
+    (r"^stages\.0\.", "1."), (r"^stages\.1\.", "3."),
+    (r"^stages\.2\.", "5."), (r"^stages\.3\.", "7."),
+    (r"dwconv", "block.0"), (r"\.norm\.", ".block.2."),
+    (r"pwconv1", "block.3"), (r"pwconv2", "block.5"), (r"gamma$", "layer_scale"),
+)  # fmt: skip
+_TRANSFORMERS_NAMES = (
+    (r"^downsample_layers\.0\.0", "embeddings.patch_embeddings"),
+    (r"^downsample_layers\.0\.1", "embeddings.layernorm"),
+    (r"^downsample_layers\.(\d)\.(\d)", r"encoder.stages.\1.downsampling_layer.\2"),
+    (r"^stages\.(\d)\.(\d+)", r"encoder.stages.\1.layers.\2"),
+    (r"\.norm\.", ".layernorm."), (r"grn\.gamma", "grn.weight"), (r"grn\.beta", "grn.bias"),
+    (r"(layers\.\d+)\.gamma$", r"\1.layer_scale_parameter"),
+)  # fmt: skip
+_MMPRETRAIN_NAMES = ((r"dwconv", "depthwise_conv"), (r"pwconv", "pointwise_conv"))
+
+CONTENDERS: dict[str, Contender] = {
+    "ours": Contender(_ours(), _call),
+    "ours selective": Contender(_ours("selective"), _call, modes=("training",)),
+    "ours full": Contender(_ours(True), _call, modes=("training",)),
+    "ours optimized": Contender(_ours(), _call, modes=("inference",), finish=_optimized),
+    "ours triton": Contender(_ours(), _call, needs=("triton",), devices=("cuda",)),
+    "timm": Contender(_build_timm, _call, _TIMM_NAMES, ("timm",)),
+    "torchvision": Contender(
+        _build_torchvision, _run_torchvision, _TORCHVISION_NAMES, versions=(1,)
+    ),
+    "transformers": Contender(
+        _build_transformers, lambda m, x: m(x).feature_maps, _TRANSFORMERS_NAMES, ("transformers",)
+    ),
+    "mmpretrain": Contender(_build_mmpretrain, _call, _MMPRETRAIN_NAMES, ("mmpretrain",)),
+    "facebookresearch": Contender(
+        _build_facebook, _run_facebook, (), ("models.convnext", "models.convnextv2")
+    ),
+}
+
+
+def is_peer(name: str) -> bool:
+    """Whether the contender `name` is somebody else's."""
+    return not name.startswith("ours")
+
+
+def importable(contender: Contender) -> bool:
+    """Whether the modules that the contender needs can be imported."""
+    try:
+        for name in contender.needs:
+            importlib.import_module(name)
+    except ImportError:
+        return False
+    return True
+
+
+def randomise(module: nn.Module) -> None:
+    """Give every parameter a value that matters: a layer scale of 1e-6 would hide the blocks."""
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.normal_(std=0.02 if parameter.ndim > 1 else 0.1)
+            scale = re.search(r"weight$|\d\.gamma$", name)  # of a norm, or the layer scale
+            if scale and parameter.ndim == 1:
+                parameter.add_(1.0)
+
+
+def copy_weights(ours: nn.Module, theirs: nn.Module, contender: Contender) -> None:
+    """Give `theirs` the weights of `ours`.
+
+    Raises:
+        BenchmarkError: A parameter of ours has no namesake in theirs.
+    """
+    named = dict(theirs.named_parameters())
+    with torch.no_grad():
+        for name, parameter in ours.named_parameters():
+            other = named.get(contender.name_of(name))
+            if other is None or other.numel() != parameter.numel():
+                raise BenchmarkError(f"{type(theirs).__name__} has no parameter for {name}")
+            other.copy_(parameter.view_as(other))
+
+
+def runner(name: str) -> Callable[[nn.Module, Tensor], Sequence[Tensor]]:
+    """Return the contender's forward pass, with the kernels that it stands for switched on."""
+    run = CONTENDERS[name].run
+    if name != "ours triton":
+        return run
+
+    def with_triton(module: nn.Module, x: Tensor) -> Sequence[Tensor]:
+        with use_kernels(triton=True):
+            return run(module, x)
+
+    return with_triton
