@@ -1,23 +1,7 @@
 # Cascade Mask R-CNN, DINOv3 ConvNeXt-L. No detector on these weights has been published: the
 # settings are those of V1 in the same size from ImageNet-22K.
-_base_ = [
-    "../_base_/models/cascade-mask-rcnn_convnext_fpn.py",
-    "../_base_/datasets/coco_instance.py",
-    "../_base_/schedules/adamw_36e.py",
-    "../_base_/default_runtime_det.py",
-]
-from convnext_backbone.archs import arch_fields
+_base_ = "./cascade-mask-rcnn_convnext-l-in22k_fpn_4conv1fc-giou_8xb2-ms-crop-3x_coco.py"
 
-arch = "convnext_large"
-model = dict(
-    backbone=dict(
-        arch=arch,
-        drop_path_rate=0.7,
-        init_cfg=dict(type="Pretrained", checkpoint="convnext_large.dinov3_lvd1689m"),
-    ),
-    neck=dict(in_channels=list(arch_fields(arch)["hidden_sizes"])),
-)
-optim_wrapper = dict(
-    optimizer=dict(lr=1e-4),
-    paramwise_cfg=dict(decay_rate=0.7),
-)
+model = dict(backbone=dict(init_cfg=dict(checkpoint="convnext_large.dinov3_lvd1689m")))
+# V1-L was published in full precision; here bfloat16 where the GPU has it.
+optim_wrapper = dict(type="AutoAmpOptimWrapper")

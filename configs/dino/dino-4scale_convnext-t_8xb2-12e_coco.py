@@ -9,34 +9,9 @@ _base_ = [
 model = dict(
     backbone=dict(init_cfg=dict(type="Pretrained", checkpoint="convnext_tiny.fb_in1k_noema"))
 )
-scales = [(short, 1333) for short in range(480, 801, 32)]
-train_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations", with_bbox=True),
-    dict(type="RandomFlip", prob=0.5),
-    dict(
-        type="RandomChoice",
-        transforms=[
-            [dict(type="RandomChoiceResize", scales=scales, keep_ratio=True)],
-            [
-                dict(
-                    type="RandomChoiceResize",
-                    # Long enough that the short side alone decides.
-                    scales=[(400, 4200), (500, 4200), (600, 4200)],
-                    keep_ratio=True,
-                ),
-                dict(
-                    type="RandomCrop",
-                    crop_type="absolute_range",
-                    crop_size=(384, 600),
-                    allow_negative_crop=True,
-                ),
-                dict(type="RandomChoiceResize", scales=scales, keep_ratio=True),
-            ],
-        ],
-    ),
-    dict(type="PackDetInputs"),
-]
+train_pipeline = _base_.train_pipeline
+# Before the crop, sizes so long that the short side alone decides.
+train_pipeline[3].transforms[1][0].scales = [(400, 4200), (500, 4200), (600, 4200)]
 train_dataloader = dict(
     dataset=dict(filter_cfg=dict(filter_empty_gt=False), pipeline=train_pipeline)
 )

@@ -1,23 +1,5 @@
 # Mask R-CNN, DINOv3 ConvNeXt-S.
 # No detector on these weights has been published: the settings are those of V1 in the same size.
-_base_ = [
-    "../_base_/models/mask-rcnn_convnext_fpn.py",
-    "../_base_/datasets/coco_instance.py",
-    "../_base_/schedules/adamw_36e.py",
-    "../_base_/default_runtime_det.py",
-]
-from convnext_backbone.archs import arch_fields
+_base_ = "./mask-rcnn_convnext-s_fpn_8xb2-amp-ms-crop-3x_coco.py"
 
-arch = "convnext_small"
-model = dict(
-    backbone=dict(
-        arch=arch,
-        drop_path_rate=0.6,
-        init_cfg=dict(type="Pretrained", checkpoint="convnext_small.dinov3_lvd1689m"),
-    ),
-    neck=dict(in_channels=list(arch_fields(arch)["hidden_sizes"])),
-)
-optim_wrapper = dict(
-    optimizer=dict(lr=2e-4),
-    paramwise_cfg=dict(decay_rate=0.7),
-)
+model = dict(backbone=dict(init_cfg=dict(checkpoint="convnext_small.dinov3_lvd1689m")))

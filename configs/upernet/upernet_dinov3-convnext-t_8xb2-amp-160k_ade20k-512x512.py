@@ -1,24 +1,5 @@
 # UperNet, DINOv3 ConvNeXt-T.
 # No fine-tuned segmentor on these weights has been published: the settings are those of V1.
-_base_ = [
-    "../_base_/models/upernet_convnext.py",
-    "../_base_/datasets/ade20k_512x512.py",
-    "../_base_/schedules/adamw_160k.py",
-    "../_base_/default_runtime_seg.py",
-]
-from convnext_backbone.archs import arch_fields
+_base_ = "./upernet_convnext-t_8xb2-amp-160k_ade20k-512x512.py"
 
-arch = "convnext_tiny"
-channels = list(arch_fields(arch)["hidden_sizes"])
-crop_size = (512, 512)
-model = dict(
-    data_preprocessor=dict(size=crop_size),
-    backbone=dict(
-        arch=arch,
-        drop_path_rate=0.4,
-        init_cfg=dict(type="Pretrained", checkpoint="convnext_tiny.dinov3_lvd1689m"),
-    ),
-    decode_head=dict(in_channels=channels),
-    auxiliary_head=dict(in_channels=channels[2]),
-    test_cfg=dict(mode="slide", crop_size=crop_size, stride=(341, 341)),
-)
+model = dict(backbone=dict(init_cfg=dict(checkpoint="convnext_tiny.dinov3_lvd1689m")))
