@@ -40,8 +40,8 @@ def read_metafile(folder: Path) -> list[dict[str, Any]]:
     return load(folder / "metafile.yml")["Models"]
 
 
-def measure(config: Path) -> tuple[int, int | None]:
-    """Count the parameters and the FLOPs of a config's model; None where FLOPs have no fixed count.
+def measure(config: Path) -> tuple[int, int]:
+    """Count the parameters and the FLOPs of a config's model.
 
     Raises:
         FileNotFoundError: There is no such config.
@@ -70,9 +70,7 @@ def _row(model: Mapping[str, Any], metrics: Sequence[str], root: Path) -> list[s
         f"[{model['Name']}](./{config.name})",
         f"`{backbone.init_cfg.checkpoint}`",
         _beside(f"{parameters / 1e6:.1f}", facts.get("Published Parameters (M)")),
-        _beside(
-            _UNKNOWN if flops is None else f"{flops / 1e9:.0f}", facts.get("Published FLOPs (G)")
-        ),
+        _beside(f"{flops / 1e9:.0f}", facts.get("Published FLOPs (G)")),
         *(str(values.get(name, _UNKNOWN)) for name in metrics),
         facts["Source"],
     ]

@@ -16,15 +16,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-pytest.importorskip("mmengine")
+pytest.importorskip("mmdet")
+pytest.importorskip("mmseg")
 pytestmark = pytest.mark.openmmlab
 
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.fileio import load
 from mmengine.logging import MMLogger
 from mmengine.optim import AmpOptimWrapper, OptimWrapper, build_optim_wrapper
 from mmengine.registry import OPTIM_WRAPPERS, PARAM_SCHEDULERS, TRANSFORMS, init_default_scope
+from mmseg.structures import SegDataSample
 
 from convnext_backbone import ConvNextBackbone
 from convnext_backbone.openmmlab.complexity import (
@@ -85,6 +89,9 @@ def test_the_backbone_feeds_what_follows_it(name):
 def test_the_initial_weights_are_in_the_catalogue_and_of_the_same_architecture(name):
     settings = config(name).model.backbone
     tag = settings.init_cfg.checkpoint
+    if "-sup_" in name:  # published, but not with its weights
+        assert tag == f"checkpoints/{settings.arch}_sup_in1k.pth"
+        return
     assert tag in list_weights()
     assert tag.split(".")[0] == settings.arch
 
@@ -127,6 +134,21 @@ def test_nothing_is_inherited_from_another_package(name):
 
 
 # Tables and metafiles.
+
+
+@pytest.mark.parametrize("name", [n for n in CONFIGS if n.startswith(("dino/", "mask2former/"))])
+def test_the_flops_of_a_transformer_head_are_those_of_a_run_that_computes(name):
+    size = (256, 256)  # holds DINO's 900 queries
+    computing = build_model(Config.fromfile(ROOT / "configs" / name), "cpu")
+    meta = {"img_shape": size, "batch_input_shape": size, "pad_shape": size}
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        if name.startswith("dino/"):
+            computing(torch.zeros(1, 3, *size), [DetDataSample(metainfo=meta)], mode="tensor")
+        else:
+            maps = computing.extract_feat(torch.zeros(1, 3, *size))
+            computing.decode_head(maps, [SegDataSample(metainfo=meta)])
+    assert count_flops(model(name), size) == counter.get_total_flops() // 2
 
 
 def packages_of(module):
@@ -233,6 +255,8 @@ DETECTION = (
 LSJ = (
     Recipe(f"{_MASK}-b{_LSJ}", B, 1e-4, 0.95, 12, 0.4, True),
     Recipe(f"{_MASK}-l{_LSJ}", L, 1e-4, 0.95, 12, 0.5, True),
+    Recipe(f"{_MASK}v2-b-sup{_LSJ}", B, 1e-4, 0.95, 12, 0.4, True, None, 486, v2=True),
+    Recipe(f"{_MASK}v2-l-sup{_LSJ}", L, 1e-4, 0.95, 12, 0.5, True, None, 875, v2=True),
     Recipe(f"{_MASK}v2-b-fcmae{_LSJ}", B, 1e-4, 0.95, 12, 0.4, True, None, 486, v2=True),
     Recipe(f"{_MASK}v2-l-fcmae{_LSJ}", L, 1e-4, 0.95, 12, 0.5, True, None, 875, v2=True),
     Recipe(f"{_MASK}v2-h-fcmae{_LSJ}", H, 1e-4, 0.95, 12, 0.5, True, None, 2525, v2=True),
@@ -246,6 +270,8 @@ SEGMENTATION = (
     Recipe(f"{_UPER}-l-in22k_8xb2-160k_{_640}", L, 1e-4, 0.9, 12, 0.4, False, 235, 2458),
     Recipe(f"{_UPER}-xl-in22k_8xb2-160k_{_640}", XL, 8e-5, 0.9, 12, 0.4, False, 391, 3335),
     # The paper searched decay {0.8, 0.9}, lr {1e-4, 2e-4, 3e-4} and drop path 0.1 to 0.4.
+    Recipe(f"{_UPER}v2-b-sup_8xb2-amp-160k_{_512}", B, 1e-4, 0.9, 12, 0.4, True, v2=True),
+    Recipe(f"{_UPER}v2-l-sup_8xb2-amp-160k_{_512}", L, 1e-4, 0.9, 12, 0.4, True, v2=True),
     Recipe(f"{_UPER}v2-b_8xb2-amp-160k_{_512}", B, 1e-4, 0.9, 12, 0.4, True, v2=True),
     Recipe(f"{_UPER}v2-l_8xb2-amp-160k_{_512}", L, 1e-4, 0.9, 12, 0.4, True, v2=True),
     Recipe(f"{_UPER}v2-h_8xb2-amp-160k_{_512}", H, 1e-4, 0.9, 12, 0.4, True, v2=True),

@@ -1,0 +1,6 @@
+# UperNet, ConvNeXt V2-B without FCMAE: supervised on ImageNet-1K from the start.
+# Published: arXiv 2301.00808, table 7 and A.4.
+_base_ = "./upernet_convnextv2-b_8xb2-amp-160k_ade20k-512x512.py"
+
+# Never released: a file of your own training (A.1).
+model = dict(backbone=dict(init_cfg=dict(checkpoint="checkpoints/convnextv2_base_sup_in1k.pth")))
