@@ -100,9 +100,10 @@ class _TiledMlp(torch.autograd.Function):
             grad_y, *others = _differentiable(y, p, tensors, grad)
             return grad_y, None, *others, *nones
         maps, grad = _Maps(_by_image(y, p), *saved[:kept]), _by_image(grad, p)
-        sums = _Sums()
+        groups = list(_groups(maps.y, p))
+        sums = _Sums(lone=len(groups) == len(list(_tiles(maps.y, p))) == 1)
         grad_y = torch.empty_like(maps.y)
-        for group in _groups(maps.y, p):
+        for group in groups:
             step = _backward_v1 if maps.norm is None else _backward_v2
             step(maps.images(group), grad[group], grad_y[group], p, sums)
         return grad_y.view(y.shape), None, *sums.gradients(p), *nones
@@ -115,10 +116,14 @@ def _differentiable(y: Tensor, p: Mlp, tensors: list[Any], grad: Tensor) -> tupl
 
 
 class _Sums:
-    """The parameters' gradients, over all tiles; sums of several tiles are in fp32 at least."""
+    """The parameters' gradients, over all tiles; sums of several tiles are in fp32 at least.
 
-    def __init__(self) -> None:
+    Where a lone tile holds everything, its sums are rounded once, as those of the definition are.
+    """
+
+    def __init__(self, lone: bool = False) -> None:
         self._totals: dict[str, Tensor] = {}
+        self._lone = lone
 
     def __getitem__(self, name: str) -> Tensor:
         return self._totals[name]
@@ -127,6 +132,10 @@ class _Sums:
         """Add `value` to the total of `name`."""
         total = self._totals.get(name)
         self._totals[name] = value if total is None else total.to(wide_dtype(value)).add_(value)
+
+    def add_pixels(self, name: str, g: Tensor) -> None:
+        """Add the sum over all pixels of `g` (M, Q, channels)."""
+        self.add(name, g.sum(dim=(0, 1), dtype=_lone_dtype(g) if self._lone else wide_dtype(g)))
 
     def add_outer(self, name: str, a: Tensor, b: Tensor) -> None:
         """Add `a.T @ b` over all pixels of `a` (M, Q, A) and `b` (M, Q, B)."""
@@ -159,7 +168,7 @@ def _backward_v1(maps: _Maps, grad: Tensor, out: Tensor, p: Mlp, s: _Sums) -> No
     for tile in _tiles(maps.y, p):
         g, part = grad[:, tile], maps.pixels(tile)
         s.add_outer("weight2", g, _active(part, p))
-        s.add("bias2", _sum_pixels(g))
+        s.add_pixels("bias2", g)
         out[:, tile] = _through_hidden(part, g @ p.weight2, p, s)
 
 
@@ -175,12 +184,13 @@ def _backward_v2(maps: _Maps, grad: Tensor, out: Tensor, p: Mlp, s: _Sums) -> No
         a = _active(maps, p)
         whole = a, grad @ p.weight2
         s.add_outer("weight2", grad, _scaled(a, scale.detach(), p))
-        grad_scale = (whole[1] * a).sum(dim=1, keepdim=True, dtype=scale.dtype)
+        product = whole[1] * a
+        grad_scale = product.sum(dim=1, keepdim=True, dtype=_lone_dtype(a)).to(scale.dtype)
     else:
         grad_scale = _grad_scale(maps, grad, scale.detach(), p, s)
     grad_norm, grad_gamma = torch.autograd.grad(scale, (norm, gamma), grad_scale)
     s.add("grn_gamma", grad_gamma)
-    s.add("bias2", _sum_pixels(grad))
+    s.add_pixels("bias2", grad)
     # d ||a|| / d a = a / ||a||; a silent channel has no direction, and takes none.
     pull = torch.where(maps.norm > 0, grad_norm / maps.norm, 0).to(grad.dtype)
     factor = scale.detach().to(grad.dtype)
@@ -211,7 +221,7 @@ def _through_hidden(maps: _Maps, grad_a: Tensor, p: Mlp, s: _Sums) -> Tensor:
     grad_h = torch.ops.aten.gelu_backward(grad_a, maps.hidden, approximate=p.approximate)
     normed, mean, rstd = _normed(maps, p)
     s.add_outer("weight1", grad_h, normed)
-    s.add("bias1", _sum_pixels(grad_h))
+    s.add_pixels("bias1", grad_h)
     assert p.norm_weight is not None
     wide = maps.y.to(p.norm_weight.dtype)
     grad_y, grad_weight, grad_bias = torch.ops.aten.native_layer_norm_backward(
@@ -292,6 +302,13 @@ def _scaled(a: Tensor, scale: Tensor | None, p: Mlp) -> Tensor:
         return a
     assert p.grn_beta is not None
     return torch.addcmul(p.grn_beta.to(a.dtype), a, scale.to(a.dtype))
+
+
+def _lone_dtype(g: Tensor) -> torch.dtype:
+    """Return the dtype to ask for when `g` holds all there is to add up."""
+    # bf16 has fp32's range, and torch adds it up in fp32 anyway; asked for an fp32 sum, it first
+    # writes the whole map in fp32.
+    return g.dtype if g.dtype == torch.bfloat16 else wide_dtype(g)
 
 
 def _sum_pixels(g: Tensor) -> Tensor:
