@@ -1,10 +1,13 @@
 """ConvNeXt backbones (V1, V2, DINOv3) for mmdet, mmsegmentation and plain PyTorch."""
 
+import warnings
+from importlib import import_module
 from importlib.util import find_spec
 
 from ._version import __version__
 from .archs import list_archs
 from .backbone import ConvNextBackbone
+from .checks import IMPORT_ERRORS, first_line
 from .classifier import ConvNextForImageClassification, ConvNextModel
 from .config import ConvNextConfig
 from .feature_extractor import FeatureExtractor
@@ -27,7 +30,23 @@ __all__ = [
     "load_weights",
 ]
 
-if find_spec("mmengine") is not None:
+
+def _register() -> None:
+    try:
+        import_module("mmengine.registry")
+    except IMPORT_ERRORS as error:
+        # Whoever works without OpenMMLab must not be stopped by a broken installation of it, and
+        # the doctor has to start: that mmengine is of no use is told, and told by mmengine too.
+        warnings.warn(
+            "mmengine is there but cannot be imported, so no config will find ConvNextBackbone "
+            f"({first_line(error)}); `convnext-backbone doctor` tells what to type",
+            stacklevel=3,
+        )
+        return
     from .openmmlab import register
 
     register()
+
+
+if find_spec("mmengine") is not None:
+    _register()

@@ -1,7 +1,25 @@
-"""Checks of arguments that many constructors share."""
+"""Checks of arguments that many constructors share, and how errors of others are told."""
 
 from collections.abc import Collection
 from typing import Any
+
+# What importing packages that do not fit together has been seen to raise.
+IMPORT_ERRORS = (
+    ImportError,
+    AssertionError,
+    AttributeError,
+    NameError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error that says something."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
 
 
 def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:

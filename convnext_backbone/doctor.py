@@ -11,12 +11,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module, metadata
+from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 
 import torch
 
 from ._version import __version__
+from .checks import IMPORT_ERRORS, first_line
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 _TOLERANCE = 1e-3  # of a normed feature in fp32, on any device, against the CPU in fp64
@@ -35,16 +37,39 @@ _FAMILIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 _WANTS_MMCV: Mapping[str, tuple[int, ...]] = MappingProxyType(
     {"mmdet": (2, 2), "mmsegmentation": (2, 2)}
 )
+# distribution -> what a config makes of it, each after those that it needs
 _MODULES: Mapping[str, str] = MappingProxyType(
     {
+        "mmengine": "mmengine.runner",
+        "onedl-mmengine": "mmengine.runner",
+        "mmcv": "mmcv",
+        "mmcv-lite": "mmcv",
+        "onedl-mmcv": "mmcv",
         "mmdet": "mmdet.models",
         "onedl-mmdetection": "mmdet.models",
         "mmsegmentation": "mmseg.models",
         "onedl-mmsegmentation": "mmseg.models",
     }
 )
-# What importing packages that do not fit together has been seen to raise.
-_IMPORT_ERRORS = (ImportError, AssertionError, AttributeError, RuntimeError, TypeError, ValueError)
+_PLAIN_MMCV = "pip install 'mmcv-lite>=2.1,<2.2'"
+# module -> the distribution that brings it, where their names differ
+_BRINGS: Mapping[str, str] = MappingProxyType(
+    {
+        "PIL": "pillow",
+        "cv2": "opencv-python-headless",
+        "pkg_resources": "'setuptools<81'",
+        "sklearn": "scikit-learn",
+        "yaml": "pyyaml",
+    }
+)
+# what the message of a failed import holds -> what to type
+_KNOWN_FAILURES: Mapping[str, str] = MappingProxyType(
+    {
+        "libGL": "pip uninstall -y opencv-python && pip install opencv-python-headless",
+        "compiled using NumPy 1.x": "pip install 'numpy<2'",
+        "_ARRAY_API not found": "pip install 'numpy<2'",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -108,7 +133,7 @@ def check_numpy_bridge() -> Iterator[Finding]:
     try:
         torch.zeros(1).numpy()
     except RuntimeError as error:
-        yield Finding("numpy in torch", PROBLEM, _line(error), "pip install --upgrade torch")
+        yield Finding("numpy in torch", PROBLEM, first_line(error), "pip install --upgrade torch")
     else:
         yield Finding("numpy in torch", OK, "arrays pass")
 
@@ -121,7 +146,7 @@ def check_torchvision() -> Iterator[Finding]:
         nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)
     except (ImportError, RuntimeError, AttributeError) as error:
         fix = "pip install --upgrade --force-reinstall torch torchvision"
-        yield Finding("torchvision's operations", PROBLEM, _line(error), fix)
+        yield Finding("torchvision's operations", PROBLEM, first_line(error), fix)
     else:
         yield Finding("torchvision's operations", OK, "run")
 
@@ -138,9 +163,8 @@ def check_families(versions: Mapping[str, str]) -> Iterator[Finding]:
         return
     told = ", ".join(f"{name} {versions[name]}" for family in present for name in found[family])
     if len(present) == 2:
-        names = " ".join(found["openmmlab"] + found["onedl"])
-        fix = f"pip uninstall -y {names} && pip install 'convnext_backbone[openmmlab]'"
-        yield Finding("OpenMMLab", PROBLEM, f"two families that overwrite each other: {told}", fix)
+        told = f"two families that overwrite each other: {told}"
+        yield Finding("OpenMMLab", PROBLEM, told, _one_family(versions))
         return
     yield Finding("OpenMMLab", OK, f"{present[0]}: {told}")
     yield from _check_mmcv(versions)
@@ -149,7 +173,7 @@ def check_families(versions: Mapping[str, str]) -> Iterator[Finding]:
 def _check_mmcv(versions: Mapping[str, str]) -> Iterator[Finding]:
     if {"mmcv", "mmcv-lite"} <= versions.keys():
         told = "mmcv and mmcv-lite are both installed and overwrite each other"
-        fix = "pip uninstall -y mmcv mmcv-lite && pip install 'mmcv-lite>=2.1,<2.2'"
+        fix = f"pip uninstall -y mmcv mmcv-lite && {_PLAIN_MMCV}"
         yield Finding("mmcv", PROBLEM, told, fix)
         return
     name = next((name for name in ("mmcv", "mmcv-lite") if name in versions), None)
@@ -167,42 +191,79 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts[:2] if part.isdecimal())
 
 
+def _one_family(versions: Mapping[str, str]) -> str:
+    """Return what to type where there are two families, and nothing otherwise."""
+    found = [[name for name in names if name in versions] for names in _FAMILIES.values()]
+    if not all(found):
+        return ""
+    names = " ".join(name for family in found for name in family)
+    return f"pip uninstall -y {names} && pip install 'convnext_backbone[openmmlab]'"
+
+
 def check_openmmlab_imports(versions: Mapping[str, str]) -> Iterator[Finding]:
     """Import what is there, and tell who provides mmcv's operations."""
-    if not {"mmengine", "onedl-mmengine"} & versions.keys():
-        return
-    try:
-        from .openmmlab import mmcv_ops_provider, register
-
-        register()
-        provider = mmcv_ops_provider()
-    except _IMPORT_ERRORS as error:
-        fix = f"pip install --upgrade --force-reinstall {_first(versions, 'mmengine')}"
-        yield Finding("mmengine", PROBLEM, _line(error), fix)
-        return
-    yield _provider(provider, versions)
-    for name, module in _MODULES.items():
-        if name not in versions:
+    names = [name for name in _MODULES if name in versions]
+    if not any(_MODULES[name].startswith("mmengine") for name in names):
+        if find_spec("mmengine") is None:
+            return
+        names.insert(0, "mmengine")  # a folder that pip knows nothing of
+    fixes: dict[str, str] = {}  # by what was told: what one package lacks, all above it lack
+    for name in names:
+        error = _import_error(_MODULES[name])
+        if error is None:
+            yield Finding(name, OK, f"{_MODULES[name]} imports")
             continue
-        try:
-            import_module(module)
-        except _IMPORT_ERRORS as error:
-            fix = f"pip install --upgrade --force-reinstall {name}"
-            yield Finding(name, PROBLEM, f"import {module}: {_line(error)}", fix)
-        else:
-            yield Finding(name, OK, f"{module} imports")
+        told = first_line(error)
+        fix = fixes.setdefault(told, _what_to_type(error, name, versions))
+        yield Finding(name, PROBLEM, f"import {_MODULES[name]}: {told}", fix)
+    yield _check_operations(versions)
 
 
-def _provider(provider: str, versions: Mapping[str, str]) -> Finding:
+def _check_operations(versions: Mapping[str, str]) -> Finding:
+    from .openmmlab import install_mmcv_ext, mmcv_ops_provider
+
+    what = "mmcv's operations"
+    install_mmcv_ext()  # what the import of this package left out where mmengine is broken
+    provider = mmcv_ops_provider()
     if provider == "absent":
-        fix = f"pip install {'onedl-mmcv' if 'onedl-mmengine' in versions else 'mmcv-lite'}"
-        return Finding("mmcv's operations", PROBLEM, "mmcv is not installed", fix)
-    told = "compiled" if provider == "compiled" else "this package's, on torchvision"
-    return Finding("mmcv's operations", OK, told)
+        return Finding(what, PROBLEM, "mmcv is not installed", _mmcv(versions))
+    if provider == "torchvision":
+        return Finding(what, OK, "this package's, on torchvision")
+    error = _import_error("mmcv._ext")
+    if error is None:
+        return Finding(what, OK, "compiled")
+    fix = f"pip uninstall -y {'onedl-mmcv' if _is_onedl(versions) else 'mmcv'} && {_mmcv(versions)}"
+    return Finding(what, PROBLEM, f"compiled, but do not load: {first_line(error)}", fix)
 
 
-def _first(versions: Mapping[str, str], name: str) -> str:
-    return name if name in versions else f"onedl-{name}"
+def _is_onedl(versions: Mapping[str, str]) -> bool:
+    return "onedl-mmengine" in versions
+
+
+def _mmcv(versions: Mapping[str, str]) -> str:
+    return "pip install onedl-mmcv" if _is_onedl(versions) else _PLAIN_MMCV
+
+
+def _import_error(module: str) -> BaseException | None:
+    try:
+        import_module(module)
+    except IMPORT_ERRORS as error:
+        return error
+    return None
+
+
+def _what_to_type(error: BaseException, name: str, versions: Mapping[str, str]) -> str:
+    """Return the line that mends an import of the distribution `name`."""
+    known = [fix for part, fix in _KNOWN_FAILURES.items() if part in str(error)]
+    both = _one_family(versions)
+    if known or both:
+        return both or known[0]
+    missing = error.name if isinstance(error, ModuleNotFoundError) and error.name else ""
+    if missing == "mmcv":
+        return _mmcv(versions)
+    if missing and "." not in missing and missing != _MODULES[name].partition(".")[0]:
+        return f"pip install {_BRINGS.get(missing, missing)}"
+    return f"pip install --upgrade --force-reinstall {name}"
 
 
 def check_extras(versions: Mapping[str, str]) -> Iterator[Finding]:
@@ -279,7 +340,7 @@ def self_test(device: torch.device) -> Finding:
     try:
         features = fx(image)
     except RuntimeError as error:
-        return Finding(what, PROBLEM, _line(error), fix)
+        return Finding(what, PROBLEM, first_line(error), fix)
     assert isinstance(features, Features)  # one image in, one out
     with torch.inference_mode():
         exact = backbone.double()(fx.prepare(image).double()[None])
@@ -300,10 +361,6 @@ def _runs(backbone: torch.nn.Module, dtype: str, device: torch.device) -> bool:
     except RuntimeError:
         return False
     return bool(torch.isfinite(maps[-1]).all())
-
-
-def _line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
 
 
 def report(findings: Sequence[Finding]) -> str:

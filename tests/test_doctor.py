@@ -1,11 +1,19 @@
 """The doctor finds what is broken and says what to type."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from convnext_backbone import ConvNextBackbone, cli, doctor
 from convnext_backbone.doctor import NOTE, OK, PROBLEM, Finding
 
+# A made-up package stands in for one of the family that is installed here.
+ONEDL = "onedl-mmengine" in doctor.installed()
+MMENGINE, MMCV = ("onedl-mmengine", "onedl-mmcv") if ONEDL else ("mmengine", "mmcv")
 CORE = dict.fromkeys(
     ("torch", "torchvision", "numpy", "Pillow", "safetensors", "huggingface_hub"), "1.0"
 )
@@ -66,16 +74,136 @@ def test_missing_packages_are_a_problem():
     assert (problem.what, problem.fix) == ("safetensors", "pip install safetensors")
 
 
-@pytest.mark.openmmlab
-def test_an_import_that_fails_is_told_with_its_reason(monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "fix"),
+    [
+        (AssertionError("MMCV==9 is used but incompatible.\nPlease install ..."), "mmdet"),
+        (ModuleNotFoundError("No module named 'ftfy'", name="ftfy"), "pip install ftfy"),
+        (ModuleNotFoundError("No module named 'yaml'", name="yaml"), "pip install pyyaml"),
+        (ModuleNotFoundError("No module named 'mmdet.core'", name="mmdet.core"), "mmdet"),
+        (
+            ModuleNotFoundError("No module named 'mmcv'", name="mmcv"),
+            "pip install 'mmcv-lite>=2.1,<2.2'",
+        ),
+        (
+            ImportError("libGL.so.1: cannot open shared object file"),
+            "pip uninstall -y opencv-python && pip install opencv-python-headless",
+        ),
+    ],
+)
+def test_an_import_that_fails_is_told_with_what_brings_what_it_lacks(error, fix, monkeypatch):
     def fail(name):
-        raise AssertionError(f"{name}: MMCV==9 is used but incompatible.\nPlease install ...")
+        if name == "mmdet.models":
+            raise error
 
     monkeypatch.setattr(doctor, "import_module", fail)
-    versions = {"mmengine": "0.10.7", "mmdet": "3.3.0"}
-    (problem,) = _problems(doctor.check_openmmlab_imports(versions))
-    assert problem.told == "import mmdet.models: mmdet.models: MMCV==9 is used but incompatible."
-    assert problem.fix.endswith("mmdet")
+    findings = list(doctor.check_openmmlab_imports({"mmengine": "0.10.7", "mmdet": "3.3.0"}))
+    (problem,) = [finding for finding in _problems(findings) if finding.what == "mmdet"]
+    assert problem.told == f"import mmdet.models: {str(error).splitlines()[0]}"
+    assert problem.fix.removeprefix("pip install --upgrade --force-reinstall ") == fix
+
+
+def test_what_breaks_one_package_is_mended_by_one_line(monkeypatch):
+    def fail(name):
+        raise ModuleNotFoundError("No module named 'rich'", name="rich")
+
+    monkeypatch.setattr(doctor, "import_module", fail)
+    versions = {"mmengine": "0.10.7", "mmdet": "3.3.0", "mmsegmentation": "1.2.2"}
+    problems = _problems(doctor.check_openmmlab_imports(versions))
+    assert {"mmengine", "mmdet", "mmsegmentation"} <= {problem.what for problem in problems}
+    fixes = {problem.fix for problem in problems if problem.what != "mmcv's operations"}
+    assert fixes == {"pip install rich"}
+
+
+@pytest.mark.parametrize(
+    ("family", "fix"),
+    [
+        ("mmengine", "pip install 'mmcv-lite>=2.1,<2.2'"),
+        ("onedl-mmengine", "pip install onedl-mmcv"),
+    ],
+)
+def test_a_missing_mmcv_is_a_problem_with_the_version_that_fits(family, fix, monkeypatch):
+    monkeypatch.setattr(doctor, "import_module", lambda name: None)
+    monkeypatch.delitem(sys.modules, "mmcv._ext", raising=False)
+    monkeypatch.setitem(sys.modules, "mmcv", None)
+    (problem,) = _problems(doctor.check_openmmlab_imports({family: "1.0"}))
+    assert (problem.told, problem.fix) == ("mmcv is not installed", fix)
+
+
+# A package of OpenMMLab that cannot be imported is met by whoever imports this one, so these run in
+# an interpreter of their own, with a folder of made-up packages before all others.
+
+
+@pytest.fixture
+def site(tmp_path):
+    """Make a function that puts a made-up distribution and module in front of the real ones."""
+
+    def add(distribution, module=None, code="", version="1.0"):
+        info = tmp_path / f"{distribution.replace('-', '_')}-{version}.dist-info"
+        info.mkdir()
+        text = f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n"
+        (info / "METADATA").write_text(text)
+        if module is not None:
+            (tmp_path / module).mkdir()
+            (tmp_path / module / "__init__.py").write_text(code)
+
+    add.path = tmp_path
+    return add
+
+
+def _python(site, *arguments):
+    root = str(Path(__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site.path), root])}
+    return subprocess.run(
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_a_broken_mmengine_stops_neither_the_core_nor_the_doctor(site):
+    site(MMENGINE, "mmengine", "raise AttributeError('no np.bool8\\nin NumPy 2')")
+    script = (
+        "import torch, convnext_backbone as c;"
+        "b = c.ConvNextBackbone(hidden_sizes=(8, 16), depths=(1, 1));"
+        "print(tuple(b(torch.zeros(1, 3, 32, 32))[0].shape))"
+    )
+    done = _python(site, "-c", script)
+    assert done.stdout == "(1, 16, 4, 4)\n", done.stderr
+    assert "mmengine is there but cannot be imported" in done.stderr
+    assert "(no np.bool8); `convnext-backbone doctor` tells what to type" in done.stderr
+    done = _python(site, "-m", "convnext_backbone.cli", "doctor")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "import mmengine.runner: no np.bool8" in done.stdout
+    assert "self-test on cpu" in done.stdout
+    fix = f"  pip install --upgrade --force-reinstall {MMENGINE}"
+    assert fix in done.stdout.splitlines()
+
+
+def test_two_families_over_each_other_are_mended_by_one_line(site):
+    code = "from .missing import thing"
+    site("mmengine", "mmengine", code)
+    site("onedl-mmengine")
+    site("mmcv", "mmcv", "raise SyntaxError('two versions of one file')")
+    done = _python(site, "-m", "convnext_backbone.cli", "doctor")
+    assert done.returncode == 1
+    assert "two families that overwrite each other" in done.stdout
+    told = [line for line in done.stdout.splitlines() if line.startswith("  pip")]
+    (fix,) = [line for line in told if "mm" in line]
+    assert fix.startswith("  pip uninstall -y mmengine mmcv")
+    assert "onedl-mmengine" in fix
+    assert fix.endswith("&& pip install 'convnext_backbone[openmmlab]'")
+
+
+def test_a_compiled_mmcv_that_does_not_load_is_told(site):
+    site(MMENGINE, "mmengine", "")
+    (site.path / "mmengine" / "registry.py").write_text("raise ImportError('half of it')")
+    site(MMCV, "mmcv", "")
+    (site.path / "mmcv" / "_ext.py").write_text("raise ImportError('undefined symbol: _ZN2at')")
+    done = _python(site, "-m", "convnext_backbone.cli", "doctor")
+    assert "compiled, but do not load: undefined symbol: _ZN2at" in done.stdout
+    plain = "onedl-mmcv" if ONEDL else "'mmcv-lite>=2.1,<2.2'"
+    fix = f"  pip uninstall -y {MMCV} && pip install {plain}"
+    assert fix in done.stdout.splitlines()
 
 
 def test_a_cache_that_cannot_be_written_is_a_problem(monkeypatch, tmp_path):
