@@ -1,4 +1,4 @@
-"""The three layers that torch lacks: channel LayerNorm on maps, Global Response Norm, DropPath.
+"""The layers that torch lacks: channel LayerNorm on maps, Global Response Norm, DropPath.
 
 Papers: ConvNeXt (arXiv 2201.03545), ConvNeXt V2 (arXiv 2301.00808, section 3.3 and algorithm 1),
 stochastic depth (arXiv 1603.09382).
@@ -26,6 +26,20 @@ ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = MappingProxyType(
         "swish": nn.SiLU,
     }
 )
+
+
+class Conv2d(nn.Conv2d):
+    """torch's, but where each kernel sees one channel, its gradient has the weight's strides.
+
+    In channels-last memory, torch gives the gradient (C, 1, K, K) another stride along the axis of
+    length one than the weight has: nothing to autograd, but DistributedDataParallel warns and
+    copies.
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if weight.shape[1] == 1:
+            weight = weight.squeeze(1).unsqueeze(1)  # the gradient passes the same views back
+        return super()._conv_forward(input, weight, bias)
 
 
 class LayerNorm2d(nn.LayerNorm):

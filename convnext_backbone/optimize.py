@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .kernels import pointwise
-from .layers import GlobalResponseNorm
+from .layers import Conv2d, GlobalResponseNorm
 from .trunk import Block, ConvNextTrunk
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -168,7 +168,7 @@ def _pack(module: ConvNextTrunk) -> None:
     for downsample in module.downsample_layers:
         assert isinstance(downsample, nn.Sequential)
         for index, layer in enumerate(downsample):
-            if type(layer) is nn.Conv2d:
+            if type(layer) in (nn.Conv2d, Conv2d):
                 downsample[index] = _PackedPatches(layer)
     for stage in module.stages:
         assert isinstance(stage, nn.Sequential)

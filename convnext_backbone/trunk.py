@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .config import ConvNextConfig
 from .kernels import block as ways
-from .layers import ACTIVATIONS, DropPath, GlobalResponseNorm, LayerNorm2d
+from .layers import ACTIVATIONS, Conv2d, DropPath, GlobalResponseNorm, LayerNorm2d
 from .weights import to_native_
 
 _MLP_RATIO = 4  # hidden width of the block over its width, in every published ConvNeXt
@@ -36,7 +36,7 @@ class Block(nn.Module):
         super().__init__()
         hidden = _MLP_RATIO * channels
         size = config.kernel_size
-        self.dwconv = nn.Conv2d(channels, channels, size, padding=size // 2, groups=channels)
+        self.dwconv = Conv2d(channels, channels, size, padding=size // 2, groups=channels)
         self.norm = nn.LayerNorm(channels, eps=config.norm_eps)
         self.pwconv1 = nn.Linear(channels, hidden)
         self.act = ACTIVATIONS[config.hidden_act]()
@@ -108,7 +108,7 @@ class ConvNextTrunk(nn.Module):
 
     def _stem(self) -> nn.Sequential:
         c = self.config
-        conv = nn.Conv2d(c.num_channels, c.hidden_sizes[0], c.patch_size, stride=c.patch_size)
+        conv = Conv2d(c.num_channels, c.hidden_sizes[0], c.patch_size, stride=c.patch_size)
         return nn.Sequential(conv, LayerNorm2d(c.hidden_sizes[0], eps=c.norm_eps))
 
     def _downsample(self, before: int, after: int) -> nn.Sequential:

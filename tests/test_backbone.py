@@ -3,6 +3,7 @@
 import copy
 import inspect
 import itertools
+import warnings
 
 import pytest
 import timm
@@ -14,6 +15,7 @@ from peers import PEERS
 from torch import nn
 
 from convnext_backbone import ConvNextBackbone, ConvNextConfig, list_archs
+from convnext_backbone.kernels import use_kernels
 from convnext_backbone.trunk import Block
 
 TINY = {"hidden_sizes": (8, 16, 24, 32), "depths": (1, 2, 3, 1)}
@@ -353,6 +355,28 @@ def test_autocast_stays_near_full_precision(dtype, use_grn):
         got = b(x)
     for a, e in zip(got, expected, strict=True):
         assert ((a.double() - e).norm() / e.norm()).item() <= 8 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("quick", [True, False], ids=["quick", "definition"])
+@pytest.mark.parametrize("with_cp", [False, "selective", True])
+@pytest.mark.parametrize("use_grn", [False, True])
+def test_distributed_training_finds_gradients_with_the_strides_of_their_parameters(
+    use_grn, with_cp, quick
+):
+    b = tiny(num_channels=1, use_grn=use_grn, with_cp=with_cp)
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(b)
+        with use_kernels(cpu=quick), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            sum(y.square().mean() for y in model(torch.randn(2, 1, 64, 64))).backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    # torch warns of the first difference in a process only, so look at all of them as well
+    assert {n: p.grad.stride() for n, p in b.named_parameters()} == {
+        n: p.stride() for n, p in b.named_parameters()
+    }
 
 
 def test_export_with_dynamic_sizes_equals_eager():

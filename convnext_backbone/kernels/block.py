@@ -20,7 +20,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from ..layers import DropPath, GlobalResponseNorm
+from ..layers import Conv2d, DropPath, GlobalResponseNorm
 from . import depthwise, eager, pointwise, training
 from .switches import switches
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # The parts of a block and the classes that the quick ways know by heart.
 _STOCK = {
-    "dwconv": (nn.Conv2d,),
+    "dwconv": (Conv2d,),
     "norm": (nn.LayerNorm,),
     "pwconv1": (nn.Linear,),
     "act": (nn.GELU,),
