@@ -95,7 +95,7 @@ def _set_label_maps(dataset: Any, given: Mapping[str, Any], split: str) -> None:
             img_path=given[f"{split}_img"], seg_map_path=given[f"{split}_ann"]
         )
         dataset.reduce_zero_label = given.get("reduce_zero_label", True)
-        for step in _dicts(dataset.get("pipeline")):
+        for step in iter_dicts(dataset.get("pipeline")):
             if step.get("type") == "LoadAnnotations":
                 step.reduce_zero_label = dataset.reduce_zero_label
     if "img_suffix" in given:
@@ -172,7 +172,7 @@ def _set_classes(cfg: Config, classes: tuple[str, ...], is_segmentation: bool) -
         loader = cfg.get(f"{part}_dataloader") or {}
         for dataset in _datasets(loader):
             dataset.metainfo = ConfigDict(classes=classes)
-    for head in _dicts(cfg.model):
+    for head in iter_dicts(cfg.model):
         if "num_classes" in head:
             weights = (head.get("loss_cls") or {}).get("class_weight")
             # Mask2Former weighs its classes one by one, and last the absence of any.
@@ -213,7 +213,7 @@ def _fit_head(head: ConfigDict, channels: tuple[int, ...]) -> None:
         head.c1_in_channels = channels[0]
 
 
-def _dicts(value: Any) -> Iterator[ConfigDict]:
+def iter_dicts(value: Any) -> Iterator[ConfigDict]:
     """Yield every dict inside `value`, itself included."""
     if isinstance(value, Mapping):
         yield value
@@ -221,4 +221,4 @@ def _dicts(value: Any) -> Iterator[ConfigDict]:
     elif isinstance(value, str) or not isinstance(value, Sequence):
         return
     for item in list(value):
-        yield from _dicts(item)
+        yield from iter_dicts(item)

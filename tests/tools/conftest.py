@@ -1,10 +1,9 @@
 """A small quickstart set and configs on it, shared by the tests of the tools."""
 
 import importlib.util
-import textwrap
 
 import pytest
-from tool_process import ROOT
+from tool_process import ROOT, write_config
 
 NUM_TRAIN, NUM_VAL, SIZE = 12, 4, 64
 
@@ -74,9 +73,3 @@ def segmentor(digits, tmp_path_factory):
             logger=dict(interval=1), checkpoint=dict(interval=2, max_keep_ckpts=-1))
         """
     return write_config(tmp_path_factory.mktemp("configs") / "segmentor.py", text)
-
-
-def write_config(path, text):
-    """Write a config and return its path."""
-    path.write_text(textwrap.dedent(text))
-    return path

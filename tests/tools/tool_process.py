@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import runpy
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,12 @@ def run_tool(name, *args, cwd, env=None, timeout=300):
         process.kill()
         process.join()
     return Result(process.exitcode, *(stream.read_text() for stream in streams))
+
+
+def write_config(path, text):
+    """Write a config, dedented, and return its path."""
+    path.write_text(textwrap.dedent(text))
+    return path
 
 
 def _run(script, args, cwd, env, out, err):

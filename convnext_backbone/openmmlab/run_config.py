@@ -1,0 +1,156 @@
+"""Reading the config of tools/train.py and tools/test.py, and telling mmdet's from mmseg's."""
+
+import importlib
+import os
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from mmengine.config import Config
+
+from .config_options import apply_options
+from .preflight import UsageError, iter_datasets, one_line
+
+SCOPES = ("mmdet", "mmseg")
+NEEDED = MappingProxyType(
+    {
+        "train": ("model", "train_dataloader", "train_cfg", "optim_wrapper"),
+        "test": ("model", "test_dataloader", "test_cfg", "test_evaluator"),
+    }
+)
+# A config is a program: these are what its mistakes raise.
+CONFIG_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+# What OpenMMLab's constructors raise for arguments that they do not like.
+BUILD_ERRORS = (
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    TypeError,
+    ValueError,
+)
+
+
+def load_config(path: str, options: Mapping[str, Any] | None, needed: Sequence[str]) -> Config:
+    """Read a config, merge `--cfg-options` into it and find its scope.
+
+    Args:
+        path: The config file.
+        options: What `--cfg-options` gave.
+        needed: Keys that it must have.
+
+    Returns:
+        The config with `default_scope` set.
+
+    Raises:
+        UsageError: The config is missing, broken, incomplete or of no known scope.
+    """
+    if not os.path.isfile(path):
+        raise UsageError(f"config {path!r} not found")
+    try:
+        cfg = Config.fromfile(path)
+    except CONFIG_ERRORS as error:
+        raise UsageError(f"config {path!r} cannot be read: {described(error)}") from error
+    merge_options(cfg, options)
+    missing = [key for key in needed if cfg.get(key) is None]
+    if missing:
+        raise UsageError(f"config {path!r} has no {missing[0]!r}")
+    cfg.default_scope = find_scope(cfg, path)
+    try:
+        apply_options(cfg)
+    except BUILD_ERRORS as error:
+        raise UsageError(f"config {path!r}, model.backbone: {described(error)}") from error
+    return cfg
+
+
+def merge_options(cfg: Config, options: Mapping[str, Any] | None) -> None:
+    """Merge `--cfg-options` into the config.
+
+    Raises:
+        UsageError: A key does not fit the config's structure.
+    """
+    for key, value in (options or {}).items():
+        try:
+            cfg.merge_from_dict({key: value})
+        except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise UsageError(f"--cfg-options {key}: {one_line(error)}") from error
+
+
+def find_scope(cfg: Mapping[str, Any], path: str) -> str:
+    """Tell whether a config is mmdet's or mmseg's.
+
+    `default_scope` says it; without one, the model and then the data sets do: by the prefix of
+    their type ("mmdet.MaskRCNN") or by being registered in only one of the two packages.
+
+    Args:
+        cfg: The config.
+        path: Its file, for the message.
+
+    Returns:
+        "mmdet", "mmseg", or another default scope that the config names.
+
+    Raises:
+        UsageError: There is no default scope and the types do not tell.
+    """
+    if cfg.get("default_scope"):
+        return cfg["default_scope"]
+    types = [("MODELS", cfg["model"].get("type"))]
+    for part in ("train", "val", "test"):
+        loader = cfg.get(f"{part}_dataloader") or {}
+        types += [("DATASETS", d.get("type")) for d, _ in iter_datasets(loader.get("dataset"), "")]
+    for registry, type_ in types:
+        scopes = scopes_of(registry, type_)
+        if len(scopes) == 1:
+            return scopes[0]
+    raise UsageError(
+        f"config {path!r} has no default_scope, and its types do not tell whether it is mmdet's "
+        "or mmseg's: add default_scope = 'mmdet' or default_scope = 'mmseg'"
+    )
+
+
+def scopes_of(registry: str, type_: Any) -> list[str]:
+    """List the scopes that a type of a config belongs to.
+
+    Args:
+        registry: Name of the registry, "MODELS" or "DATASETS".
+        type_: The type: a class, or a name with or without the prefix of its scope.
+    """
+    if not isinstance(type_, str):
+        name = getattr(type_, "__module__", "")
+    elif "." in type_:
+        name = type_
+    else:
+        return [scope for scope in SCOPES if is_own_type(scope, registry, type_)]
+    return [scope for scope in SCOPES if name.partition(".")[0] == scope]
+
+
+def is_own_type(scope: str, registry: str, name: str) -> bool:
+    """Say whether `name` is registered in this scope itself, not in mmengine's root."""
+    own = getattr(importlib.import_module(f"{scope}.registry"), registry)
+    own.import_from_location()
+    return name in own.module_dict
+
+
+def described(error: BaseException) -> str:
+    """Name an error, its message and the line that raised it, in one line."""
+    text = one_line(error)
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {text}"
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" [{Path(frames[-1].filename).name}:{frames[-1].lineno}]" if frames else ""
+    return f"{type(error).__name__}: {text}{place}"
