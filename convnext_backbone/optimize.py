@@ -168,7 +168,7 @@ def _pack(module: ConvNextTrunk) -> None:
     for downsample in module.downsample_layers:
         assert isinstance(downsample, nn.Sequential)
         for index, layer in enumerate(downsample):
-            if type(layer) in (nn.Conv2d, Conv2d):
+            if type(layer) is Conv2d:
                 downsample[index] = _PackedPatches(layer)
     for stage in module.stages:
         assert isinstance(stage, nn.Sequential)

@@ -113,7 +113,7 @@ class ConvNextTrunk(nn.Module):
 
     def _downsample(self, before: int, after: int) -> nn.Sequential:
         return nn.Sequential(
-            LayerNorm2d(before, eps=self.config.norm_eps), nn.Conv2d(before, after, 2, stride=2)
+            LayerNorm2d(before, eps=self.config.norm_eps), Conv2d(before, after, 2, stride=2)
         )
 
     def reset_parameters(self) -> None:
