@@ -9,6 +9,7 @@ already consistent.
 import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,6 +20,14 @@ from ..backbone import ConvNextBackbone
 from .preflight import UsageError, is_remote, iter_datasets, iter_metrics, joined
 
 _SPLITS = {"train": "train", "val": "val", "test": "val"}  # dataloader -> prefix of the options
+# What mmdet and pycocotools read of each entry of a COCO file.
+_COCO_KEYS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "images": ("id", "file_name", "width", "height"),
+        "annotations": ("id", "image_id", "category_id", "bbox", "area"),
+        "categories": ("id", "name"),
+    }
+)
 _REQUIRED = ("train_ann", "train_img", "val_ann", "val_img")
 
 
@@ -135,7 +144,8 @@ def read_coco(path: str) -> dict[str, Any]:
     """Read a COCO annotation file.
 
     Raises:
-        UsageError: It is missing, is not JSON, or lacks one of COCO's three lists.
+        UsageError: It is missing, is not JSON, or lacks one of COCO's three lists or in one of
+            their entries what mmdet reads.
     """
     if is_remote(path):
         raise UsageError(f"annotation file {path!r} is not a local file")
@@ -146,10 +156,16 @@ def read_coco(path: str) -> dict[str, Any]:
         raise UsageError(f"annotation file {path!r} not found") from error
     except (OSError, ValueError) as error:
         raise UsageError(f"annotation file {path!r} is not readable JSON: {error}") from error
-    keys = ("images", "annotations", "categories")
-    missing = [key for key in keys if not isinstance(values, dict) or key not in values]
+    missing = [kind for kind in _COCO_KEYS if not isinstance(values, dict) or kind not in values]
     if missing:
         raise UsageError(f"annotation file {path!r} is not in COCO's format: no {missing[0]!r}")
+    for kind, keys in _COCO_KEYS.items():
+        for key in keys:
+            lacking = sum(key not in entry for entry in values[kind])
+            if lacking:
+                raise UsageError(
+                    f"annotation file {path!r}: {lacking} of its {kind} have no {key!r}"
+                )
     return values
 
 

@@ -7,7 +7,7 @@ a worker in the middle of an epoch (a missing or damaged image, a label beyond t
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -111,6 +111,7 @@ def _check_coco(cfg: Config, dataset: Mapping[str, Any], where: str) -> None:
         raise UsageError(
             f"annotation file {path!r} has no annotation of the classes {_some(classes)} ({where})"
         )
+    _check_masks(coco, dataset, kept, path, where)
     folder = joined(root, (dataset.get("data_prefix") or {}).get("img", ""))
     _check_images(folder, [image["file_name"] for image in coco["images"]], path)
 
@@ -144,6 +145,39 @@ def _check_annotations(coco: Mapping[str, Any], path: str) -> None:
                 f"annotation file {path!r}: {sum(wrong.values())} annotations whose {key} is none "
                 f"of its {known}, such as {value!r}"
             )
+
+
+def _check_masks(
+    coco: Mapping[str, Any],
+    dataset: Mapping[str, Any],
+    kept: Set[int],
+    path: str,
+    where: str,
+) -> None:
+    """Check that a pipeline which loads masks finds them in every annotation that mmdet takes."""
+    if not any(step.get("with_mask") for step in dataset.get("pipeline") or ()):
+        return
+    sizes = {image["id"]: (image["width"], image["height"]) for image in coco["images"]}
+    bare = [
+        a
+        for a in coco["annotations"]
+        if not a.get("segmentation")
+        and a["category_id"] in kept
+        and _is_taken(a, *sizes[a["image_id"]])
+    ]
+    if bare:
+        raise UsageError(
+            f"annotation file {path!r}: {len(bare)} annotations without 'segmentation', such as "
+            f"id {bare[0]['id']!r}, but {where}.pipeline loads masks (with_mask); boxes alone are "
+            "enough for a detector of boxes, such as those of configs/faster_rcnn"
+        )
+
+
+def _is_taken(annotation: Mapping[str, Any], width: float, height: float) -> bool:
+    """Say whether mmdet's `CocoDataset` takes an annotation; the others it passes over."""
+    x, y, w, h = annotation["bbox"]
+    inside = min(x + w, width) > max(x, 0) and min(y + h, height) > max(y, 0)
+    return inside and min(w, h) >= 1 and annotation["area"] > 0 and not annotation.get("ignore")
 
 
 def _check_evaluator(cfg: Config, part: str) -> None:

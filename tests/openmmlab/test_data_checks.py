@@ -23,6 +23,7 @@ DETECTOR = CONFIGS / "mask_rcnn/mask-rcnn_convnext-t_fpn_8xb2-amp-ms-crop-3x_coc
 CASCADE = CONFIGS / (
     "cascade_rcnn/cascade-mask-rcnn_convnext-t_fpn_4conv1fc-giou_8xb2-amp-ms-crop-3x_coco.py"
 )
+BOX_DETECTOR = CONFIGS / "retinanet/retinanet_convnextv2-atto_fpn_8xb2-amp-ms-crop-3x_coco.py"
 SEGMENTOR = CONFIGS / "upernet/upernet_convnext-t_8xb2-amp-160k_ade20k-512x512.py"
 MASK2FORMER = CONFIGS / "mask2former/mask2former_convnext-t_8xb2-160k_ade20k-512x512.py"
 NAMES = ["nut", "bolt", "gear"]
@@ -199,6 +200,53 @@ def _detection_messages():
         (coco(categories=coco()["categories"] + [{"id": 4, "name": "nut"}]), "names 'nut' twice"),
         (coco(images=[*coco()["images"], image]), r"1 of 3 files .* such as 'gone\.jpg'"),
     ]
+
+
+def without(kind, key):
+    """The good file, of which the first of its images, annotations or categories lacks a key."""
+    first, *others = coco()[kind]
+    return coco(**{kind: [{k: v for k, v in first.items() if k != key}, *others]})
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [
+        *(("images", key) for key in ("id", "file_name", "width", "height")),
+        *(("annotations", key) for key in ("id", "image_id", "category_id", "bbox", "area")),
+        *(("categories", key) for key in ("id", "name")),
+    ],
+)
+def test_an_entry_without_what_mmdet_reads_is_named(kind, key, tmp_path):
+    options = write_detection(tmp_path)
+    (tmp_path / "train.json").write_text(json.dumps(without(kind, key)))
+    with pytest.raises(UsageError, match=rf"train\.json': 1 of its {kind} .* no {key!r}"):
+        check(prepared(DETECTOR, custom_dataset=options))
+
+
+BOXES_ONLY = [{k: v for k, v in a.items() if k != "segmentation"} for a in coco()["annotations"]]
+
+
+def test_boxes_without_masks_are_refused_where_masks_are_learnt(tmp_path):
+    options = write_detection(tmp_path, val=coco(annotations=BOXES_ONLY))
+    message = r"val\.json': 2 annotations without 'segmentation'.*val_dataloader.*with_mask"
+    with pytest.raises(UsageError, match=message):
+        check(prepared(DETECTOR, custom_dataset=options))
+
+
+def test_boxes_without_masks_are_enough_for_a_detector_of_boxes(tmp_path):
+    boxes = coco(annotations=BOXES_ONLY)
+    check(prepared(BOX_DETECTOR, custom_dataset=write_detection(tmp_path, boxes, boxes)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"ignore": 1}, {"bbox": [4, 4, 0.5, 12]}, {"bbox": [40, 4, 9, 9]}, {"area": 0}],
+    ids=["ignored", "no wider than half a pixel", "beside the image", "without an area"],
+)
+def test_an_annotation_that_mmdet_passes_over_needs_no_mask(change, tmp_path):
+    passed = {**BOXES_ONLY[0], **change, "id": 3}
+    values = coco(annotations=[*coco()["annotations"], passed])
+    check(prepared(DETECTOR, custom_dataset=write_detection(tmp_path, values)))
 
 
 @pytest.mark.parametrize(("values", "message"), _detection_messages())
