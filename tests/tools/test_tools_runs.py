@@ -4,12 +4,14 @@
 import json
 import pickle
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tool_process import run_tool
+from tool_process import run_tool, write_config
 
 pytestmark = pytest.mark.openmmlab
 pytest.importorskip("mmdet")
@@ -73,24 +75,30 @@ def test_a_detector_trains_and_is_validated(detection):
     assert 0 <= metrics["coco/segm_mAP"] <= 1
 
 
-def test_a_detector_is_tested_as_it_was_validated(detection, detector, digits):
+@pytest.fixture(scope="module")
+def detected(detection, detector):
+    """The metrics of tools/test.py, what it dumped, and the names of the pictures it drew."""
     folder, _ = detection
-    validated = last_metrics(folder / "run")
     run(
         *("test.py", detector, "run/epoch_1.pth", "--work-dir", "test"),
         *("--out", "dump/predictions.pkl", "--show-dir", "shown"),
         *("--cfg-options", "default_hooks.visualization.interval=1"),
         cwd=folder,
     )
-    tested = last_metrics(folder / "test")
-    for name in ("coco/bbox_mAP", "coco/segm_mAP", "coco/bbox_mAP_50"):
-        assert tested[name] == validated[name]
     with open(folder / "dump" / "predictions.pkl", "rb") as stream:
         predictions = pickle.load(stream)
+    shown = {path.stem for path in (folder / "test").rglob("shown/*")}
+    return last_metrics(folder / "test"), predictions, shown
+
+
+def test_a_detector_is_tested_as_it_was_validated(detection, detected):
+    validated = last_metrics(detection[0] / "run")
+    tested, predictions, shown = detected
+    for name in ("coco/bbox_mAP", "coco/segm_mAP", "coco/bbox_mAP_50"):
+        assert tested[name] == validated[name]
     names = [f"{index:06d}.png" for index in range(1, 5)]
     assert [p["img_path"].rpartition("/")[2] for p in predictions] == names
     assert {"bboxes", "scores", "labels", "masks"} <= set(predictions[0]["pred_instances"])
-    shown = {path.stem for path in (folder / "test").rglob("shown/*")}
     assert shown == {name[:-4] for name in names}
 
 
@@ -118,15 +126,22 @@ def test_a_detector_resumes_where_it_stopped(detection, detector):
     assert not (folder / "run" / "epoch_3.pth").exists()
 
 
-def test_a_segmentor_is_tested_as_it_was_validated(segmentation, segmentor, digits):
+@pytest.fixture(scope="module")
+def segmented(segmentation, segmentor):
+    """A folder in which tools/test.py wrote label maps and pictures, and the checkpoint tested."""
     folder, _ = segmentation
-    work = folder / "work_dirs" / "segmentor"
-    validated = last_metrics(work)
+    checkpoint = folder / "work_dirs" / "segmentor" / "iter_4.pth"
     run(
-        *("test.py", segmentor, work / "iter_4.pth", "--work-dir", "test", "--out", "maps"),
+        *("test.py", segmentor, checkpoint, "--work-dir", "test", "--out", "maps"),
         *("--show-dir", "shown", "--cfg-options", "default_hooks.visualization.interval=1"),
         cwd=folder,
     )
+    return folder, checkpoint
+
+
+def test_a_segmentor_is_tested_as_it_was_validated(segmented, digits):
+    folder, checkpoint = segmented
+    validated = last_metrics(checkpoint.parent)
     tested = last_metrics(folder / "test")
     assert tested["mIoU"] == validated["mIoU"]
     assert tested["aAcc"] == validated["aAcc"]
@@ -140,6 +155,92 @@ def test_a_segmentor_is_tested_as_it_was_validated(segmentation, segmentor, digi
     assert len(right) == 4
     assert round(100 * np.mean(right), 2) == pytest.approx(tested["aAcc"], abs=0.011)
     assert len(list((folder / "shown").rglob("*.png"))) == 4
+
+
+def test_augmentation_averages_a_segmentors_mirrored_image(segmented, segmentor, digits, tmp_path):
+    from mmseg.apis import inference_model, init_model
+
+    _, checkpoint = segmented
+    flips = "[dict(type='RandomFlip', prob=p) for p in (0.0, 1.0)]"
+    text = f"""
+        _base_ = ['{segmentor}']
+        last = [[dict(type='LoadAnnotations')], [dict(type='PackSegInputs')]]
+        tta_pipeline = [
+            dict(type='LoadImageFromFile'),
+            dict(type='TestTimeAug', transforms=[{flips}, *last]),
+        ]
+        """
+    config = write_config(tmp_path / "tta.py", text)
+    work = tmp_path / "work"
+    work.mkdir()
+    run("test.py", config, checkpoint, "--tta", "--out", "maps", cwd=work)
+    model = init_model(str(segmentor), str(checkpoint), device="cpu")
+    for path in sorted((digits / "images" / "validation").iterdir()):
+        image = np.asarray(Image.open(path).convert("RGB"))[..., ::-1]  # as OpenCV reads it
+        plain, mirrored = (
+            inference_model(model, np.ascontiguousarray(pixels)).seg_logits.data.softmax(0)
+            for pixels in (image, image[:, ::-1])
+        )
+        expected = (plain + mirrored.flip(2)).argmax(0)
+        written = np.asarray(Image.open(work / "maps" / path.name)).astype(int) - 1
+        assert (written == expected.numpy()).mean() > 0.999  # but for ties by rounding
+
+
+def in_a_fresh_process(script, *args):
+    """What a user's own script prints, whose imports are its own."""
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, *map(str, args)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+DETECT = """
+import json, sys
+import convnext_backbone
+from mmdet.apis import DetInferencer, inference_detector, init_detector
+config, checkpoint, image, out = sys.argv[1:]
+inferencer = DetInferencer(config, checkpoint, device="cpu", show_progress=False)
+found = inferencer(image, out_dir=out, no_save_pred=False)["predictions"][0]
+sample = inference_detector(init_detector(config, checkpoint, device="cpu"), image)
+print(json.dumps([found, sample.pred_instances.bboxes.tolist()]))
+"""
+
+
+def test_mmdets_inferencer_finds_what_the_test_found(detection, detector, detected, tmp_path):
+    expected = detected[1][0]
+    checkpoint = detection[0] / "run" / "epoch_1.pth"
+    found, boxes = in_a_fresh_process(DETECT, detector, checkpoint, expected["img_path"], tmp_path)
+    instances = expected["pred_instances"]
+    assert len(instances["bboxes"]) > 0
+    for key in ("bboxes", "scores", "labels"):
+        np.testing.assert_allclose(found[key], instances[key], rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(boxes, instances["bboxes"], rtol=1e-5, atol=1e-4)
+    assert {path.parent.name for path in tmp_path.rglob("000001.*")} == {"preds", "vis"}
+
+
+SEGMENT = """
+import json, sys
+import convnext_backbone
+from mmseg.apis import MMSegInferencer, inference_model, init_model
+config, checkpoint, image, out = sys.argv[1:]
+inferencer = MMSegInferencer(config, checkpoint, device="cpu")
+labels = inferencer(image, out_dir=out)["predictions"]
+sample = inference_model(init_model(config, checkpoint, device="cpu"), image)
+print(json.dumps([labels.tolist(), sample.pred_sem_seg.data[0].tolist()]))
+"""
+
+
+def test_mmsegs_inferencer_labels_as_the_test_did(segmented, segmentor, digits, tmp_path):
+    folder, checkpoint = segmented
+    image = digits / "images" / "validation" / "000001.png"
+    expected = np.asarray(Image.open(folder / "maps" / image.name)).astype(int) - 1
+    for labels in in_a_fresh_process(SEGMENT, segmentor, checkpoint, image, tmp_path):
+        np.testing.assert_array_equal(labels, expected)
+    assert {path.parent.name for path in tmp_path.rglob("*.png")} == {"pred", "vis"}
 
 
 @pytest.mark.parametrize("how", ["a path", "the newest"])
