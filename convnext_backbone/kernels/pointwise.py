@@ -102,11 +102,21 @@ def pixel_norm(a: Tensor) -> Tensor:
 
     torch's vector_norm over any dimension but the last is ten times slower on the CPU.
     """
-    if a.dtype == torch.bfloat16:
-        # Squares keep fp32's range; their rounding averages out over the pixels.
-        return (a * a).sum(dim=-2, keepdim=True, dtype=torch.float32).sqrt_()
-    wide = a.to(wide_dtype(a))
-    return (wide * wide).sum(dim=-2, keepdim=True).sqrt_()
+    if a.dtype == wide_dtype(a) or a.numel() == 0:
+        return (a * a).sum(dim=-2, keepdim=True, dtype=wide_dtype(a)).sqrt_()
+    norms = [_narrow_norm(image) for image in a.reshape(-1, *a.shape[-2:])]
+    return torch.stack(norms).view(*a.shape[:-2], 1, a.shape[-1])
+
+
+def _narrow_norm(a: Tensor) -> Tensor:
+    """Return `pixel_norm` of one image (P, 4C) in bf16 or fp16.
+
+    Batch norm's statistics read it as it is and add up in fp32; a sum of squares in fp32 would
+    first write the whole map in fp32, and takes up to 1.7 times as long.
+    """
+    unused = a.new_zeros((2, a.shape[-1]), dtype=torch.float32)  # fp32 here makes fp32 statistics
+    mean, var = torch.batch_norm_update_stats(a, unused[0], unused[1], 0.0)
+    return torch.addcmul(var, mean, mean).mul_(a.shape[0]).sqrt_()
 
 
 def join_norms(norms: list[Tensor]) -> Tensor:
