@@ -3,20 +3,14 @@
 Axes: N batch, C channels, H height, W width, in pixels.
 """
 
-import copy
 import hashlib
 import math
 import os
 import platform
-import warnings
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib import metadata
-from itertools import islice
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -26,21 +20,13 @@ from tqdm import tqdm
 
 from ._version import __version__
 from .backbone import ConvNextBackbone
+from .batching import batched_by, compute_with, prepare_ahead, stack_padded
 from .checks import at_least, check_choice
-from .classifier import ConvNextForImageClassification, ConvNextModel
 from .config import ConvNextConfig
-from .hub import is_hub_id
-from .image_processor import CONFIG_NAME, UNREADABLE, ConvNextImageProcessor
-from .image_sources import (
-    ImageItem,
-    as_item,
-    batched_by,
-    count_images,
-    expand,
-    is_single,
-    iter_items,
-    stack_padded,
-)
+from .feature_source import load_network
+from .image_processor import ConvNextImageProcessor
+from .image_reading import UNREADABLE
+from .image_sources import ImageItem, as_item, count_images, expand, is_single, iter_items
 
 ON_ERROR_CHOICES = ("raise", "skip")
 DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
@@ -59,7 +45,7 @@ class Failure:
     reason: str
 
     def __str__(self) -> str:
-        return self.reason if self.name in self.reason else f"{self.name}: {self.reason}"
+        return self.reason if repr(self.name) in self.reason else f"{self.name}: {self.reason}"
 
 
 class Features(dict[str, Tensor]):
@@ -169,7 +155,8 @@ class FeatureExtractor:
             raise ValueError(
                 f"pool='cls' is one vector and takes no choice of stages, got {outputs}"
             )
-        loaded = _load(source, checkpoint, pool == "cls", outputs, load_options)
+        loaded = load_network(source, checkpoint, pool == "cls", outputs, load_options)
+        loaded.model.config.update({"output_hidden_states": False, "return_dict": True})
         self.source = loaded.name
         self.size = _check_size(loaded.size if size is None else size)
         self.processor = _place_size(processor or loaded.processor, self.size)
@@ -281,12 +268,16 @@ class FeatureExtractor:
         self.failures = []
         self._seen = 0
         bar = tqdm(total=count_images(source), unit="image", disable=not self.progress)
-        with bar, self._computing() as compute:
-            for prepared, failures in self._windows(iter_items(source)):
-                self.failures += failures
-                self._seen += len(prepared) + len(failures)
+        length = self.batch_size * _LOOKAHEAD
+        windows = prepare_ahead(self._prepare, iter_items(source), length, self.num_workers)
+        workers = self.compute_workers if self.device.type == "cpu" else 0
+        with bar, closing(windows), compute_with(workers) as compute:
+            for window in windows:
+                self.failures += [entry for entry in window if isinstance(entry, Failure)]
+                self._seen += len(window)
+                prepared = [entry for entry in window if isinstance(entry, _Prepared)]
                 yield from self._run(prepared, compute)
-                bar.update(len(prepared) + len(failures))
+                bar.update(len(window))
 
     def prepare(self, image: Any) -> Tensor:
         """Return one image as the network sees it, (C, H, W), normalised and not yet padded.
@@ -299,31 +290,6 @@ class FeatureExtractor:
         """
         return self._pixels(as_item(0, image))
 
-    def _windows(
-        self, items: Iterator[ImageItem]
-    ) -> Iterator[tuple[list[_Prepared], list[Failure]]]:
-        """Yield prepared images in groups, decoding the next group while one is being run."""
-        length = self.batch_size * _LOOKAHEAD
-        if self.num_workers == 0:
-            while chunk := [self._prepare(item) for item in islice(items, length)]:
-                yield _split(chunk)
-            return
-        pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="decode")
-        try:
-            waiting: deque[Future[_Prepared | Failure]] = deque()
-
-            def fill(count: int) -> None:
-                for item in islice(items, count):
-                    waiting.append(pool.submit(self._prepare, item))
-
-            fill(2 * length)
-            while waiting:
-                chunk = [waiting.popleft().result() for _ in range(min(length, len(waiting)))]
-                fill(length)
-                yield _split(chunk)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
     def _prepare(self, item: ImageItem) -> _Prepared | Failure:
         try:
             item = item.fetch()
@@ -335,16 +301,29 @@ class FeatureExtractor:
         return failure
 
     def _pixels(self, item: ImageItem) -> Tensor:
-        if item.ready:
-            return item.image
-        x = self.processor.to_tensor(item.image)
+        pixels = self._checked(item.image) if item.ready else self._processed(item.image)
+        least, (height, width) = self.stride, pixels.shape[1:]
+        if not self.pad and min(height, width) < least:
+            raise ValueError(f"an image of {height}x{width} is smaller than the stride {least}")
+        return pixels
+
+    def _processed(self, image: Any) -> Tensor:
+        x = self.processor.to_tensor(image)
         if isinstance(self.size, tuple):
             x = self.processor.warp(x, self.size)
-        pixels = self.processor.process_tensors([x])[0]
-        least = self.stride
-        if not self.pad and min(pixels.shape[1:]) < least:
-            height, width = pixels.shape[1:]
-            raise ValueError(f"an image of {height}x{width} is smaller than the stride {least}")
+        return self.processor.process_tensors([x])[0]
+
+    def _checked(self, pixels: Tensor) -> Tensor:
+        """Refuse what cannot be the pixels of one prepared image."""
+        channels = self.config.num_channels
+        if pixels.ndim != 3 or pixels.shape[0] != channels or 0 in pixels.shape:
+            raise ValueError(
+                f"pixel_values must have shape ({channels}, H, W), got {tuple(pixels.shape)}"
+            )
+        if not pixels.is_floating_point():
+            raise TypeError(f"pixel_values must be floating point, got {pixels.dtype}")
+        if not torch.isfinite(pixels).all():
+            raise ValueError("pixel_values must not hold NaN or infinite values")
         return pixels
 
     @property
@@ -375,22 +354,6 @@ class FeatureExtractor:
         return (
             (math.ceil(height / s), math.ceil(width / s)) if self.pad else (height // s, width // s)
         )
-
-    @contextmanager
-    def _computing(self) -> Iterator[Callable[..., Iterable[Any]]]:
-        """Give the function that maps batches to features: `map`, or that of a pool."""
-        if self.compute_workers == 0 or self.device.type != "cpu":
-            yield map
-            return
-        before = torch.get_num_threads()
-        pool = ThreadPoolExecutor(
-            self.compute_workers, "compute", initializer=torch.set_num_threads, initargs=(1,)
-        )
-        try:
-            yield pool.map
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-            torch.set_num_threads(before)  # a part of that setting belongs to the whole process
 
     def _run(
         self, prepared: list[_Prepared], compute: Callable[..., Iterable[Any]]
@@ -466,148 +429,6 @@ POOLS: Mapping[str, Callable[[Tensor, float], Tensor]] = MappingProxyType(
 )
 
 
-# From a source to a network and the way to prepare its images.
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    name: str
-    model: Any
-    processor: ConvNextImageProcessor
-    size: str | None = None
-
-
-_IMAGENET = ConvNextImageProcessor(
-    size=224, image_mean=(0.485, 0.456, 0.406), image_std=(0.229, 0.224, 0.225)
-)
-
-
-def _load(
-    source: Any,
-    checkpoint: str | os.PathLike[str] | None,
-    wants_cls: bool,
-    outputs: Mapping[str, Any],
-    options: Mapping[str, Any],
-) -> _Loaded:
-    kind = ConvNextModel if wants_cls else ConvNextBackbone
-    if isinstance(source, nn.Module):
-        extra = [*(["checkpoint"] if checkpoint is not None else []), *options]
-        if extra:
-            raise ValueError(f"a module has its weights already, got {extra} as well")
-        return _load_module(source, wants_cls, outputs)
-    if not isinstance(source, str | os.PathLike):
-        raise TypeError(
-            "source must be weights that load_weights reads, a ConvNextBackbone, a ConvNextModel "
-            f"or an OpenMMLab config with a checkpoint, got {type(source).__name__}"
-        )
-    if checkpoint is not None:
-        return _load_mm(source, checkpoint, kind, outputs, options)
-    return _load_weights(source, kind, outputs, options)
-
-
-def _load_module(module: nn.Module, wants_cls: bool, outputs: Mapping[str, Any]) -> _Loaded:
-    models = (ConvNextModel, ConvNextForImageClassification)
-    if not isinstance(module, (ConvNextBackbone, *models)):
-        raise TypeError(
-            "source must be a ConvNextBackbone, a ConvNextModel or a "
-            f"ConvNextForImageClassification, got {type(module).__name__}"
-        )
-    if wants_cls and not isinstance(module, models):
-        raise ValueError(
-            "pool='cls' needs the final norm, which a ConvNextBackbone does not have: give the "
-            "weights or a ConvNextModel"
-        )
-    model = copy.deepcopy(module)
-    features = tuple(_with_outputs(model.config, outputs).out_features or ())
-    if isinstance(model, ConvNextBackbone):
-        model.out_features = features
-    else:
-        model.config.out_features = features
-    return _Loaded(type(module).__name__, model, _IMAGENET)
-
-
-def _load_weights(
-    source: Any, kind: Any, outputs: Mapping[str, Any], options: Mapping[str, Any]
-) -> _Loaded:
-    from .weights import build_blank, load_native, open_weights
-
-    opening = {k: v for k, v in options.items() if k in ("ema", "prefix")}
-    filling = {k: v for k, v in options.items() if k not in opening}
-    weights = open_weights(source, mapped=False, **opening)
-    fields = {k: v for k, v in weights.fields().items() if k != "out_features"}
-    model = build_blank(kind, _with_outputs(ConvNextConfig(**fields), outputs))
-    load_native(model, weights, **filling)
-    return _Loaded(os.fspath(source), model, _processor_beside(source, weights))
-
-
-def _load_mm(
-    config: Any, checkpoint: Any, kind: Any, outputs: Mapping[str, Any], options: Mapping[str, Any]
-) -> _Loaded:
-    from .openmmlab.backbone_config import read_backbone_config
-    from .weights import load_weights
-
-    fields, preprocessing = read_backbone_config(config)
-    model = kind(_with_outputs(ConvNextBackbone(**fields).config, outputs))
-    load_weights(model, checkpoint, **options)
-    return _Loaded(os.fspath(checkpoint), model, ConvNextImageProcessor(**preprocessing), "native")
-
-
-def _with_outputs(config: ConvNextConfig, outputs: Mapping[str, Any]) -> ConvNextConfig:
-    if outputs.get("out_features") == "stages":
-        outputs = {**outputs, "out_features": config.stage_names[1:]}
-    return config.replace(**outputs)
-
-
-def _processor_beside(source: str | os.PathLike[str], weights: Any) -> ConvNextImageProcessor:
-    """Find how images are prepared for weights.
-
-    The order is: a preprocessor_config.json beside them, the catalogue, timm's config.json beside
-    them, ImageNet's values.
-    """
-    path = Path(source)
-    beside = (path if path.is_dir() else path.parent) / CONFIG_NAME
-    if path.exists() and beside.is_file():
-        return ConvNextImageProcessor.from_pretrained(beside)
-    if weights.entry is not None:
-        named = {name: getattr(weights.entry, name) for name in _PUBLISHED}
-        return _published(weights.entry.input_size, **named)
-    timm = weights.config.get("pretrained_cfg")
-    if isinstance(timm, Mapping) and {"mean", "std", "input_size"} <= timm.keys():
-        named = {name: timm[name] for name in _PUBLISHED if name in timm}
-        return _published(timm["input_size"][-1], **named)
-    if path.exists() or not is_hub_id(source):
-        return _IMAGENET
-    try:
-        return ConvNextImageProcessor.from_pretrained(source)
-    except FileNotFoundError:
-        return _IMAGENET
-    except ConnectionError as error:
-        warnings.warn(f"{error}; images are prepared as for ImageNet", stacklevel=5)
-        return _IMAGENET
-
-
-_PUBLISHED = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
-_FILTERS: Mapping[str, int] = MappingProxyType({"nearest": 0, "bilinear": 2, "bicubic": 3})
-
-
-def _published(
-    side: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    interpolation: str = "bicubic",
-    crop_pct: float | None = None,
-    crop_mode: str = "center",
-) -> ConvNextImageProcessor:
-    return ConvNextImageProcessor(
-        size=side,
-        image_mean=tuple(mean),
-        image_std=tuple(std),
-        resample=_FILTERS[interpolation],
-        crop_pct=crop_pct,
-        squash=crop_mode == "squash",
-    )
-
-
 def _check_size(size: Any) -> int | tuple[int, int] | str | None:
     if isinstance(size, Sequence) and not isinstance(size, str) and len(size) == 2:
         return at_least("size", size[0], 1), at_least("size", size[1], 1)
@@ -626,14 +447,6 @@ def _place_size(processor: ConvNextImageProcessor, size: Any) -> ConvNextImagePr
         replace(processor, size=size)
         if isinstance(size, int)
         else replace(processor, do_resize=False)
-    )
-
-
-def _split(chunk: Iterable[_Prepared | Failure]) -> tuple[list[_Prepared], list[Failure]]:
-    chunk = list(chunk)
-    return (
-        [entry for entry in chunk if isinstance(entry, _Prepared)],
-        [entry for entry in chunk if isinstance(entry, Failure)],
     )
 
 

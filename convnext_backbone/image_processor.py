@@ -12,11 +12,11 @@ import json
 import os
 import warnings
 from collections import UserDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,11 +26,22 @@ from torch import Tensor
 from .checks import check_choice
 from .files import read_json, write_json
 from .hub import find_file
+from .image_reading import (
+    CHANNELS_FIRST,
+    CHANNELS_LAST,
+    as_tensor,
+    blend_numpy,
+    blend_torch,
+    flatten,
+    load_image,
+    to_chw,
+    to_eight_bits,
+    to_rgb,
+)
 
 CONFIG_NAME = "preprocessor_config.json"
 _WARP_FROM = 384  # sides from here on are resized without a crop, as the checkpoints were trained
 _MAX_PIXELS = 2**28  # of a resized image; only a sliver of an image gets there
-_CHANNELS_FIRST, _CHANNELS_LAST = "channels_first", "channels_last"
 _BACKENDS = ("torchvision", "pil")
 # Pillow's filter code -> the name of torchvision's. The pil backend has all of Pillow's.
 _FILTERS: Mapping[int, str] = MappingProxyType(
@@ -106,7 +117,7 @@ class ConvNextImageProcessor:
     image_mean: Any = None
     image_std: Any = None
     do_convert_rgb: bool | None = None
-    data_format: str = _CHANNELS_FIRST
+    data_format: str = CHANNELS_FIRST
     input_data_format: str | None = None
     backend: str = "torchvision"
     squash: bool | None = None
@@ -125,7 +136,7 @@ class ConvNextImageProcessor:
     def _check(self) -> None:
         codes = _FILTERS if self.backend == "torchvision" else Image.Resampling
         check_choice("resample", self.resample, tuple(int(code) for code in codes))
-        check_choice("data_format", self.data_format, (_CHANNELS_FIRST, _CHANNELS_LAST))
+        check_choice("data_format", self.data_format, (CHANNELS_FIRST, CHANNELS_LAST))
         check_choice("input_data_format", self.input_data_format, (None, *_FORMATS))
         check_choice("backend", self.backend, _BACKENDS)
         if not isinstance(self.crop_pct, int | float) or not 0 < self.crop_pct <= 1:
@@ -165,7 +176,7 @@ class ConvNextImageProcessor:
         check_choice("return_tensors", getattr(return_tensors, "value", return_tensors), _STACKERS)
         given = {k: v for k, v in overrides.items() if v is not None}
         run = replace(self, **given) if given else self
-        tensors = [run.to_tensor(image, device) for image in _flatten(images)]
+        tensors = [run.to_tensor(image, device) for image in flatten(images)]
         outputs = [run._layout(x) for x in run.process_tensors(tensors)]
         stack = _STACKERS[getattr(return_tensors, "value", return_tensors)]
         return BatchFeature({"pixel_values": stack(outputs)})
@@ -183,7 +194,7 @@ class ConvNextImageProcessor:
             x = torch.from_numpy(self._from_pil(ImageOps.exif_transpose(image)))
             x = x[None] if x.ndim == 2 else x.permute(2, 0, 1)  # (H, W, C) -> (C, H, W)
         else:
-            x = self._match_channels(_to_chw(_as_tensor(image), self.input_data_format))
+            x = self._match_channels(to_chw(as_tensor(image), self.input_data_format))
         if 0 in x.shape:
             raise ValueError(f"an image must have at least one pixel, got shape {tuple(x.shape)}")
         if self.do_rescale and x.is_floating_point() and 0 < x.max() <= 1:
@@ -204,11 +215,11 @@ class ConvNextImageProcessor:
         if self.do_convert_rgb is False:
             return np.array(image)
         wanted = 3 if self.do_convert_rgb else self._channels()
-        image = _to_eight_bits(image)
+        image = to_eight_bits(image)
         if wanted == 1:
             return np.array(image.convert("L"))
         if wanted in (3, None):
-            return np.array(_to_rgb(image))
+            return np.array(to_rgb(image))
         x = np.array(image)
         if x.ndim != 3 or x.shape[-1] != wanted:
             raise ValueError(f"image_mean has {wanted} entries, got an image of mode {image.mode}")
@@ -221,7 +232,7 @@ class ConvNextImageProcessor:
         if wanted == 3 and x.shape[0] == 1:
             return x.expand(3, -1, -1)
         if wanted == 3 and x.shape[0] == 4:
-            return _blend_numpy(x) if self.backend == "pil" else _blend_torch(x)
+            return blend_numpy(x) if self.backend == "pil" else blend_torch(x)
         raise ValueError(f"an image must have {wanted} channels, got shape {tuple(x.shape)}")
 
     def process_tensors(self, images: Sequence[Tensor]) -> list[Tensor]:
@@ -301,7 +312,7 @@ class ConvNextImageProcessor:
         return np.ascontiguousarray(x)
 
     def _layout(self, x: Tensor) -> Tensor:
-        return x.permute(1, 2, 0) if self.data_format == _CHANNELS_LAST else x
+        return x.permute(1, 2, 0) if self.data_format == CHANNELS_LAST else x
 
     # Where its settings come from and go to.
 
@@ -386,52 +397,13 @@ _DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "resample": int(Image.Resampling.BICUBIC),
         "image_mean": (0.5, 0.5, 0.5),
         "image_std": (0.5, 0.5, 0.5),
-        "data_format": _CHANNELS_FIRST,
+        "data_format": CHANNELS_FIRST,
     }
 )
 _DINOV3: Mapping[str, Any] = MappingProxyType(
     {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
 )
-_FORMATS = (_CHANNELS_FIRST, _CHANNELS_LAST)
-
-
-def load_image(source: str | os.PathLike[str] | BinaryIO, name: str | None = None) -> Image.Image:
-    """Read an image file whole, upright.
-
-    Args:
-        source: A path, or an open file.
-        name: What errors call it; the path when not given.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is not an image, or is damaged.
-    """
-    if name is None:
-        name = os.fspath(source) if isinstance(source, str | os.PathLike) else "the open file"
-    try:
-        with Image.open(source) as image:
-            image.load()
-            return ImageOps.exif_transpose(image)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"no such image: {name!r}") from error
-    except UNREADABLE as error:
-        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        raise ValueError(f"cannot read image {name!r}: {reason}") from error
-
-
-# What Pillow's decoders raise on files that are cut short, damaged or made to do harm.
-UNREADABLE: tuple[type[BaseException], ...] = (
-    OSError,
-    ValueError,
-    TypeError,
-    SyntaxError,
-    EOFError,
-    IndexError,
-    KeyError,
-    OverflowError,
-    NotImplementedError,
-    Image.DecompressionBombError,
-)
+_FORMATS = (CHANNELS_FIRST, CHANNELS_LAST)
 
 
 def _size_dict(size: Any) -> dict[str, int]:
@@ -461,124 +433,6 @@ def _per_channel(name: str, value: Any) -> float | tuple[float, ...]:
 
 def _column(x: Tensor) -> Tensor:
     return x.view(-1, 1, 1)
-
-
-# Images of every kind to tensors.
-
-
-def _flatten(images: Any) -> Iterator[Any]:
-    """Yield single images out of nested lists and batches."""
-    if isinstance(images, Sequence) and not isinstance(images, str):
-        for image in images:
-            yield from _flatten(image)
-    elif getattr(images, "ndim", None) == 4:
-        yield from images
-    else:
-        yield images
-
-
-def _as_tensor(image: Any) -> Tensor:
-    """Return an array as a uint8 or floating-point tensor.
-
-    Raises:
-        TypeError: It is neither an array nor a tensor, or of a type that holds no image.
-        ValueError: Its values are no pixel values.
-    """
-    if isinstance(image, np.ndarray):
-        if image.dtype.kind not in "uif":
-            raise TypeError(f"an image must hold numbers, got an array of {image.dtype}")
-        native = image.astype(image.dtype.newbyteorder("="), copy=False)
-        image = torch.from_numpy(np.ascontiguousarray(native))
-    if not isinstance(image, Tensor):
-        raise TypeError(
-            "an image must be a path, a Pillow image, an array or a tensor, "
-            f"got {type(image).__name__}"
-        )
-    if image.is_floating_point():
-        if not torch.isfinite(image).all():
-            raise ValueError("an image must not hold NaN or infinite values")
-        return image
-    if image.dtype == torch.uint8:
-        return image
-    if image.dtype == torch.uint16:
-        return (image.to(torch.int32) >> 8).to(torch.uint8)
-    if image.dtype == torch.bool or image.is_complex():
-        raise TypeError(f"an image must hold integers or real numbers, got {image.dtype}")
-    if image.numel() and (image.min() < 0 or image.max() > 255):
-        raise ValueError(
-            f"an image of {image.dtype} must lie within 0 .. 255, "
-            f"got {int(image.min())} .. {int(image.max())}"
-        )
-    return image.to(torch.uint8)
-
-
-def _to_chw(x: Tensor, data_format: str | None) -> Tensor:
-    if x.ndim == 2:
-        return x[None]
-    if x.ndim != 3:
-        raise ValueError(f"an image must have 2 or 3 axes, got shape {tuple(x.shape)}")
-    if data_format is None:
-        candidates = {_CHANNELS_FIRST: x.shape[0], _CHANNELS_LAST: x.shape[2]}
-        fitting = [name for name, channels in candidates.items() if channels in (1, 3, 4)]
-        if not fitting:
-            raise ValueError(
-                f"an image must have 1, 3 or 4 channels on its first or last axis, got shape "
-                f"{tuple(x.shape)}; give input_data_format for other numbers of channels"
-            )
-        data_format = fitting[0]
-    return x if data_format == _CHANNELS_FIRST else x.permute(2, 0, 1)  # (H, W, C) -> (C, H, W)
-
-
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Keep the high byte of 16-bit grey; Pillow's own conversion would clip it to white."""
-    if image.mode == "F":
-        raise ValueError("an image of mode F has no known range: convert it to 8 bits first")
-    if not image.mode.startswith("I"):
-        return image
-    values = np.array(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError(
-            f"an image of mode {image.mode} must lie within 0 .. 65535, "
-            f"got {values.min()} .. {values.max()}"
-        )
-    return Image.fromarray((values >> 8).astype(np.uint8))
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if "A" in image.getbands() or image.info.get("transparency") is not None:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _blend_torch(x: Tensor) -> Tensor:
-    """Lay RGBA (4, H, W) on white, in the rounding of transformers' torchvision backend."""
-    from torchvision.transforms.v2 import functional as tvf
-
-    _check_blendable(x)
-    y = tvf.to_dtype(x, torch.float32, scale=True)
-    y = y[:3] * y[3:] + (1 - y[3:])
-    return tvf.to_dtype(y, x.dtype, scale=True)
-
-
-def _blend_numpy(x: Tensor) -> Tensor:
-    """Lay RGBA (4, H, W) on white, in the rounding of transformers' Pillow backend."""
-    _check_blendable(x)
-    white = 1.0 if x.is_floating_point() else 255
-    y = x.cpu().numpy()
-    alpha = y[3:] / white
-    y = alpha * y[:3] + (1 - alpha) * white
-    y = y if x.is_floating_point() else np.round(y)
-    return torch.from_numpy(y).to(x.dtype)
-
-
-def _check_blendable(x: Tensor) -> None:
-    if x.is_floating_point() and (x.min() < 0.0 or x.max() > 1.0):
-        raise ValueError(
-            "a floating-point RGBA image must lie within 0 .. 1, "
-            f"got {float(x.min())} .. {float(x.max())}"
-        )
 
 
 def _resize_pil(x: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:

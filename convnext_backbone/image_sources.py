@@ -10,6 +10,8 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from .image_reading import UNREADABLE
+
 IMAGE_SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp", ".avif")
 )
@@ -44,7 +46,8 @@ class ImageItem:
 def find_images(source: str | os.PathLike[str]) -> list[Path]:
     """List the images of a folder (with all below it), a glob or a single file, sorted.
 
-    Files of a folder count as images by their suffix, files of a glob all do.
+    Files of a folder count as images by their suffix, files of a glob all do. Links that lead
+    nowhere are listed: whoever reads them is to tell.
 
     Raises:
         FileNotFoundError: There is no such file or folder.
@@ -52,7 +55,7 @@ def find_images(source: str | os.PathLike[str]) -> list[Path]:
     """
     path = Path(source)
     if path.is_dir():
-        found = [p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
+        found = [p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and _is_file(p)]
         if not found:
             suffixes = " ".join(sorted(IMAGE_SUFFIXES))
             raise ValueError(f"no images in folder {os.fspath(source)!r} (looked for {suffixes})")
@@ -61,11 +64,15 @@ def find_images(source: str | os.PathLike[str]) -> list[Path]:
         return [path]
     if glob.has_magic(os.fspath(source)):
         names = sorted(glob.glob(os.fspath(source), recursive=True))
-        found = [Path(p) for p in names if os.path.isfile(p)]
+        found = [Path(p) for p in names if _is_file(Path(p))]
         if not found:
             raise ValueError(f"no file matches {os.fspath(source)!r}")
         return found
     raise FileNotFoundError(f"no such image or folder: {os.fspath(source)!r}")
+
+
+def _is_file(path: Path) -> bool:
+    return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def is_single(source: Any) -> bool:
@@ -74,7 +81,7 @@ def is_single(source: Any) -> bool:
         return not Path(source).is_dir() and (
             Path(source).exists() or not glob.has_magic(os.fspath(source))
         )
-    if isinstance(source, Image.Image | Mapping):
+    if isinstance(source, Image.Image | Mapping | bytes):  # bytes are none, but to be told whole
         return True
     return getattr(source, "ndim", 4) < 4
 
@@ -153,8 +160,6 @@ def _bgr_to_rgb(image: Tensor) -> Tensor:
 
 def read_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     """Return the (height, width) of an upright image from its header, or None if unreadable."""
-    from .image_processor import UNREADABLE
-
     try:
         with Image.open(path) as image:
             width, height = image.size
@@ -162,23 +167,3 @@ def read_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     except UNREADABLE:
         return None
     return (width, height) if turned else (height, width)
-
-
-def batched_by(
-    keys: Sequence[tuple[int, ...]], batch_size: int
-) -> Iterator[tuple[tuple[int, ...], list[int]]]:
-    """Yield batches of positions that share a key, keys in the order in which they first come."""
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for position, key in enumerate(keys):
-        groups.setdefault(key, []).append(position)
-    for key, positions in groups.items():
-        for start in range(0, len(positions), batch_size):
-            yield key, positions[start : start + batch_size]
-
-
-def stack_padded(images: Sequence[Tensor], height: int, width: int) -> Tensor:
-    """Stack images (C, h, w) at the top left of zeros (N, C, height, width)."""
-    batch = images[0].new_zeros((len(images), images[0].shape[0], height, width))
-    for row, image in zip(batch, images, strict=True):
-        row[:, : image.shape[1], : image.shape[2]] = image
-    return batch

@@ -20,11 +20,12 @@ from urllib.parse import parse_qs, urlsplit
 from PIL import Image
 
 from .feature_extractor import FeatureExtractor
-from .image_processor import load_image
+from .image_reading import load_image
 from .pictures import METHODS, Panel, Scene, draw_panels, make_scene
 
 HOST = "127.0.0.1"
 _MAX_BYTES = 64 << 20  # of an uploaded file
+_MAX_PORT = 65535
 _MAX_SCENES = 8  # images whose features are kept
 _HEADERS: Mapping[str, str] = MappingProxyType(
     {
@@ -239,7 +240,10 @@ def make_server(studio: Studio, port: int = 0) -> ThreadingHTTPServer:
 
     Raises:
         OSError: The port is taken.
+        ValueError: It is no port.
     """
+    if not 0 <= port <= _MAX_PORT:
+        raise ValueError(f"port must be from 0 to {_MAX_PORT}, got {port}")
     handler = type("Handler", (_Handler,), {"studio": studio})
     try:
         server = ThreadingHTTPServer((HOST, port), handler)

@@ -179,6 +179,39 @@ def test_ready_pixel_values_and_batches_are_taken(backbone):
         torch.testing.assert_close(a["stage4"], b["stage4"], atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("pixels", "error"),
+    [
+        (torch.zeros(32, 32), r"must have shape \(3, H, W\), got \(32, 32\)"),
+        (torch.zeros(2, 3, 32, 32), r"must have shape \(3, H, W\), got \(2, 3, 32, 32\)"),
+        (torch.zeros(4, 32, 32), r"must have shape \(3, H, W\), got \(4, 32, 32\)"),
+        (torch.zeros(3, 0, 32), r"must have shape \(3, H, W\), got \(3, 0, 32\)"),
+        (torch.zeros(3, 32, 32, dtype=torch.int64), "must be floating point, got torch.int64"),
+        (torch.full((3, 32, 32), float("nan")), "must not hold NaN or infinite values"),
+    ],
+)
+def test_ready_pixel_values_that_are_none_are_named(pixels, error, backbone):
+    fx = FeatureExtractor(backbone, on_error="skip")
+    good = {"pixel_values": torch.zeros(3, 32, 32)}
+    results = fx([good, {"pixel_values": pixels}])
+    assert [result is None for result in results] == [False, True]
+    with pytest.raises(ValueError, match=f"^1: pixel_values {error}"):
+        FeatureExtractor(backbone)([good, {"pixel_values": pixels}])
+
+
+def test_how_the_callers_model_answers_does_not_matter(backbone):
+    config = backbone.config.replace(return_dict=False, output_hidden_states=True)
+    tuples = ConvNextBackbone(config)
+    tuples.load_state_dict(backbone.state_dict())
+    image = torch.zeros(3, 40, 50, dtype=torch.uint8)
+    expected = FeatureExtractor(backbone)(image)
+    got = FeatureExtractor(tuples)(image)
+    assert got.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(got[name], tensor)
+    assert tuples.config.return_dict is False
+
+
 @pytest.mark.parametrize("pool", ["avg", "max", "gem"])
 def test_pooling_reduces_the_valid_part_of_each_map(backbone, pool):
     reduce = {

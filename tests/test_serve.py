@@ -167,3 +167,9 @@ def test_the_server_is_bound_to_this_machine_and_says_when_a_port_is_taken(studi
     assert HOST == "127.0.0.1"
     with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}: .* choose another"):
         make_server(studio, port)
+
+
+@pytest.mark.parametrize("wrong", [-1, 65536])
+def test_what_is_no_port_is_refused(studio, wrong):
+    with pytest.raises(ValueError, match=f"port must be from 0 to 65535, got {wrong}"):
+        make_server(studio, wrong)

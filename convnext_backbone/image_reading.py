@@ -1,0 +1,186 @@
+"""One image of any kind, upright, as a tensor: files, Pillow images, arrays, tensors.
+
+What Pillow would make unusable is converted: palettes, transparency, 16 bits, EXIF orientation.
+
+Axes: C channels, H height, W width, in pixels.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+CHANNELS_FIRST, CHANNELS_LAST = "channels_first", "channels_last"
+
+
+def load_image(source: str | os.PathLike[str] | BinaryIO, name: str | None = None) -> Image.Image:
+    """Read an image file whole, upright.
+
+    Args:
+        source: A path, or an open file.
+        name: What errors call it; the path when not given.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not an image, or is damaged.
+    """
+    if name is None:
+        name = os.fspath(source) if isinstance(source, str | os.PathLike) else "the open file"
+    try:
+        with Image.open(source) as image:
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no such image: {name!r}") from error
+    except UNREADABLE as error:
+        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+        raise ValueError(f"cannot read image {name!r}: {reason}") from error
+
+
+# What Pillow's decoders raise on files that are cut short, damaged or made to do harm.
+UNREADABLE: tuple[type[BaseException], ...] = (
+    OSError,
+    ValueError,
+    TypeError,
+    SyntaxError,
+    EOFError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    NotImplementedError,
+    Image.DecompressionBombError,
+)
+
+
+def flatten(images: Any) -> Iterator[Any]:
+    """Yield single images out of nested lists and batches."""
+    if isinstance(images, Sequence) and not isinstance(images, str):
+        for image in images:
+            yield from flatten(image)
+    elif getattr(images, "ndim", None) == 4:
+        yield from images
+    else:
+        yield images
+
+
+def as_tensor(image: Any) -> Tensor:
+    """Return an array as a uint8 or floating-point tensor.
+
+    Raises:
+        TypeError: It is neither an array nor a tensor, or of a type that holds no image.
+        ValueError: Its values are no pixel values.
+    """
+    if isinstance(image, np.ndarray):
+        if image.dtype.kind not in "uif":
+            raise TypeError(f"an image must hold numbers, got an array of {image.dtype}")
+        native = image.astype(image.dtype.newbyteorder("="), copy=False)
+        image = torch.from_numpy(np.ascontiguousarray(native))
+    if not isinstance(image, Tensor):
+        raise TypeError(
+            "an image must be a path, a Pillow image, an array or a tensor, "
+            f"got {type(image).__name__}"
+        )
+    if image.is_floating_point():
+        if not torch.isfinite(image).all():
+            raise ValueError("an image must not hold NaN or infinite values")
+        return image
+    if image.dtype == torch.uint8:
+        return image
+    if image.dtype == torch.uint16:
+        return (image.to(torch.int32) >> 8).to(torch.uint8)
+    if image.dtype == torch.bool or image.is_complex():
+        raise TypeError(f"an image must hold integers or real numbers, got {image.dtype}")
+    if image.numel() and (image.min() < 0 or image.max() > 255):
+        raise ValueError(
+            f"an image of {image.dtype} must lie within 0 .. 255, "
+            f"got {int(image.min())} .. {int(image.max())}"
+        )
+    return image.to(torch.uint8)
+
+
+def to_chw(x: Tensor, data_format: str | None) -> Tensor:
+    """Return an image of 2 or 3 axes as (C, H, W).
+
+    Args:
+        x: The image.
+        data_format: Where its channels are; None looks for an axis of 1, 3 or 4 of them, the first
+            one first.
+
+    Raises:
+        ValueError: It has another number of axes, or no such axis.
+    """
+    if x.ndim == 2:
+        return x[None]
+    if x.ndim != 3:
+        raise ValueError(f"an image must have 2 or 3 axes, got shape {tuple(x.shape)}")
+    if data_format is None:
+        candidates = {CHANNELS_FIRST: x.shape[0], CHANNELS_LAST: x.shape[2]}
+        fitting = [name for name, channels in candidates.items() if channels in (1, 3, 4)]
+        if not fitting:
+            raise ValueError(
+                f"an image must have 1, 3 or 4 channels on its first or last axis, got shape "
+                f"{tuple(x.shape)}; give input_data_format for other numbers of channels"
+            )
+        data_format = fitting[0]
+    return x if data_format == CHANNELS_FIRST else x.permute(2, 0, 1)  # (H, W, C) -> (C, H, W)
+
+
+def to_eight_bits(image: Image.Image) -> Image.Image:
+    """Keep the high byte of 16-bit grey; Pillow's own conversion would clip it to white.
+
+    Raises:
+        ValueError: The range of the values is not known.
+    """
+    if image.mode == "F":
+        raise ValueError("an image of mode F has no known range: convert it to 8 bits first")
+    if not image.mode.startswith("I"):
+        return image
+    values = np.array(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError(
+            f"an image of mode {image.mode} must lie within 0 .. 65535, "
+            f"got {values.min()} .. {values.max()}"
+        )
+    return Image.fromarray((values >> 8).astype(np.uint8))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert to RGB, laying transparency on white."""
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def blend_torch(x: Tensor) -> Tensor:
+    """Lay RGBA (4, H, W) on white, in the rounding of transformers' torchvision backend."""
+    from torchvision.transforms.v2 import functional as tvf
+
+    _check_blendable(x)
+    y = tvf.to_dtype(x, torch.float32, scale=True)
+    y = y[:3] * y[3:] + (1 - y[3:])
+    return tvf.to_dtype(y, x.dtype, scale=True)
+
+
+def blend_numpy(x: Tensor) -> Tensor:
+    """Lay RGBA (4, H, W) on white, in the rounding of transformers' Pillow backend."""
+    _check_blendable(x)
+    white = 1.0 if x.is_floating_point() else 255
+    y = x.cpu().numpy()
+    alpha = y[3:] / white
+    y = alpha * y[:3] + (1 - alpha) * white
+    y = y if x.is_floating_point() else np.round(y)
+    return torch.from_numpy(y).to(x.dtype)
+
+
+def _check_blendable(x: Tensor) -> None:
+    if x.is_floating_point() and (x.min() < 0.0 or x.max() > 1.0):
+        raise ValueError(
+            "a floating-point RGBA image must lie within 0 .. 1, "
+            f"got {float(x.min())} .. {float(x.max())}"
+        )
