@@ -2,9 +2,12 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 from . import commands
 from ._version import __version__
@@ -129,12 +132,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return 0, or 2 after one line on stderr about a bad input."""
     args = build_parser().parse_args(argv)
     try:
-        COMMANDS[args.command].run(args)
+        with _warnings_as_lines(args.command):
+            COMMANDS[args.command].run(args)
     except _ERRORS as error:
-        line = "; ".join(part.strip() for part in str(error).splitlines())
-        print(f"convnext-backbone {args.command}: {line or type(error).__name__}", file=sys.stderr)
+        print(f"convnext-backbone {args.command}: {_one_line(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _one_line(message: object) -> str:
+    parts = [part.strip() for part in str(message).splitlines()]
+    return "; ".join(parts) or type(message).__name__
+
+
+@contextmanager
+def _warnings_as_lines(command: str) -> Iterator[None]:
+    """Let a warning be one line, without the place in the code that it came from."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        print(f"convnext-backbone {command}: warning: {_one_line(message)}", file=sys.stderr)
+
+    before = warnings.showwarning
+    setattr(warnings, "showwarning", show)  # noqa: B010 - to mypy the module's functions are fixed
+    try:
+        yield
+    finally:
+        setattr(warnings, "showwarning", before)  # noqa: B010
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from .checks import at_least
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -105,6 +107,7 @@ def extract(args: argparse.Namespace) -> None:
     """Write the features of images; under torchrun, share the work."""
     from .feature_store import extract_features, name_images
 
+    at_least("--shard-mb", args.shard_mb, 1)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     _, images = name_images(args.images)
     extractor = build_extractor(
@@ -136,7 +139,11 @@ def extract(args: argparse.Namespace) -> None:
         f"{done.kept} kept{rate}: {args.out}"
     )
     for name, reason in sorted(done.failures.items()):
-        print(f"unreadable: {name}: {reason}", file=sys.stderr)
+        print(f"unreadable: {_one_line(name)}: {reason}", file=sys.stderr)
+
+
+def _one_line(name: str) -> str:
+    return name if name.isprintable() else repr(name)
 
 
 def _device(world_size: int) -> str | None:
@@ -179,6 +186,7 @@ def visualize(args: argparse.Namespace) -> None:
     """Draw the features of images into a PNG, or serve a page to look into them."""
     from pathlib import Path
 
+    from .files import naming, replacing
     from .image_sources import find_images
 
     if not args.images and not args.serve:
@@ -195,8 +203,10 @@ def visualize(args: argparse.Namespace) -> None:
     point = None if args.point is None else (args.point[0], args.point[1])
     figure = draw(extractor, {path.name: path for path in paths}, methods, point)
     out = Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.save(out, "PNG")
+    with naming(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out) as partial:
+        figure.save(partial, "PNG")
     print(f"{len(paths)} images drawn by {', '.join(methods)}: {out}")
 
 

@@ -283,9 +283,13 @@ def _make_plan(
     return {
         "format": FORMAT,
         "settings": extractor.describe(),
-        "files": {name: images[name].stat().st_size for name in sorted(images)},
+        "files": {name: _bytes_of(images[name]) for name in sorted(images)},
         "shards": shards,
     }
+
+
+def _bytes_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0  # a link that leads nowhere
 
 
 def _prepared(extractor: FeatureExtractor, height: int, width: int) -> tuple[int, int]:
@@ -315,6 +319,8 @@ def _settle_plan(out: Path, plan: dict[str, Any]) -> None:
     if not path.is_file():
         if out.is_dir() and any(out.glob("*.safetensors")):
             raise ValueError(f"{out} holds safetensors files that are no features: take another")
+        if out.exists() and not out.is_dir():
+            raise NotADirectoryError(f"cannot write into {out}: it is a file, not a folder")
         out.mkdir(parents=True, exist_ok=True)
         _write_json(path, plan)
         return
@@ -352,7 +358,10 @@ def _part(number: int) -> str:
 
 def _is_finished(out: Path, number: int) -> bool:
     part = out / _part(number)
-    return part.is_file() and _sha256(out / _shard(number)) == read_json(part)["sha256"]
+    try:
+        return part.is_file() and _sha256(out / _shard(number)) == read_json(part)["sha256"]
+    except (ValueError, KeyError):  # a part that was damaged after it was written
+        return False
 
 
 def _write_shard(

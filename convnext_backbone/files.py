@@ -3,9 +3,23 @@
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Let an OSError from within name `path`.
+
+    What a full disk raises names no file, and a file on its way has a name that no user knows.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise OSError(f"{error}: {os.fspath(path)!r}") from error
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 @contextmanager
@@ -22,17 +36,17 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        yield partial
-        with open(partial, "r+b") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        # What a full disk raises names no file, and the partial one is not the user's.
-        if error.errno is None:
-            raise OSError(f"{error}: {os.fspath(path)!r}") from error
-        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+        with naming(path):
+            partial.touch()
+            mode = partial.stat().st_mode  # as the user's umask has it; safetensors writes 0600
+            yield partial
+            partial.chmod(mode)
+            with open(partial, "r+b") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # an error above is the one to tell
+            partial.unlink(missing_ok=True)
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:

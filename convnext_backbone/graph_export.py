@@ -7,10 +7,13 @@ Axes: N batch, C channels, H height, W width, in pixels.
 """
 
 import copy
+import errno
+import io
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +25,7 @@ from torch import Tensor, nn
 from .backbone import ConvNextBackbone
 from .checks import check_choice
 from .classifier import ConvNextForImageClassification, ConvNextModel
+from .files import naming
 
 INPUT = "pixel_values"
 DEFAULT_OPSET = 18
@@ -92,6 +96,7 @@ def _named(model: nn.Module, dtype: torch.dtype) -> _Named:
         names = ", ".join(kind.__name__ for kind in kinds)
         raise TypeError(f"model must be one of {names}, got {type(model).__name__}")
     own = copy.deepcopy(model).eval().requires_grad_(False).cpu().to(dtype)
+    own.config.update({"output_hidden_states": False, "return_dict": True})
     return _Named(own).eval()
 
 
@@ -185,7 +190,7 @@ def export_onnx(
             f"{error.name} is missing: pip install 'convnext_backbone[export]'"
         ) from error
     named = _named(model, dtype)
-    with _Replaced(path) as partial:
+    with _replacing(path) as partial:
         with warnings.catch_warnings():
             # torch's exporter warns about its own future.
             warnings.simplefilter("ignore", FutureWarning)
@@ -231,8 +236,10 @@ def export_program(model: nn.Module, path: str | os.PathLike[str]) -> Exported:
     """
     dtype, limit = _PRECISIONS["float32"]
     named = _named(model, dtype)
-    with _Replaced(path) as partial:
-        torch.export.save(_program(named, dtype), partial)
+    with _replacing(path) as partial:
+        buffer = io.BytesIO()  # given a path, torch ends the process where the disk is full
+        torch.export.save(_program(named, dtype), buffer)
+        Path(partial).write_bytes(buffer.getbuffer())
         loaded = torch.export.load(partial).module()
         error = 0.0
         for size in _check_sizes(named):
@@ -248,23 +255,22 @@ def _precision(precision: str) -> tuple[torch.dtype, float]:
     return _PRECISIONS[precision]
 
 
-class _Replaced:
+@contextmanager
+def _replacing(path: str | os.PathLike[str]) -> Iterator[str]:
     """Give a place to write to under the final name, and move it in when all went well.
 
     A network beyond 2 GiB is two files, `x.onnx` and `x.onnx.data`, that know each other's name.
+
+    Raises:
+        OSError: A file cannot be written; it names `path`.
     """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-
-    def __enter__(self) -> str:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.folder = tempfile.TemporaryDirectory(dir=self.path.parent, prefix=".exporting-")
-        return os.path.join(self.folder.name, self.path.name)
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        with self.folder as folder:
+    path = Path(path)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".exporting-") as folder:
+            yield os.path.join(folder, path.name)
             # The file that refers to the others comes last.
-            names = sorted(os.listdir(folder), key=len, reverse=True) if kind is None else []
-            for name in names:
-                os.replace(os.path.join(folder, name), self.path.with_name(name))
+            for name in sorted(os.listdir(folder), key=len, reverse=True):
+                os.replace(os.path.join(folder, name), path.with_name(name))

@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+import warnings
 
 import pytest
 import timm
 import torch
 
-from convnext_backbone import ConvNextForImageClassification
-from convnext_backbone.cli import COMMANDS, main
+from convnext_backbone import ConvNextForImageClassification, cli
+from convnext_backbone.cli import COMMANDS, Command, main
 
 FIELDS = {"hidden_sizes": (8, 16, 24, 32), "depths": (1, 2, 1, 1)}
 
@@ -48,6 +49,20 @@ def test_program_runs_as_it_is_installed():
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert done.stdout.startswith("convnext-backbone ")
+
+
+def test_a_warning_is_one_line(source, capsys, monkeypatch):
+    def warn(args):
+        warnings.warn("first\nsecond", stacklevel=1)
+
+    noisy = Command("", COMMANDS["info"].add_arguments, warn)
+    monkeypatch.setattr(cli, "COMMANDS", {"info": noisy})
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        before = warnings.showwarning
+        assert main(["info", str(source)]) == 0
+        assert warnings.showwarning is before
+    assert capsys.readouterr().err == "convnext-backbone info: warning: first; second\n"
 
 
 def test_info_describes_the_weights(source, capsys):

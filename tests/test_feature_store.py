@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -184,7 +185,7 @@ def test_a_killed_program_goes_on_and_ends_equal_to_the_bit(weights, images, who
     out = tmp_path / "killed"
     command = [sys.executable, "-m", "convnext_backbone.cli", "extract", str(images)]
     command += ["--weights", str(weights), "--out", str(out), "--features", "stage2", "stage4"]
-    command += ["--size", "native", "--batch-size", "3", "--shard-mb", "0", "--quiet"]
+    command += ["--size", "native", "--batch-size", "3", "--shard-mb", "1", "--quiet"]
     script = (
         "import sys; from convnext_backbone import cli, feature_store\n"
         "plan = feature_store._make_plan\n"
@@ -300,7 +301,10 @@ def test_command_line_reports_and_refuses_in_one_line(weights, images, tmp_path,
     assert captured.err.count("\n") == 3
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
+    in_a_file = [str(images), *base[:3], str(tmp_path / "file"), "--quiet"]
     wrong = {
+        "it is a file, not a folder": in_a_file,
+        "--shard-mb must be an integer of at least 1, got 0": [*in_a_file, "--shard-mb", "0"],
         "no images in folder": [str(tmp_path / "empty"), *base],
         "no such image or folder": [str(tmp_path / "nowhere"), *base],
         "other settings": [str(images), *base, "--size", "64"],
@@ -316,6 +320,36 @@ def test_command_line_reports_and_refuses_in_one_line(weights, images, tmp_path,
     with pytest.raises(SystemExit):
         cli.main(["extract", str(images), *base, "--size", "big"])
     assert "must be native, a side or HEIGHTxWIDTH, got 'big'" in capsys.readouterr().err
+
+
+def test_a_link_that_leads_nowhere_and_a_name_of_two_lines_are_named(weights, tmp_path, capsys):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.new("RGB", (32, 32)).save(folder / "a.png")
+    (folder / "linked.png").symlink_to("a.png")
+    (folder / "nowhere.png").symlink_to("missing.png")
+    (folder / "two\nlines.png").write_text("no image")
+    out = tmp_path / "out"
+    arguments = ["extract", str(folder), "--weights", str(weights), "--out", str(out), "--quiet"]
+    assert cli.main(arguments) == 0
+    told = capsys.readouterr()
+    assert "2 images, 2 unreadable" in told.out
+    nowhere, lines = told.err.splitlines()
+    assert nowhere.startswith("unreadable: nowhere.png: no such image: ")
+    assert lines.startswith(r"unreadable: 'two\nlines.png': cannot read image ")
+    store = load_features(out)
+    assert set(store) == {"a.png", "linked.png"}
+    assert store.manifest["files"]["linked.png"]["bytes"] == (folder / "a.png").stat().st_size
+    assert set(store.failures) == {"nowhere.png", "two\nlines.png"}
+
+
+@pytest.mark.parametrize("text", ["", '{"sha256"', "{}", "[]"])
+def test_a_damaged_part_is_written_again(text, weights, images, whole, tmp_path):
+    out = tmp_path / "damaged"
+    shutil.copytree(whole, out)
+    (out / "features-00001.json").write_text(text)
+    assert _extract(weights, images, out).written == 1
+    assert _contents(out) == _contents(whole)
 
 
 def test_a_stopped_program_says_that_it_can_go_on(weights, images, tmp_path, capsys, monkeypatch):

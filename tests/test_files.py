@@ -7,8 +7,10 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from convnext_backbone.files import read_json, replacing, write_bytes, write_json
+from convnext_backbone.weights.export import write_tensors
 
 _WRITE_TOO_MUCH = """
 import resource, sys, torch
@@ -66,9 +68,26 @@ def test_a_file_that_does_not_fit_is_told_by_name_and_the_old_one_stays(name, tm
     assert os.listdir(tmp_path) == [name]
 
 
+@pytest.mark.parametrize("name", ["a.json", "a.safetensors", "a.pth"])
+def test_files_are_as_open_to_others_as_the_umask_says(name, tmp_path):
+    path = tmp_path / name
+    before = os.umask(0o027)
+    try:
+        if path.suffix == ".json":
+            write_json(path, {})
+        else:
+            write_tensors({"a": torch.zeros(1)}, path)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
 def test_a_folder_that_is_not_there_is_an_error_of_the_same_kind(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no/a\.json"):
         write_json(tmp_path / "no" / "a.json", {})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match=r"file/a\.json"):
+        write_json(tmp_path / "file" / "a.json", {})
 
 
 @pytest.mark.parametrize("text", ["", "{", "\xff", "[1]"])
@@ -79,10 +98,6 @@ def test_what_is_no_json_object_is_told_by_name(text, tmp_path):
 
 
 def test_tensors_written_by_name_are_read_back(tmp_path):
-    from safetensors.torch import load_file
-
-    from convnext_backbone.weights.export import write_tensors
-
     tensors = {"a": torch.arange(3.0), "b": torch.ones(2, 2, dtype=torch.bfloat16)}
     write_tensors(tensors, tmp_path / "a.safetensors")
     write_tensors({"state_dict": tensors}, tmp_path / "a.pth")

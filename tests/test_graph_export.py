@@ -95,6 +95,20 @@ def test_the_callers_model_is_left_as_it_is(tmp_path):
     assert next(model.parameters()).dtype == torch.float32
 
 
+def test_how_the_callers_model_answers_does_not_matter(tmp_path):
+    model = _backbone()
+    model.config.update({"return_dict": False, "output_hidden_states": True})
+    assert export_program(model, tmp_path / "model.pt2").outputs == model.out_features
+    assert model.config.output_hidden_states
+
+
+def test_a_folder_in_the_place_of_the_file_is_told_by_its_name(tmp_path):
+    (tmp_path / "x.pt2").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"'.*x\.pt2'$"):
+        export_program(_backbone(), tmp_path / "x.pt2")
+    assert [p.name for p in tmp_path.iterdir()] == ["x.pt2"]
+
+
 def test_a_file_that_computes_something_else_is_refused_and_not_left(tmp_path, monkeypatch):
     compare = graph_export._compare
 
