@@ -7,6 +7,7 @@ other site, so a page on the internet cannot reach it through the user's browser
 import hashlib
 import io
 import json
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -231,6 +232,17 @@ class _Handler(BaseHTTPRequestHandler):
         """Keep the terminal quiet."""
 
 
+class _Server(ThreadingHTTPServer):
+    """A server that says nothing of browsers that went away before their answer came."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """See `socketserver.BaseServer`."""
+        if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
+
+
 def make_server(studio: Studio, port: int = 0) -> ThreadingHTTPServer:
     """Return a server of the page on this machine; its `serve_forever()` runs it.
 
@@ -246,10 +258,8 @@ def make_server(studio: Studio, port: int = 0) -> ThreadingHTTPServer:
         raise ValueError(f"port must be from 0 to {_MAX_PORT}, got {port}")
     handler = type("Handler", (_Handler,), {"studio": studio})
     try:
-        server = ThreadingHTTPServer((HOST, port), handler)
+        return _Server((HOST, port), handler)
     except OSError as error:
         raise OSError(
             f"cannot listen on {HOST}:{port}: {error.strerror}; choose another port"
         ) from error
-    server.daemon_threads = True
-    return server

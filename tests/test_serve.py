@@ -173,3 +173,16 @@ def test_the_server_is_bound_to_this_machine_and_says_when_a_port_is_taken(studi
 def test_what_is_no_port_is_refused(studio, wrong):
     with pytest.raises(ValueError, match=f"port must be from 0 to 65535, got {wrong}"):
         make_server(studio, wrong)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(BrokenPipeError(), False), (TimeoutError(), False), (RuntimeError("a bug"), True)],
+)
+def test_a_browser_that_went_away_is_passed_over_in_silence(studio, error, told, capsys):
+    with make_server(studio) as server:
+        try:
+            raise error
+        except type(error):
+            server.handle_error(None, (HOST, 1))
+    assert ("a bug" in capsys.readouterr().err) == told
