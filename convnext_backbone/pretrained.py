@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from .config import ConvNextConfig
 from .hub import is_hub_id
 from .outputs import FeatureMaps, ModelOutput
 from .trunk import ConvNextTrunk
@@ -22,8 +23,10 @@ class PretrainedTrunk(ConvNextTrunk):
     The names are those of transformers' PreTrainedModel.
     """
 
+    config_class = ConvNextConfig
     base_model_prefix = "convnext"
     main_input_name = "pixel_values"
+    input_modalities = ("image",)
     supports_gradient_checkpointing = True
 
     @classmethod
@@ -73,6 +76,11 @@ class PretrainedTrunk(ConvNextTrunk):
     def _answer(self, output: _Output, return_dict: bool | None) -> _Output | tuple[Any, ...]:
         named = self.config.return_dict if return_dict is None else return_dict
         return output if named else output.to_tuple()
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """Return False: there is no text to generate. transformers' pipelines ask."""
+        return False
 
     @property
     def device(self) -> torch.device:

@@ -3,15 +3,19 @@
 Every expected value is transformers' own.
 """
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from peers import DEPTHS, WIDTHS, build_pair, randomise
+from PIL import Image
 
+import convnext_backbone
 from convnext_backbone import (
     ConvNextBackbone,
     ConvNextConfig,
     ConvNextForImageClassification,
+    ConvNextImageProcessor,
     ConvNextModel,
 )
 
@@ -83,6 +87,7 @@ def test_the_config_decides_what_a_call_leaves_open(name, hidden, named):
         assert type(got) is tuple
         assert len(got) == len(expected)
         return
+    assert build.config_class is ConvNextConfig
     assert (got.hidden_states is None) == (expected.hidden_states is None) == (not hidden)
     if hidden:
         shapes = [t.shape for t in expected.hidden_states]
@@ -95,6 +100,27 @@ def directory(tmp_path):
     model = randomise(transformers.ConvNextForImageClassification(config))
     model.save_pretrained(tmp_path)
     return tmp_path
+
+
+@pytest.mark.parametrize("task", ["image-classification", "image-feature-extraction"])
+def test_model_and_processor_serve_in_transformers_pipelines(task, directory):
+    ConvNextImageProcessor(size=64, do_convert_rgb=True).save_pretrained(directory)
+    kind = "ForImageClassification" if task == "image-classification" else "Model"
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8))
+    answers = []
+    for package in (transformers, convnext_backbone):
+        model = getattr(package, f"ConvNext{kind}").from_pretrained(directory)
+        processor = package.ConvNextImageProcessor.from_pretrained(directory)
+        pipeline = transformers.pipeline(task, model=model, image_processor=processor)
+        # By position, as without `pool`, the pipeline reads outputs of its own classes only.
+        options = {"pool": True} if kind == "Model" else {}
+        answers.append(pipeline(image, **options))
+        assert "image" in repr(pipeline)
+    expected, got = answers
+    if task == "image-classification":
+        assert [entry["label"] for entry in got] == [entry["label"] for entry in expected]
+        expected, got = ([entry["score"] for entry in answer] for answer in answers)
+    torch.testing.assert_close(torch.tensor(got), torch.tensor(expected), rtol=1e-4, atol=1e-4)
 
 
 def test_from_pretrained_gives_a_model_for_evaluation(directory):
