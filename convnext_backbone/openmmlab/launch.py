@@ -19,7 +19,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-import torch
 from mmengine.config import Config, DictAction
 from mmengine.hooks import Hook
 from mmengine.registry import MODELS, RUNNERS, DefaultScope
@@ -39,7 +38,7 @@ from .run_flags import (
     keep_full_precision,
     set_run,
 )
-from .run_processes import is_main_process, prepare_processes
+from .run_processes import is_main_process, leave_processes, prepare_processes
 
 EXIT_USAGE = 2
 # Which data loaders and evaluators a command uses.
@@ -188,8 +187,7 @@ def _run(
             print(f"{command}.py: error: {error}", file=sys.stderr)
         return EXIT_USAGE
     finally:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        leave_processes()
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import time
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -14,6 +15,7 @@ from .config_options import iter_dicts
 from .mmcv_ext import mmcv_ops_provider
 from .preflight import UsageError
 
+GLOO_REST = 0.2  # seconds
 DDP_WRAPPER: Mapping[str, Any] = MappingProxyType(
     {"type": "MMDistributedDataParallel", "broadcast_buffers": False}
 )
@@ -94,3 +96,17 @@ def synchronise_on_cpu(cfg: Config) -> None:
     for part in iter_dicts(cfg.model):
         if part.get("type") == "SyncBN":
             part.type = "MMSyncBN"
+
+
+def leave_processes() -> None:
+    """End the process group, if there is one.
+
+    A thread of gloo takes Python's lock to drop the tensors of its last operation, and aborts the
+    process if Python ends first. Ending the group waits for its threads only where nothing refers
+    to the group any more, but a sharded model does.
+    """
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return
+    if torch.distributed.get_backend() == "gloo":
+        time.sleep(GLOO_REST)
+    torch.distributed.destroy_process_group()

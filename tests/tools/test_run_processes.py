@@ -76,3 +76,16 @@ def test_synchronised_batch_norm_is_the_one_that_works_without_a_gpu(joined, mon
     assert heads[1].norm_cfg == {"type": "GN"}
     monkeypatch.setattr(run_processes, "mmcv_ops_provider", lambda: "compiled")
     assert prepared(model=model).model.head[0].norm_cfg.type == "SyncBN"
+
+
+def test_a_group_is_left(monkeypatch):
+    waits = []
+    monkeypatch.setattr(run_processes.time, "sleep", waits.append)
+    run_processes.leave_processes()
+    assert waits == []
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    run_processes.leave_processes()
+    assert not torch.distributed.is_initialized()
+    assert waits == [run_processes.GLOO_REST]
