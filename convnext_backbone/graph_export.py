@@ -239,7 +239,7 @@ def export_program(model: nn.Module, path: str | os.PathLike[str]) -> Exported:
     with _replacing(path) as partial:
         buffer = io.BytesIO()  # given a path, torch ends the process where the disk is full
         torch.export.save(_program(named, dtype), buffer)
-        Path(partial).write_bytes(buffer.getbuffer())
+        Path(partial).write_bytes(buffer.getvalue())
         loaded = torch.export.load(partial).module()
         error = 0.0
         for size in _check_sizes(named):
