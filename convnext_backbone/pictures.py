@@ -176,10 +176,17 @@ def make_scene(extractor: FeatureExtractor, image: Any, name: str) -> Scene:
 
     Raises:
         ValueError: The image cannot be read, or the extractor pools its maps.
+        TypeError: It is no image.
     """
     if extractor.pool is not None:
         raise ValueError(f"pictures need maps, got an extractor with pool={extractor.pool!r}")
-    prepared = extractor.prepare(image)
+    try:
+        prepared = extractor.prepare(image)
+    except (ValueError, TypeError) as error:
+        if name in str(error):
+            raise
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name}: {error}") from error
     features = extractor({"pixel_values": prepared})
     assert isinstance(features, Features)  # one image in, one out
     return Scene(name, image_panel(extractor, prepared, name), features, extractor.strides)

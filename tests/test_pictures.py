@@ -150,6 +150,17 @@ def test_wrong_requests_are_named(extractor, call, error):
         call(extractor, scene)
 
 
+def test_an_image_of_no_use_is_named_once(extractor, tmp_path):
+    values = Image.fromarray(np.full((40, 40), np.nan, np.float32))
+    with pytest.raises(ValueError, match=r"^nan\.tiff: an image of mode F has no known range"):
+        make_scene(extractor, values, "nan.tiff")
+    (tmp_path / "text.jpg").write_text("no image")
+    with pytest.raises(ValueError, match=r"^cannot read image '.*text\.jpg': not an image"):
+        make_scene(extractor, tmp_path / "text.jpg", "text.jpg")
+    with pytest.raises(TypeError, match=r"^a number: an image must be a path"):
+        make_scene(extractor, 3, "a number")
+
+
 def test_pooled_features_cannot_be_drawn():
     fx = FeatureExtractor(ConvNextBackbone(**SHAPE), size="native", pool="avg")
     with pytest.raises(ValueError, match="pictures need maps"):
