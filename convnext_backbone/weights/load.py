@@ -36,6 +36,8 @@ _CONFIG_FIELDS = (
     "drop_path_rate",
     "image_size",
     "out_features",
+    "output_hidden_states",
+    "return_dict",
 )
 _FAMILIES = ("convnext", "convnextv2", "dinov3_convnext")  # model_type of config.json
 _OPEN_OPTIONS = ("ema", "prefix")
@@ -400,6 +402,11 @@ def load_native(
             f"{weights.converted.sources.get(k, k)} is {got}, must be {want}"
             for k, (got, want) in shapes.items()
             if k not in kept
+        ],
+        "not floating point (quantized weights are not read)": [
+            f"{weights.converted.sources.get(k, k)} is {t.dtype}"
+            for k, t in tensors.items()
+            if not t.is_floating_point()
         ],
     }
     if "head.weight" in target and weights.converted.headless:

@@ -44,6 +44,7 @@ DIRECTORY_FILES = (
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".h5", ".hdf5", ".keras")
 
 _ZIP, _HDF5, _LFS = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n", b"version https://git-lfs"
+_PICKLE = b"\x80"  # how PyTorch's files of before version 1.6 begin
 _BATCH = 64 << 20  # bytes that are copied before the pages they came from are let go
 _H5PY_HINT = "reading Keras and TensorFlow files needs h5py: pip install 'convnext_backbone[keras]'"
 
@@ -160,6 +161,11 @@ def _read_file(file: Path, ema: bool, mapped: bool, notes: list[str]) -> dict[st
     if _is_text(head):
         start = head[:40].decode("ascii")
         raise ValueError(f"{file}: this is a text file, not weights; it starts with {start!r}")
+    if not head.startswith((_ZIP, _PICKLE)):
+        raise ValueError(
+            f"{file}: this is not a weights file; it starts with {head[:8]!r}, and neither a "
+            "safetensors, a PyTorch, a Keras nor an HDF5 file does"
+        )
     # The format of torch < 1.6 cannot be mapped.
     loaded = _read_torch(file, mapped=mapped and head.startswith(_ZIP))
     return unwrap(loaded, str(file), ema, notes)
@@ -274,7 +280,8 @@ def _read_torch(file: Path, *, mapped: bool) -> Any:
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL (\S+)|class (\S+)|`(\S+)` of type", str(error))
         if refused is None:
-            raise ValueError(f"{file}: the PyTorch file is damaged: {_first_line(error)}") from None
+            # torch's own message advises to load the file without protection.
+            raise ValueError(f"{file}: the PyTorch file is damaged") from None
         raise ValueError(
             f"{file}: refused, since it would run {next(filter(None, refused.groups()))}, which "
             "weights have no need of; nothing of it was executed. If you trust the file, save its "

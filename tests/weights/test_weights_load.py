@@ -257,6 +257,13 @@ def test_half_precision_file_loads_into_a_module_of_full_precision(saved):
     assert torch.equal(module.stages[0][0].gamma, half["stages.0.0.gamma"].float())
 
 
+def test_quantized_weights_are_refused_by_name(saved):
+    state = V1.state_dict()
+    state["stages.1.0.pwconv1.weight"] = state["stages.1.0.pwconv1.weight"].to(torch.int8)
+    with pytest.raises(ValueError, match=r"stages\.1\.0\.pwconv1\.weight is torch\.int8"):
+        ConvNextBackbone.from_pretrained(saved(state))
+
+
 def test_module_on_the_meta_device_takes_the_tensors(saved):
     with torch.device("meta"):
         module = ConvNextForImageClassification(**FIELDS, num_labels=5)

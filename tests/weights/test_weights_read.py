@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from originals import ORIGINALS, V1
+from PIL import Image
 from safetensors.torch import save_file
 
 from convnext_backbone import ConvNextBackbone, load_weights
@@ -175,6 +176,19 @@ def test_text_is_said_to_be_text(tmp_path):
     (tmp_path / "weights.pth").write_text("<html><body>404 Not Found, and much more</body></html>")
     with pytest.raises(ValueError, match=r"weights\.pth.*text file.*<html>"):
         read_checkpoint(tmp_path / "weights.pth")
+
+
+def test_picture_is_said_to_be_no_weights_and_nobody_is_told_to_load_it_unsafely(tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "weights.png")
+    with pytest.raises(ValueError, match=r"weights\.png: this is not a weights file"):
+        read_checkpoint(tmp_path / "weights.png")
+
+
+def test_pickle_that_is_damaged_is_said_to_be_so_and_nobody_is_told_to_load_it_unsafely(tmp_path):
+    (tmp_path / "weights.pth").write_bytes(b"\x80\x02" + bytes(100))
+    with pytest.raises(ValueError, match=r"weights\.pth.*damaged") as caught:
+        read_checkpoint(tmp_path / "weights.pth")
+    assert "weights_only" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["weights.pth", "model.safetensors", "tf_model.h5"])
