@@ -1,6 +1,6 @@
-"""Checks of arguments that many constructors share, and how errors of others are told."""
+"""Checks of arguments that many constructors share, and how errors and long lists are told."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 # What importing packages that do not fit together has been seen to raise.
@@ -20,6 +20,18 @@ IMPORT_ERRORS = (
 def first_line(error: BaseException) -> str:
     """Return the first line of an error that says something."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+
+
+def one_line(message: object) -> str:
+    """Return a message of several lines, such as an error with a list, as one."""
+    parts = [part.strip() for part in str(message).splitlines()]
+    return "; ".join(part for part in parts if part) or type(message).__name__
+
+
+def some_of(names: Sequence[str], most: int = 5) -> str:
+    """List the first names, and count the others."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from . import commands
 from ._version import __version__
+from .checks import one_line
 
 _ERRORS = (ValueError, TypeError, OSError, ImportError)
 
@@ -135,14 +136,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _warnings_as_lines(args.command):
             COMMANDS[args.command].run(args)
     except _ERRORS as error:
-        print(f"convnext-backbone {args.command}: {_one_line(error)}", file=sys.stderr)
+        print(f"convnext-backbone {args.command}: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
-
-
-def _one_line(message: object) -> str:
-    parts = [part.strip() for part in str(message).splitlines()]
-    return "; ".join(parts) or type(message).__name__
 
 
 @contextmanager
@@ -150,7 +146,7 @@ def _warnings_as_lines(command: str) -> Iterator[None]:
     """Let a warning be one line, without the place in the code that it came from."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        print(f"convnext-backbone {command}: warning: {_one_line(message)}", file=sys.stderr)
+        print(f"convnext-backbone {command}: warning: {one_line(message)}", file=sys.stderr)
 
     before = warnings.showwarning
     setattr(warnings, "showwarning", show)  # noqa: B010 - to mypy the module's functions are fixed

@@ -139,10 +139,10 @@ def extract(args: argparse.Namespace) -> None:
         f"{done.kept} kept{rate}: {args.out}"
     )
     for name, reason in sorted(done.failures.items()):
-        print(f"unreadable: {_one_line(name)}: {reason}", file=sys.stderr)
+        print(f"unreadable: {_printable(name)}: {reason}", file=sys.stderr)
 
 
-def _one_line(name: str) -> str:
+def _printable(name: str) -> str:
     return name if name.isprintable() else repr(name)
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ._version import __version__
 from .backbone import ConvNextBackbone
 from .batching import batched_by, compute_with, prepare_ahead, stack_padded
-from .checks import at_least, check_choice
+from .checks import at_least, check_choice, first_line
 from .config import ConvNextConfig
 from .feature_source import load_network
 from .image_processor import ConvNextImageProcessor
@@ -457,8 +457,7 @@ def _usable_device(device: str | torch.device | None) -> torch.device:
         chosen = torch.device(device)
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {str(device)!r} cannot be used: {reason}") from error
+        raise ValueError(f"device {str(device)!r} cannot be used: {first_line(error)}") from error
     return chosen
 
 

@@ -31,16 +31,15 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
+from .checks import some_of
 from .feature_extractor import FeatureExtractor
-from .files import read_json, write_bytes
+from .files import file_sha256, read_json, write_bytes
 from .image_sources import find_images, read_size
 
 FORMAT = "convnext_backbone features 1"
 _OPEN_SHARDS = 16  # handles that a reader keeps
 _MAX_IMAGES = 4096  # of a shard, however small their features are
 _POLL = 0.2  # seconds between two looks for the shards of other processes
-_CHUNK = 1 << 22  # bytes read at a time
-_TOLD = 5  # names that an error lists before it only counts the rest
 
 
 # ------------------------------------------------------------------------------ reading
@@ -128,10 +127,10 @@ class FeatureStore(Mapping[str, dict[str, Tensor]]):
         bad = [
             shard["file"]
             for shard in self.manifest["shards"]
-            if _sha256(self.directory / shard["file"]) != shard["sha256"]
+            if not _is_whole(self.directory / shard["file"], shard["sha256"])
         ]
         if bad:
-            raise ValueError(f"{self.directory}: shards are missing or damaged: {_some(bad)}")
+            raise ValueError(f"{self.directory}: shards are missing or damaged: {some_of(bad)}")
 
     def _handle(self, shard: str) -> Any:
         if shard not in self._open:
@@ -337,7 +336,7 @@ def _settle_plan(out: Path, plan: dict[str, Any]) -> None:
         gone = sorted(before["files"].keys() - plan["files"].keys())
         other = [k for k, v in before["files"].items() if plan["files"].get(k, v) != v]
         parts = {"added": added, "gone": gone, "of another size": other}
-        told = "; ".join(f"{what}: {_some(names)}" for what, names in parts.items() if names)
+        told = "; ".join(f"{what}: {some_of(names)}" for what, names in parts.items() if names)
         raise ValueError(f"{out} holds features of other images ({told}): take another folder")
     if plan["shards"] != before["shards"]:
         raise ValueError(f"{out} was begun with shards of another size: give the same shard size")
@@ -359,7 +358,7 @@ def _part(number: int) -> str:
 def _is_finished(out: Path, number: int) -> bool:
     part = out / _part(number)
     try:
-        return part.is_file() and _sha256(out / _shard(number)) == read_json(part)["sha256"]
+        return part.is_file() and _is_whole(out / _shard(number), read_json(part)["sha256"])
     except (ValueError, KeyError):  # a part that was damaged after it was written
         return False
 
@@ -443,16 +442,5 @@ def _write(path: Path, data: bytes) -> None:
         ) from error
 
 
-def _sha256(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _TOLD} more" if len(names) > _TOLD else ""
-    return ", ".join(names[:_TOLD]) + more
+def _is_whole(path: Path, digest: str) -> bool:
+    return path.is_file() and file_sha256(path) == digest

@@ -1,11 +1,16 @@
 """Files that are whole or not there: written beside their place, then moved into it."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+# How the names of files end that may hold weights.
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".h5", ".hdf5", ".keras")
+_CHUNK = 1 << 22  # bytes read at a time
 
 
 @contextmanager
@@ -58,6 +63,15 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 def write_json(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
     """Write a JSON object in one step; see `replacing`."""
     write_bytes(path, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from types import MappingProxyType
 
 from torch import Tensor
 
+from ..checks import some_of
 from .patterns import STORAGES, Pattern, Shape
 
 Shapes = Mapping[str, Shape]
@@ -475,12 +476,12 @@ def _not_a_convnext(keys: list[str], prefix: str | None) -> str:
         marks = (layout.anchor, *layout.requires)
         return (
             f"its keys are nearly those of {layout.name}, but none fits "
-            f"{' or '.join(place + mark for mark in marks)}; unknown are {_some(unknown)}"
+            f"{' or '.join(place + mark for mark in marks)}; unknown are {some_of(unknown, 4)}"
         )
     under = "" if prefix is None else f" under the prefix {prefix!r}"
     return (
-        f"its keys are of no known ConvNeXt layout{under}: {len(keys)} tensors, {_some(keys)}; "
-        f"known layouts are {', '.join(LAYOUTS)}"
+        f"its keys are of no known ConvNeXt layout{under}: {len(keys)} tensors, "
+        f"{some_of(keys, 4)}; known layouts are {', '.join(LAYOUTS)}"
     )
 
 
@@ -494,10 +495,6 @@ def _nearest(keys: list[str], prefix: str | None) -> tuple[Layout, str, list[str
             if len(unknown) < len(best[2]):
                 best = layout, place, unknown
     return best
-
-
-def _some(keys: list[str]) -> str:
-    return ", ".join(keys[:4]) + (", ..." if len(keys) > 4 else "")
 
 
 # ------------------------------------------------------------------------------ conversion

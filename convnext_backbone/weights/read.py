@@ -25,6 +25,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..checks import first_line
+from ..files import WEIGHT_SUFFIXES
+
 # Where the tensors stand inside a PyTorch file, the moving averages apart.
 WRAPPERS = ("model", "state_dict", "module", "net", "network", "backbone")
 EMA_WRAPPERS = ("model_ema", "ema_state_dict", "state_dict_ema", "ema")
@@ -41,7 +44,6 @@ DIRECTORY_FILES = (
     "tf_model.h5",
     "model.weights.h5",
 )
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".h5", ".hdf5", ".keras")
 
 _ZIP, _HDF5, _LFS = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n", b"version https://git-lfs"
 _PICKLE = b"\x80"  # how PyTorch's files of before version 1.6 begin
@@ -112,7 +114,7 @@ def find_weights_file(path: Path) -> Path:
     for name in DIRECTORY_FILES:
         if (path / name).is_file():
             return path / name
-    files = sorted(f for f in path.iterdir() if f.suffix in SUFFIXES and f.is_file())
+    files = sorted(f for f in path.iterdir() if f.suffix in WEIGHT_SUFFIXES and f.is_file())
     if not files:
         raise FileNotFoundError(f"{path}: the directory holds none of {', '.join(DIRECTORY_FILES)}")
     if len(files) > 1:
@@ -288,14 +290,10 @@ def _read_torch(file: Path, *, mapped: bool) -> Any:
             "state dict anew with nothing but tensors in it"
         ) from None
     except (RuntimeError, EOFError, OSError, KeyError, IndexError, AttributeError) as error:
-        message = f"{file}: the PyTorch file is truncated or damaged: {_first_line(error)}"
+        message = f"{file}: the PyTorch file is truncated or damaged: {first_line(error)}"
         raise ValueError(message) from error
     except (ValueError, TypeError, AssertionError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: this is not a PyTorch file: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{file}: this is not a PyTorch file: {first_line(error)}") from error
 
 
 def unwrap(loaded: Any, source: str, ema: bool, notes: list[str]) -> dict[str, Tensor]:
