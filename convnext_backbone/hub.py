@@ -3,13 +3,57 @@
 import os
 import re
 from pathlib import Path
+from typing import NamedTuple
+
+from .files import WEIGHT_SUFFIXES
 
 _ID = re.compile(r"(?:hf[-_]hub:)?(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+_FILES = (*WEIGHT_SUFFIXES, ".json")
+_DEFAULT = "main"  # the branch of a repository where no revision is named
+
+
+class HubId(NamedTuple):
+    """A repository on the Hugging Face hub, and the revision where one is named."""
+
+    repo_id: str
+    revision: str | None
+
+
+def read_hub_id(source: str | os.PathLike[str]) -> HubId | None:
+    """Take apart `org/name` or `org/name@revision`; None where a source is none of these.
+
+    What is called like a file is a file, here or missing: the hub need not be asked for it.
+    """
+    if not isinstance(source, str) or source.startswith((".", "/", "~")):
+        return None
+    found = _ID.fullmatch(source)
+    return (
+        None if found is None or source.endswith(_FILES) else HubId(found["id"], found["revision"])
+    )
 
 
 def is_hub_id(source: str | os.PathLike[str]) -> bool:
     """Say whether a source that is no path here has the form of a Hugging Face id."""
-    return isinstance(source, str) and _ID.fullmatch(source) is not None
+    return read_hub_id(source) is not None
+
+
+def at_revision(source: str | os.PathLike[str], revision: str | None) -> str | os.PathLike[str]:
+    """Return a Hugging Face id together with the revision that is asked for beside it.
+
+    "main" goes with every source, since transformers' training scripts give it with every source.
+
+    Raises:
+        ValueError: Another revision is asked of what has none, or of an id that names its own.
+    """
+    if revision is None:
+        return source
+    hub = None if os.path.exists(source) else read_hub_id(source)
+    if hub is not None and hub.revision in (None, revision):
+        return f"{hub.repo_id}@{revision}"
+    if hub is not None or revision != _DEFAULT:
+        have = "has none: it is no Hugging Face id" if hub is None else f"names {hub.revision!r}"
+        raise ValueError(f"revision {revision!r} is asked for, but {os.fspath(source)!r} {have}")
+    return source
 
 
 def find_file(
@@ -31,15 +75,28 @@ def find_file(
     Raises:
         FileNotFoundError: There is no such file.
         ConnectionError: The hub cannot be reached, and the file is not in its cache.
+        ValueError: The source is empty, or a revision is asked of what has none.
     """
+    check_source(source)
+    source = at_revision(source, revision)
     path = Path(source)
     path = path / subfolder / name if path.is_dir() else path
     if path.is_file():
         return path
-    hub = _ID.fullmatch(source) if isinstance(source, str) else None
+    hub = read_hub_id(source)
     if path.exists() or Path(source).is_dir() or hub is None:
         raise FileNotFoundError(f"no {name} at {os.fspath(source)!r}")
-    return _fetch(hub["id"], name, revision or hub["revision"], subfolder)
+    return _fetch(hub.repo_id, name, hub.revision, subfolder)
+
+
+def check_source(source: str | os.PathLike[str]) -> None:
+    """Refuse the empty path, which would stand for the current directory.
+
+    Raises:
+        ValueError: It is empty.
+    """
+    if not os.fspath(source):
+        raise ValueError("source must not be empty; the current directory is '.'")
 
 
 def _fetch(repo_id: str, name: str, revision: str | None, subfolder: str) -> Path:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 
 from .config import ConvNextConfig
-from .hub import is_hub_id
+from .hub import at_revision
 from .outputs import FeatureMaps, ModelOutput
 from .trunk import ConvNextTrunk
 from .weights import load_pretrained_, open_weights, save_pretrained
@@ -45,7 +45,8 @@ class PretrainedTrunk(ConvNextTrunk):
         Args:
             source: A file, a directory, a URL, a Hugging Face id or an `arch.tag` of
                 `list_weights()`. The architecture is read from the tensors.
-            revision: The branch, tag or commit of a Hugging Face repository.
+            revision: The branch, tag or commit of a Hugging Face repository. Nothing else has one;
+                "main", which training scripts give with every source, goes with any.
             dtype: Of the parameters, also by name ("float16"), or "auto", that of the source; fp32
                 when not given.
             torch_dtype: Older releases' name of `dtype`.
@@ -56,8 +57,7 @@ class PretrainedTrunk(ConvNextTrunk):
             ValueError: The source is not a ConvNeXt or does not fit, with every misfit listed.
             FileNotFoundError: There is no such file.
         """
-        if revision is not None and is_hub_id(source) and not os.path.exists(source):
-            source = f"{os.fspath(source)}@{revision}"
+        source = at_revision(source, revision)
         wanted = torch_dtype if dtype is None else dtype
         chosen = _dtype_of(source, overrides) if wanted == "auto" else _floating(wanted)
         if ignore_mismatched_sizes:

@@ -179,5 +179,8 @@ def test_a_revision_goes_along_with_a_hub_id_only(directory, monkeypatch):
 
     monkeypatch.setattr("convnext_backbone.pretrained.load_pretrained_", note)
     ConvNextModel.from_pretrained("org/name", revision="v2")
-    ConvNextModel.from_pretrained(directory, revision="v2")
+    # transformers' scripts give "main" where their user gives nothing.
+    ConvNextModel.from_pretrained(directory, revision="main")
     assert asked == ["org/name@v2", directory]
+    with pytest.raises(ValueError, match=r"revision 'v2' is asked for, but '.*' has none"):
+        ConvNextModel.from_pretrained(directory, revision="v2")

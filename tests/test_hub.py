@@ -4,7 +4,8 @@ import huggingface_hub.constants as constants
 import pytest
 
 from convnext_backbone import ConvNextConfig, ConvNextImageProcessor
-from convnext_backbone.hub import find_file, is_hub_id
+from convnext_backbone.files import WEIGHT_SUFFIXES
+from convnext_backbone.hub import at_revision, find_file, is_hub_id
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -52,7 +53,55 @@ def test_what_is_on_disk_comes_first(cache, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("source", "expected"),
-    [("org/name", True), ("org/name@main", True), ("name", False), ("a/b/c", False), (3, False)],
+    [
+        ("org/name", True),
+        ("hf_hub:org/name", True),
+        ("org/name@main", True),
+        ("name", False),
+        ("a/b/c", False),
+        (3, False),
+        ("./name", False),
+        ("~/name", False),
+        *((f"weights/model{ending}", False) for ending in (*WEIGHT_SUFFIXES, ".json")),
+    ],
 )
 def test_the_form_of_an_id(source, expected):
     assert is_hub_id(source) is expected
+
+
+def test_a_missing_file_is_not_asked_of_the_hub(cache, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
+    with pytest.raises(FileNotFoundError, match=r"no config\.json at 'model/config\.json'"):
+        ConvNextConfig.from_pretrained("model/config.json")
+
+
+@pytest.mark.parametrize(
+    "load", [ConvNextConfig.from_pretrained, lambda source: find_file(source, "x")]
+)
+def test_the_empty_source_is_not_the_current_directory(load, tmp_path, monkeypatch):
+    ConvNextConfig().save_pretrained(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="source must not be empty"):
+        load("")
+
+
+def test_a_revision_belongs_to_an_id(tmp_path):
+    assert at_revision("org/name", "v2") == "org/name@v2"
+    assert at_revision("hf-hub:org/name@v2", "v2") == "org/name@v2"
+    assert at_revision("org/name@v2", None) == "org/name@v2"
+    assert at_revision(tmp_path, None) == tmp_path
+    with pytest.raises(ValueError, match="revision 'v3' is asked for, but 'org/name@v2' names 'v2"):
+        at_revision("org/name@v2", "v3")
+
+
+@pytest.mark.parametrize(
+    "source", ["{here}", "weights/model.pth", "convnext_tiny.fb_in1k", "https://host/model.pth"]
+)
+def test_a_revision_of_what_has_none_is_refused(source, tmp_path):
+    source = source.format(here=tmp_path)
+    assert at_revision(source, "main") == source
+    with pytest.raises(ValueError, match=f"revision 'v2' is asked for, but '{source}' has none"):
+        at_revision(source, "v2")

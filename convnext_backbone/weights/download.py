@@ -5,6 +5,7 @@ cached is used without a request. A file appears under its name only once it is 
 `.part`, is checked against its hash or its size, and is then moved into place.
 """
 
+import errno
 import hashlib
 import os
 import re
@@ -20,6 +21,9 @@ import torch
 from filelock import FileLock
 from tqdm import tqdm
 
+from ..checks import first_line
+from ..files import file_sha256, naming
+from ..hub import check_source, read_hub_id
 from .catalogue import WEIGHTS, WeightEntry, get_weight, hash_in_name
 from .read import DIRECTORY_FILES
 
@@ -27,7 +31,8 @@ TIMEOUT = 30.0  # seconds without an answer or a byte
 ATTEMPTS = 3  # connections in which a broken transfer is taken up again before giving up
 _CHUNK = 1 << 20
 _URL = re.compile(r"https?://", re.IGNORECASE)
-_HUB_ID = re.compile(r"(?:hf[-_]hub:)?(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+# What this machine says when a file cannot be written; a network has other words.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class DownloadError(OSError):
@@ -48,7 +53,9 @@ def locate(source: str | os.PathLike[str]) -> tuple[Path, WeightEntry | None]:
         ValueError: The source is none of these, or the catalogue says it cannot be used.
         FileNotFoundError: It is the path of a file that does not exist.
         DownloadError: It cannot be fetched.
+        OSError: What was fetched cannot be written.
     """
+    check_source(source)
     name = os.fspath(source)
     path = Path(name).expanduser()
     if path.exists():
@@ -58,21 +65,16 @@ def locate(source: str | os.PathLike[str]) -> tuple[Path, WeightEntry | None]:
         return fetch_url(name, sha256=entry.sha256 if entry else None), entry
     if name in WEIGHTS:
         return _fetch_entry(get_weight(name)), get_weight(name)
-    hub = _HUB_ID.fullmatch(name)
-    if isinstance(source, str) and hub and not _is_file_name(name):
-        entry = next((e for e in WEIGHTS.values() if e.hub_id == hub["id"]), None)
-        return fetch_hub(hub["id"], hub["revision"]), entry
+    hub = read_hub_id(source)
+    if hub is not None:
+        entry = next((e for e in WEIGHTS.values() if e.hub_id == hub.repo_id), None)
+        return fetch_hub(hub.repo_id, hub.revision), entry
     if "/" not in name and re.fullmatch(r"(test_)?convnext\w*\.\w+", name):
         get_weight(name)
     raise FileNotFoundError(
         f"{name}: there is no such file or directory, and it is not a URL, a Hugging Face id "
         "or a name of list_weights() either"
     )
-
-
-def _is_file_name(name: str) -> bool:
-    endings = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".h5", ".keras", ".json")
-    return name.startswith((".", "/", "~")) or name.endswith(endings)
 
 
 def _fetch_entry(entry: WeightEntry) -> Path:
@@ -154,8 +156,9 @@ def _hub_errors(repo_id: str) -> Iterator[None]:
             f"{repo_id}: it is not in the cache, and the hub is out of reach or switched off"
         ) from error
     except (errors.HfHubHTTPError, OSError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DownloadError(f"{repo_id}: the hub could not be read: {first}") from error
+        written = isinstance(error, OSError) and error.errno in _DISK
+        what = "it cannot be written into the hub's cache" if written else "the hub cannot be read"
+        raise DownloadError(f"{repo_id}: {what}: {first_line(error)}") from error
 
 
 # ------------------------------------------------------------------------------ URLs
@@ -190,6 +193,7 @@ def fetch_url(url: str, *, sha256: str | None = None, progress: bool = True) -> 
 
     Raises:
         DownloadError: The file cannot be had whole.
+        OSError: It cannot be written; what came is kept for the next attempt.
     """
     if not _URL.match(url):
         raise ValueError(f"url must start with http:// or https://, got {url!r}")
@@ -229,10 +233,14 @@ class _Transfer:
 
     def _connect(self) -> None:
         """Fetch what is missing, check the whole and move it into place."""
+        with self._open() as response, naming(self.target):
+            expected = self._receive(response)
+        self._finish(expected)
+
+    def _open(self) -> HTTPResponse:
         request = urllib.request.Request(self.url, headers=self._headers())
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-                expected = self._receive(response)
+            return urllib.request.urlopen(request, timeout=TIMEOUT)
         except urllib.error.HTTPError as error:
             if error.code == 416:  # the part is no beginning of the file that is there now
                 self._forget()
@@ -244,8 +252,7 @@ class _Transfer:
             message = f"{self.url}: the server cannot be reached: {error.reason}"
             raise DownloadError(message) from error
         except (HTTPException, OSError) as error:
-            raise _Broken(f"the connection broke: {error or type(error).__name__}") from error
-        self._finish(expected)
+            raise _broken(error) from error
 
     def _headers(self) -> dict[str, str]:
         headers = {"User-Agent": "convnext_backbone", "Accept-Encoding": "identity"}
@@ -277,7 +284,7 @@ class _Transfer:
                 disable=None if self.progress else True,  # None: shown on a terminal only
             ) as bar,
         ):
-            while chunk := response.read(_CHUNK):
+            for chunk in _chunks(response):
                 part.write(chunk)
                 bar.update(len(chunk))
         size = self.part.stat().st_size
@@ -291,14 +298,15 @@ class _Transfer:
             self._forget()
             raise DownloadError(f"{self.url}: got {size} bytes, expected {expected or 'some'}")
         if self.digits:
-            found = _sha256(self.part)
+            found = file_sha256(self.part)
             if not found.startswith(self.digits):
                 self._forget()
                 raise DownloadError(
                     f"{self.url}: the file is corrupt: its SHA-256 starts with "
                     f"{found[: len(self.digits)]}, must be {self.digits}"
                 )
-        os.replace(self.part, self.target)
+        with naming(self.target):
+            os.replace(self.part, self.target)
         self.tag.unlink(missing_ok=True)
 
     def _forget(self) -> None:
@@ -306,9 +314,17 @@ class _Transfer:
         self.tag.unlink(missing_ok=True)
 
 
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with open(file, "rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+def _chunks(response: HTTPResponse) -> Iterator[bytes]:
+    """Yield a body. Its errors are the network's, those of whoever takes the bytes are not."""
+    while True:
+        try:
+            chunk = response.read(_CHUNK)
+        except (HTTPException, OSError) as error:
+            raise _broken(error) from error
+        if not chunk:
+            return
+        yield chunk
+
+
+def _broken(error: Exception) -> _Broken:
+    return _Broken(f"the connection broke: {str(error) or type(error).__name__}")

@@ -1,5 +1,6 @@
 """Downloads against a server on this machine that fails in every way a server fails."""
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -14,6 +15,7 @@ import torch
 from originals import V1
 
 from convnext_backbone import ConvNextBackbone
+from convnext_backbone.files import WEIGHT_SUFFIXES
 from convnext_backbone.weights import DownloadError, catalogue, download
 from convnext_backbone.weights.download import cached_path, fetch_url, locate
 
@@ -204,6 +206,39 @@ def test_empty_answer_is_one_error(server, cache):
     assert _left(cache) == []
 
 
+_FETCH_WITH_A_FULL_DISK = """
+import resource, sys
+from convnext_backbone.weights.download import DownloadError, fetch_url
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
+try:
+    fetch_url(sys.argv[1])
+except OSError as error:
+    print(isinstance(error, DownloadError), error)
+"""
+
+
+def test_a_disk_that_is_full_is_no_broken_connection(server, cache):
+    pytest.importorskip("resource")
+    command = [sys.executable, "-c", _FETCH_WITH_A_FULL_DISK, server.url(), "10000"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout == f"False [Errno 27] File too large: '{cached_path(server.url())}'\n"
+    assert len(server.requests) == 1
+    assert _left(cache) == []
+    (part,) = cache.rglob("*.part")  # and once there is room, it goes on from there
+    assert part.read_bytes() == server.content[:10_000]
+    assert fetch_url(server.url()).read_bytes() == server.content
+    assert server.requests[1] == "bytes=10000-"
+
+
+def test_a_cache_of_the_hub_that_is_full_is_named(monkeypatch):
+    def no_room(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device", "blob")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", no_room)
+    with pytest.raises(DownloadError, match=r"someone/else: it cannot be written .*No space left"):
+        download.fetch_hub("someone/else")
+
+
 _FETCH_ON_DEMAND = """
 import sys
 from convnext_backbone.weights.download import fetch_url
@@ -261,6 +296,21 @@ def test_name_of_the_catalogue_is_fetched_checked_and_described(server, monkeypa
 def test_name_that_cannot_be_had_says_why(name, message):
     with pytest.raises(ValueError, match=message):
         locate(name)
+
+
+def test_the_empty_source_is_not_the_current_directory(tmp_path, monkeypatch):
+    torch.save(V1.state_dict(), tmp_path / "weights.pth")
+    monkeypatch.chdir(tmp_path)
+    assert locate(".") == (Path("."), None)
+    with pytest.raises(ValueError, match="source must not be empty"):
+        ConvNextBackbone.from_pretrained("")
+
+
+@pytest.mark.parametrize("ending", [*WEIGHT_SUFFIXES, ".json"])
+def test_a_missing_file_is_not_asked_of_the_hub(ending, monkeypatch):
+    monkeypatch.setattr(download, "fetch_hub", None)
+    with pytest.raises(FileNotFoundError, match=r"weights/model.*: there is no such file"):
+        locate(f"weights/model{ending}")
 
 
 def test_file_on_disk_comes_before_a_name(tmp_path, monkeypatch):
