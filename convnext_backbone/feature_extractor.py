@@ -112,7 +112,7 @@ class FeatureExtractor:
 
     Raises:
         ValueError: An argument is out of its range or does not fit the source.
-        TypeError: The source is of no known kind.
+        TypeError: The source is of no known kind, or an argument is unknown.
     """
 
     def __init__(

@@ -16,6 +16,7 @@ from .classifier import ConvNextForImageClassification, ConvNextModel
 from .config import ConvNextConfig
 from .hub import is_hub_id
 from .image_processor import CONFIG_NAME, ConvNextImageProcessor
+from .weights import LOAD_OPTIONS, build_blank, load_native, load_weights, open_weights
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,14 @@ def load_network(
 
     Raises:
         ValueError: The source does not fit what is asked of it.
-        TypeError: The source is of no known kind.
+        TypeError: The source is of no known kind, or an option is unknown.
     """
+    for name in options:
+        if name not in LOAD_OPTIONS:
+            raise TypeError(
+                f"FeatureExtractor has no argument {name!r}; besides its own it takes options of "
+                f"load_weights, {LOAD_OPTIONS}"
+            )
     kind = ConvNextModel if wants_cls else ConvNextBackbone
     if isinstance(source, nn.Module):
         extra = [*(["checkpoint"] if checkpoint is not None else []), *options]
@@ -83,6 +90,11 @@ def _load_module(module: nn.Module, wants_cls: bool, outputs: Mapping[str, Any])
             "source must be a ConvNextBackbone, a ConvNextModel or a "
             f"ConvNextForImageClassification, got {type(module).__name__}"
         )
+    if hasattr(module, "_optimized_for"):
+        raise ValueError(
+            "source must be the original module, not an optimized one, whose weights are folded: "
+            "give the original; dtype= is an argument of FeatureExtractor"
+        )
     if wants_cls and not isinstance(module, models):
         raise ValueError(
             "pool='cls' needs the final norm, which a ConvNextBackbone does not have: give the "
@@ -100,8 +112,6 @@ def _load_module(module: nn.Module, wants_cls: bool, outputs: Mapping[str, Any])
 def _load_weights(
     source: Any, kind: Any, outputs: Mapping[str, Any], options: Mapping[str, Any]
 ) -> Loaded:
-    from .weights import build_blank, load_native, open_weights
-
     opening = {k: v for k, v in options.items() if k in ("ema", "prefix")}
     filling = {k: v for k, v in options.items() if k not in opening}
     weights = open_weights(source, mapped=False, **opening)
@@ -115,7 +125,6 @@ def _load_mm(
     config: Any, checkpoint: Any, kind: Any, outputs: Mapping[str, Any], options: Mapping[str, Any]
 ) -> Loaded:
     from .openmmlab.backbone_config import read_backbone_config
-    from .weights import load_weights
 
     fields, preprocessing = read_backbone_config(config)
     model = kind(_with_outputs(ConvNextBackbone(**fields).config, outputs))

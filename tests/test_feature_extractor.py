@@ -428,6 +428,24 @@ def test_wrong_arguments_are_named(backbone, options, error):
         FeatureExtractor(backbone, **options)
 
 
+def test_an_optimized_module_is_refused(backbone):
+    # Its weights are folded and packed: they can be neither cast nor told from those of another.
+    model = ConvNextModel(ConvNextConfig(**SHAPE))
+    for module, dtype in ((backbone, torch.float32), (model, torch.bfloat16)):
+        optimized = module.optimize_for_inference(dtype=dtype)
+        with pytest.raises(ValueError, match=r"not an optimized one.*dtype= is an argument"):
+            FeatureExtractor(optimized)
+
+
+@pytest.mark.parametrize("given", ["module", "weights", "config"])
+def test_an_unknown_argument_is_named_with_those_there_are(given, backbone, tmp_path):
+    save_file(backbone.state_dict(), tmp_path / "model.safetensors")
+    source = backbone if given == "module" else tmp_path / "model.safetensors"
+    more = {"checkpoint": source} if given == "config" else {}
+    with pytest.raises(TypeError, match=r"no argument 'bogus'; .*'ema', 'prefix', .*'fresh'"):
+        FeatureExtractor(source, bogus=1, **more)
+
+
 def test_too_little_memory_is_told_with_what_to_change(backbone, monkeypatch):
     def full(self, x):
         raise torch.OutOfMemoryError("CUDA out of memory")
