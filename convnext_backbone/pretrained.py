@@ -1,8 +1,10 @@
 """The part of transformers' model interface that training scripts lean on."""
 
+import inspect
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import fields
 from typing import Any, TypeVar
 
 import torch
@@ -11,7 +13,7 @@ from .config import ConvNextConfig
 from .hub import at_revision
 from .outputs import FeatureMaps, ModelOutput
 from .trunk import ConvNextTrunk
-from .weights import load_pretrained_, open_weights, save_pretrained
+from .weights import LOAD_OPTIONS, load_pretrained_, open_weights, save_pretrained
 
 _Self = TypeVar("_Self", bound="PretrainedTrunk")
 _Output = TypeVar("_Output", bound=FeatureMaps | ModelOutput)
@@ -55,8 +57,10 @@ class PretrainedTrunk(ConvNextTrunk):
 
         Raises:
             ValueError: The source is not a ConvNeXt or does not fit, with every misfit listed.
+            TypeError: There is no such argument.
             FileNotFoundError: There is no such file.
         """
+        _check_names(cls, overrides)
         source = at_revision(source, revision)
         wanted = torch_dtype if dtype is None else dtype
         chosen = _dtype_of(source, overrides) if wanted == "auto" else _floating(wanted)
@@ -149,6 +153,27 @@ class PretrainedTrunk(ConvNextTrunk):
     def num_parameters(self, only_trainable: bool = False) -> int:
         """Count the parameters, or those that take a gradient."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
+
+
+def _check_names(cls: type[PretrainedTrunk], names: Collection[str]) -> None:
+    """Refuse what neither a constructor of this package nor `load_weights` knows.
+
+    Raises:
+        TypeError: There is no such argument.
+    """
+    init = getattr(cls, "__init__")  # noqa: B009 - mypy takes it for an instance's
+    if init.__module__.partition(".")[0] != __package__:
+        return  # a subclass may take any keyword
+    built = list(inspect.signature(init).parameters.values())[1:]
+    own = tuple(p.name for p in built if p.kind is not p.VAR_KEYWORD)
+    known = {*LOAD_OPTIONS, *own, *(field.name for field in fields(ConvNextConfig))}
+    for name in names:
+        if name not in known:
+            raise TypeError(
+                f"{cls.__name__}.from_pretrained has no argument {name!r}; besides its own it "
+                f"takes options of load_weights, {LOAD_OPTIONS}, arguments of the constructor, "
+                f"{own}, and fields of ConvNextConfig"
+            )
 
 
 def _dtype_of(source: str | os.PathLike[str], overrides: Mapping[str, Any]) -> torch.dtype:

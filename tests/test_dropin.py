@@ -170,6 +170,23 @@ def test_another_number_of_classes_starts_a_fresh_head_where_asked(directory):
         ConvNextForImageClassification.from_pretrained(directory, num_labels=7)
 
 
+@pytest.mark.parametrize("cls", [ConvNextModel, ConvNextBackbone])
+def test_an_unknown_argument_is_named_before_anything_is_read(cls, directory):
+    for source in (directory, "no/such/place"):
+        with pytest.raises(TypeError, match=r"no argument 'bogus'; .*'ema', .*'with_cp'.*Config"):
+            cls.from_pretrained(source, bogus=1, ema=False, depths=(1, 1, 1, 1), with_cp=True)
+
+
+def test_a_subclass_has_arguments_of_its_own(directory):
+    class Wrapped(ConvNextModel):
+        def __init__(self, *args, **kwargs):
+            self_bogus = kwargs.pop("bogus")
+            super().__init__(*args, **kwargs)
+            self.bogus = self_bogus
+
+    assert Wrapped.from_pretrained(directory, bogus=3).bogus == 3
+
+
 def test_a_revision_goes_along_with_a_hub_id_only(directory, monkeypatch):
     asked = []
 
