@@ -57,15 +57,12 @@ class ConvNextBackbone(PretrainedTrunk):
         **fields: Any,
     ) -> None:
         super().__init__(resolve_config(config, arch, fields), with_cp=with_cp)
-        stages = len(self.config.depths)
-        if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= stages:
-            raise ValueError(
-                f"frozen_stages must be an integer from -1 to {stages}, got {frozen_stages!r}"
-            )
-        self.frozen_stages = frozen_stages
+        self._frozen_stages = self._check_frozen_stages(frozen_stages)
         self.init_cfg = _check_init_cfg(init_cfg)
         self.norms = nn.ModuleDict()
-        self._align_norms()
+        # Parameters that are frozen or behind the outputs, and whether they took a gradient before.
+        self._idle: dict[str, bool] = {}
+        self._align()
         self.reset_parameters()
 
     has_attentions = False
@@ -86,7 +83,7 @@ class ConvNextBackbone(PretrainedTrunk):
     @out_features.setter
     def out_features(self, names: Sequence[str]) -> None:
         self.config.out_features = names
-        self._align_norms()
+        self._align()
 
     @property
     def out_indices(self) -> tuple[int, ...]:
@@ -96,7 +93,7 @@ class ConvNextBackbone(PretrainedTrunk):
     @out_indices.setter
     def out_indices(self, indices: Sequence[int]) -> None:
         self.config.out_indices = indices
-        self._align_norms()
+        self._align()
 
     @property
     def num_features(self) -> tuple[int, ...]:
@@ -150,7 +147,8 @@ class ConvNextBackbone(PretrainedTrunk):
 
     def _run(self, pixel_values: Tensor, output_hidden_states: bool | None) -> FeatureMaps:
         if self.out_features != tuple(self.norms):
-            self._align_norms()  # the user changed `config.out_features` in place
+            # The user changed the config, or its list, which has not been checked yet.
+            self.out_features = self.out_features
         keep_all = self._wants_hidden_states(output_hidden_states)
         last = len(self.config.depths) if keep_all else self.out_indices[-1]
         maps, hidden = [], []
@@ -196,11 +194,12 @@ class ConvNextBackbone(PretrainedTrunk):
         last = self.out_indices[-1]
         return [*self.downsample_layers[max(last, 1) :], *self.stages[last:]]
 
-    def _align_norms(self) -> None:
+    def _align(self) -> None:
         """Hold one norm per output, and gradients for what is run and not frozen.
 
         A norm that stays keeps its weights. A stage that is not run would have no gradient, which
-        DistributedDataParallel refuses unless it is told to look for such parameters.
+        DistributedDataParallel refuses unless it is told to look for such parameters. Whatever else
+        the user has frozen stays so.
         """
         like = next(self.parameters())
         norms = dict(self.norms)
@@ -214,10 +213,32 @@ class ConvNextBackbone(PretrainedTrunk):
                 if name in self.out_features
             }
         )
-        self.requires_grad_(True)
-        for module in (*self._frozen_modules(), *self._unused_modules()):
-            module.requires_grad_(False)
+        named = dict(self.named_parameters())
+        for name, before in self._idle.items():
+            named[name].requires_grad_(before)
+        modules = (*self._frozen_modules(), *self._unused_modules())
+        idle = {p for module in modules for p in module.parameters()}
+        self._idle = {name: p.requires_grad for name, p in named.items() if p in idle}
+        for p in idle:
+            p.requires_grad_(False)
         self.train(self.training)
+
+    @property
+    def frozen_stages(self) -> int:
+        """-1 for nothing, 0 for the stem, k for the stem and stages 1 to k. Assignable."""
+        return self._frozen_stages
+
+    @frozen_stages.setter
+    def frozen_stages(self, value: int) -> None:
+        self._frozen_stages = self._check_frozen_stages(value)
+        self.train(self.training)  # what was frozen goes back to the backbone's own mode
+        self._align()
+
+    def _check_frozen_stages(self, value: Any) -> int:
+        last = len(self.config.depths)
+        if isinstance(value, bool) or not isinstance(value, int) or not -1 <= value <= last:
+            raise ValueError(f"frozen_stages must be an integer from -1 to {last}, got {value!r}")
+        return value
 
     def init_weights(self) -> None:
         """Fill the parameters afresh, then load what `init_cfg` names. mmengine calls this."""

@@ -8,13 +8,15 @@ Axes: N batch, C channels, H height, W width.
 """
 
 import copy
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from .kernels import pointwise
-from .layers import Conv2d, GlobalResponseNorm
+from .kernels.block import is_stock
+from .layers import Conv2d, GlobalResponseNorm, LayerNorm2d
 from .trunk import Block, ConvNextTrunk
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -93,19 +95,49 @@ class _Frozen(nn.Module):
         Raises:
             RuntimeError: A gradient of `pixel_values` is asked for.
         """
-        if torch.is_grad_enabled() and pixel_values.requires_grad:
-            raise RuntimeError("an optimized module has no gradients; take the original's")
+        # Anything but floating point is left to the original's own check.
+        if isinstance(pixel_values, Tensor) and pixel_values.is_floating_point():
+            if torch.is_grad_enabled() and pixel_values.requires_grad:
+                raise RuntimeError("an optimized module has no gradients; take the original's")
+            pixel_values = pixel_values.to(self._optimized_for[0])
         with torch.no_grad():
-            x = pixel_values.to(self._optimized_for[0])
-            return super().forward(x, *args, **kwargs)
+            return super().forward(pixel_values, *args, **kwargs)
 
-    def save_pretrained(self, directory: Any) -> None:
+    def save_pretrained(self, directory: Any) -> NoReturn:
         """Refuse: the weights are folded.
 
         Raises:
             RuntimeError: Always.
         """
         raise RuntimeError("the weights of an optimized module are folded; save the original")
+
+    def init_weights(self) -> NoReturn:
+        """Refuse: the weights are folded.
+
+        Raises:
+            RuntimeError: Always.
+        """
+        raise RuntimeError("the weights of an optimized module are folded; take the original's")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        assert isinstance(self, ConvNextTrunk)
+        here = _stem_norm(self).weight
+        there = fn(here)
+        if (there.device, there.dtype) == (here.device, here.dtype):
+            return self
+        raise RuntimeError(
+            "an optimized module stays on its device and in its dtype; move the original, or give "
+            "dtype to optimize_for_inference"
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        twin = self.__class__.__new__(self.__class__)
+        memo[id(self)] = twin
+        twin.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return twin
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise RuntimeError("an optimized module cannot be pickled; save the original")
 
 
 _CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
@@ -129,10 +161,9 @@ def _stem_norm(module: ConvNextTrunk) -> nn.LayerNorm:
 def _fold(module: ConvNextTrunk) -> None:
     for downsample in module.downsample_layers[1:]:
         norm, conv = downsample.children()
-        assert isinstance(norm, nn.LayerNorm)
-        assert isinstance(conv, nn.Conv2d)
-        _fold_norm(norm, conv)
-    for block in (b for b in module.modules() if type(b) is Block):
+        if type(norm) is LayerNorm2d and _is_patches(conv):
+            _fold_norm(norm, conv)
+    for block in _stock_blocks(module):
         _fold_norm(block.norm, block.pwconv1)
         if isinstance(block.grn, GlobalResponseNorm):
             shift = block.pwconv2.weight.double() @ block.grn.beta.double()
@@ -143,6 +174,21 @@ def _fold(module: ConvNextTrunk) -> None:
             block.pwconv2.weight.copy_(block.pwconv2.weight.double() * p.unsqueeze(1))
             block.pwconv2.bias.copy_(block.pwconv2.bias.double() * p)
             block.gamma = None
+
+
+def _stock_blocks(module: ConvNextTrunk) -> list[Block]:
+    """List the blocks that nobody has altered; the others run as they are."""
+    return [b for b in module.modules() if type(b) is Block and is_stock(b)]
+
+
+def _is_patches(conv: nn.Module) -> TypeGuard[Conv2d]:
+    """Whether a convolution is as the constructor makes it, its stride its kernel."""
+    return (
+        type(conv) is Conv2d
+        and conv.bias is not None
+        and conv.stride == conv.kernel_size
+        and (conv.padding, conv.dilation, conv.groups) == ((0, 0), (1, 1), 1)
+    )
 
 
 def _fold_norm(norm: nn.LayerNorm, layer: nn.Conv2d | nn.Linear) -> None:
@@ -168,12 +214,13 @@ def _pack(module: ConvNextTrunk) -> None:
     for downsample in module.downsample_layers:
         assert isinstance(downsample, nn.Sequential)
         for index, layer in enumerate(downsample):
-            if type(layer) is Conv2d:
+            if _is_patches(layer):
                 downsample[index] = _PackedPatches(layer)
+    stock = set(_stock_blocks(module))
     for stage in module.stages:
         assert isinstance(stage, nn.Sequential)
         for index, block in enumerate(stage):
-            if type(block) is Block and type(block.act) is nn.GELU:
+            if block in stock:
                 stage[index] = _PackedBlock(block)
 
 

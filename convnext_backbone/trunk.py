@@ -9,7 +9,8 @@ norm and the pointwise layers work on (N, H, W, C) views without a copy.
 """
 
 import copy
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .config import ConvNextConfig
 from .kernels import block as ways
+from .kernels import to_channels_last
 from .layers import ACTIVATIONS, Conv2d, DropPath, GlobalResponseNorm, LayerNorm2d
 from .weights import to_native_
 
@@ -46,14 +48,15 @@ class Block(nn.Module):
         self.gamma = nn.Parameter(torch.full((channels,), float(scale))) if scale > 0 else None
         self.drop_path = DropPath(drop_path_rate)
 
-    def forward(self, x: Tensor, keep: str = "all") -> Tensor:
+    def forward(self, x: Tensor, keep: str = "all", way: ways.Way | None = None) -> Tensor:
         """Add the block's residual branch to `x` (N, C, H, W), in the quickest way that suits.
 
         Args:
             x: The input map.
             keep: What to hold for the backward pass: "all", or "dear", what is dear to recompute.
+            way: The way to take, chosen before.
         """
-        return ways.run(self, x, keep)
+        return (way or ways.choose(self, x, keep))(self, x, keep)
 
     def define(self, x: Tensor) -> Tensor:
         """Add the block's residual branch to `x` (N, C, H, W): what every quick way must equal."""
@@ -170,7 +173,7 @@ class ConvNextTrunk(nn.Module):
             ValueError: It is not (N, num_channels, H, W), or too small for stage `last`.
         """
         self._check_input(pixel_values, last)
-        x = pixel_values.to(memory_format=torch.channels_last)
+        x = to_channels_last(pixel_values)
         x = self.downsample_layers[0](x)
         yield x
         for index in range(last):
@@ -185,12 +188,15 @@ class ConvNextTrunk(nn.Module):
                 x = self._run_block(block, x)
         return x
 
-    def _run_block(self, block: nn.Module, x: Tensor) -> Tensor:
+    def _run_block(self, block: Callable[..., Tensor], x: Tensor) -> Tensor:
         # Without a gradient to take, there is nothing to keep and so nothing to recompute.
         if not self.with_cp or not torch.is_grad_enabled():
             return block(x)
         if self.with_cp == "selective":
             return block(x, keep="dear")
+        if isinstance(block, Block):
+            # Chosen once: what suits now may not suit in the backward pass, which must do the same.
+            block = partial(block, way=ways.choose(block, x, "all"))
         return checkpoint(block, x, use_reentrant=False)
 
     def _check_input(self, pixel_values: Tensor, last: int) -> None:

@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-import itertools
 import warnings
 
 import pytest
@@ -265,22 +264,67 @@ def test_init_weights_loads_what_init_cfg_names(tmp_path):
 # Freezing
 
 
-@pytest.mark.parametrize("k", range(-1, 5))
+# mmdet's rule: the stem is frozen from 0 on; stage k, with the downsampling before it, from k on.
+FROZEN = {
+    -1: (),
+    0: ("downsample_layers.0.",),
+    1: ("downsample_layers.0.", "stages.0."),
+    2: ("downsample_layers.0.", "stages.0.", "downsample_layers.1.", "stages.1."),
+    4: ("downsample_layers.", "stages."),
+}
+
+
+def check_frozen(b, k):
+    """Frozen parameters take no gradient, and frozen modules are in eval mode; nothing else."""
+    names = FROZEN[k] or ("nothing",)
+    for name, p in b.named_parameters():
+        assert p.requires_grad != name.startswith(names), name
+    for name, module in b.named_modules():
+        if name not in ("", "downsample_layers", "stages", "norms"):
+            assert module.training != f"{name}.".startswith(names), name
+    b.zero_grad()
+    torch.stack([m.square().sum() for m in b(torch.randn(2, 3, 32, 32))]).sum().backward()
+    for name, p in b.named_parameters():
+        assert (p.grad is None) == name.startswith(names), name
+
+
+@pytest.mark.parametrize("k", FROZEN)
 def test_frozen_stages_take_no_gradient_and_stay_in_eval_mode(k):
     b = tiny(frozen_stages=k, drop_path_rate=0.1)
     assert b.train() is b
     assert b.eval() is b
-    b.train()
-    frozen = [b.downsample_layers[0], *b.downsample_layers[1:k], *b.stages[:k]] if k >= 0 else []
-    inside = set(itertools.chain.from_iterable(m.modules() for m in frozen))
-    parameters = {p for m in frozen for p in m.parameters()}
-    for module in b.modules():
-        if module not in (b, b.downsample_layers, b.stages):
-            assert module.training == (module not in inside)
-    for p in b.parameters():
-        assert p.requires_grad == (p not in parameters)
-    torch.stack([m.square().sum() for m in b(torch.randn(2, 3, 32, 32))]).sum().backward()
-    assert all((p.grad is None) == (p in parameters) for p in b.parameters())
+    check_frozen(b.train(), k)
+
+
+def test_frozen_stages_can_change_later():
+    b = tiny(frozen_stages=2).train()
+    for k in (1, 4, -1):
+        b.frozen_stages = k
+        check_frozen(b, k)
+    with pytest.raises(ValueError, match="frozen_stages must be an integer from -1 to 4, got 5"):
+        b.frozen_stages = 5
+
+
+def test_what_the_user_froze_stays_frozen_when_the_outputs_change():
+    b = tiny(out_features=["stage1", "stage4"]).requires_grad_(False)
+    for names in (["stage1"], ["stage1", "stage4"]):
+        b.out_features = names
+    # A norm that left and came back is a fresh one, which has everything to learn.
+    learning = {name for name, p in b.named_parameters() if p.requires_grad}
+    assert learning == {"norms.stage4.weight", "norms.stage4.bias"}
+
+
+def test_a_list_of_the_config_that_is_edited_in_place_is_checked_at_the_next_call():
+    b, x = tiny(out_features=["stage1", "stage2"]), torch.randn(1, 3, 32, 32)
+    b.config.out_features.append("stage4")
+    assert [m.shape[1] for m in b(x)] == [8, 16, 32]
+    assert (b.channels, b.config.out_indices) == ((8, 16, 32), [1, 2, 4])
+    b.config.out_features.append("stage3")
+    with pytest.raises(ValueError, match="out_features must"):
+        b(x)
+    b.config.out_features.clear()
+    with pytest.raises(ValueError, match="out_features must"):
+        b(x)
 
 
 # Checkpointing

@@ -155,3 +155,18 @@ def test_compiling_serves_all_sizes_with_four_graphs(monkeypatch):
 def test_bad_arguments_are_refused_by_name(options, error, message):
     with pytest.raises(error, match=message):
         build().optimize_for_inference(**options)
+
+
+def test_what_would_break_it_is_refused(tmp_path):
+    fast = build().optimize_for_inference()
+    assert fast.to("cpu") is fast
+    assert fast.to(torch.float32) is fast
+    for use in (lambda: fast.to(torch.bfloat16), fast.half, fast.init_weights):
+        with pytest.raises(RuntimeError, match="optimized module"):
+            use()
+    with pytest.raises(RuntimeError, match="cannot be pickled; save the original"):
+        torch.save(fast, tmp_path / "fast.pt")
+    with pytest.raises(TypeError, match="must be a tensor, got ndarray"):
+        fast(torch.zeros(1, 3, 32, 32).numpy())
+    with pytest.raises(TypeError, match=r"must be floating point, got torch\.uint8"):
+        fast(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))

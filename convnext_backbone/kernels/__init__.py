@@ -9,10 +9,11 @@
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .switches import use_kernels
 
-__all__ = ["eager", "use_kernels"]
+__all__ = ["eager", "to_channels_last", "use_kernels"]
 
 
 def eager(x: Tensor) -> bool:
@@ -26,4 +27,15 @@ def eager(x: Tensor) -> bool:
         and not torch.jit.is_tracing()
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0
+        and forward_ad._current_level < 0
     )
+
+
+def to_channels_last(x: Tensor) -> Tensor:
+    """Return `x` (N, C, H, W) in channels-last memory, unless a transform forbids it.
+
+    Under vmap a map has one axis more than it shows, and torch refuses the memory format.
+    """
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return x
+    return x.to(memory_format=torch.channels_last)

@@ -6,10 +6,11 @@ and is taken only where nobody could tell: eager mode, stock submodules, no hook
 Axes: N batch, C channels, H height, W width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,40 +28,25 @@ from .switches import switches
 if TYPE_CHECKING:
     from ..trunk import Block
 
-# The parts of a block and the classes that the quick ways know by heart.
-_STOCK = {
-    "dwconv": (Conv2d,),
-    "norm": (nn.LayerNorm,),
-    "pwconv1": (nn.Linear,),
-    "act": (nn.GELU,),
-    "grn": (nn.Identity, GlobalResponseNorm),
-    "pwconv2": (nn.Linear,),
-    "drop_path": (DropPath,),
-}
+Way = Callable[["Block", Tensor, str], Tensor]
 
 
-class Way(NamedTuple):
-    """A way through a block.
-
-    Attributes:
-        suits: Whether it may be taken, of the block, its input and what to keep.
-        run: The block's output, of the same.
-    """
-
-    suits: Callable[["Block", Tensor, str], bool]
-    run: Callable[["Block", Tensor, str], Tensor]
-
-
-def run(block: "Block", x: Tensor, keep: str) -> Tensor:
-    """Return the block's output by the first of `WAYS` that suits, else by its definition.
+def choose(block: "Block", x: Tensor, keep: str) -> Way:
+    """Return the first of `WAYS` that suits, else the definition.
 
     Args:
         block: The block.
         x: Its input (N, C, H, W).
         keep: What to hold for the backward pass: "all", or "dear", what is dear to recompute.
+
+    Returns:
+        A function of the same three, which gives the block's output.
     """
-    way = next((way for way in WAYS if way.suits(block, x, keep)), None)
-    return block.define(x) if way is None else way.run(block, x, keep)
+    return next((way for suits, way in WAYS if suits(block, x, keep)), _define)
+
+
+def _define(block: "Block", x: Tensor, keep: str) -> Tensor:
+    return block.define(x)
 
 
 def stage_workspace(x: Tensor, use_grn: bool) -> AbstractContextManager[None]:
@@ -77,7 +63,7 @@ def _suits_triton(block: "Block", x: Tensor, keep: str) -> bool:
         return False
     from . import triton_ops
 
-    return _is_stock(block) and triton_ops.suits(x, block.dwconv.kernel_size)
+    return is_stock(block) and triton_ops.suits(x, block.dwconv.kernel_size)
 
 
 def _run_triton(block: "Block", x: Tensor, keep: str) -> Tensor:
@@ -105,7 +91,7 @@ def _run_triton(block: "Block", x: Tensor, keep: str) -> Tensor:
 
 def _suits_cpu(block: "Block", x: Tensor) -> bool:
     # Measured on the CPU only, so elsewhere the definition runs.
-    return switches.cpu and x.device.type == "cpu" and eager(x) and _is_stock(block)
+    return switches.cpu and x.device.type == "cpu" and eager(x) and is_stock(block)
 
 
 def _suits_training(block: "Block", x: Tensor, keep: str) -> bool:
@@ -174,34 +160,71 @@ def _keep_the_dear(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPo
     return CheckpointPolicy.MUST_SAVE if op in dear else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-WAYS = (
-    Way(_suits_triton, _run_triton),
-    Way(_suits_training, _run_training),
-    Way(_suits_inference, _run_inference),
-    Way(_suits_selective, _run_selective),
+# Whether a way may be taken, and the way.
+WAYS: tuple[tuple[Callable[["Block", Tensor, str], bool], Way], ...] = (
+    (_suits_triton, _run_triton),
+    (_suits_training, _run_training),
+    (_suits_inference, _run_inference),
+    (_suits_selective, _run_selective),
 )
 
 
 # What they ask of a block
 
 
-def _is_stock(block: "Block") -> bool:
-    """Whether the submodules are the constructor's own, with nobody listening to them."""
+def is_stock(block: "Block") -> bool:
+    """Whether the submodules are as the constructor makes them, with nobody listening to them."""
     parts = block._modules
     return (
-        all(type(parts[name]) in kinds for name, kinds in _STOCK.items())
-        and not any(map(_is_heard, parts.values()))
+        all(_is_untouched(parts[name], is_as_built) for name, is_as_built in _STOCK.items())
         and not _has_any_global_hook()
     )
 
 
-def _is_heard(module: Any) -> bool:
-    return bool(
+def _is_untouched(module: Any, is_as_built: Callable[[Any], bool]) -> bool:
+    return is_as_built(module) and not (
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
+        or "forward" in module.__dict__
+        or any(type(p) not in _PLAIN for p in module._parameters.values())
     )
+
+
+def _is_stock_depthwise(conv: Any) -> bool:
+    return (
+        type(conv) is Conv2d
+        and conv.bias is not None
+        and conv.groups == conv.in_channels
+        and conv.padding == tuple(side // 2 for side in conv.kernel_size)
+        and conv.stride == conv.dilation == (1, 1)
+        and conv.padding_mode == "zeros"
+    )
+
+
+def _is_stock_norm(norm: Any) -> bool:
+    return type(norm) is nn.LayerNorm and norm.weight is not None and norm.bias is not None
+
+
+def _is_stock_linear(linear: Any) -> bool:
+    return type(linear) is nn.Linear and linear.bias is not None
+
+
+# A weight of another type computes in a way of its own.
+_PLAIN = (nn.Parameter, Tensor, type(None))
+# The parts of a block, and whether one is what the quick ways know by heart.
+_STOCK: Mapping[str, Callable[[Any], bool]] = MappingProxyType(
+    {
+        "dwconv": _is_stock_depthwise,
+        "norm": _is_stock_norm,
+        "pwconv1": _is_stock_linear,
+        "act": lambda act: type(act) is nn.GELU,
+        "grn": lambda grn: type(grn) in (nn.Identity, GlobalResponseNorm),
+        "pwconv2": _is_stock_linear,
+        "drop_path": lambda drop_path: type(drop_path) is DropPath,
+    }
+)
 
 
 def _takes_gradients(block: "Block", x: Tensor) -> bool:

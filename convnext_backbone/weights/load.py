@@ -8,7 +8,7 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -345,15 +345,14 @@ def load_pretrained_(
     return module
 
 
-def build_blank(cls: Callable[..., Built], *args: Any, **kwargs: Any) -> Built:
+def build_blank(cls: type[Built], *args: Any, **kwargs: Any) -> Built:
     """Build a module for weights that come right after: on the meta device, without values.
 
     Drawing the initial values of a large ConvNeXt takes longer than reading its weights, and holds
-    as much memory. A subclass with a constructor of its own is built as usual, since that may
-    compute with tensors, and tensors on the meta device have no values.
+    as much memory. A user's subclass is built as usual: it may compute with tensors, hold buffers
+    and have initial values of its own, of which the meta device knows nothing.
     """
-    init = getattr(cls, "__init__")  # noqa: B009 - mypy takes it for an instance's
-    with torch.device("meta") if init.__module__.startswith(_PACKAGE) else nullcontext():
+    with torch.device("meta") if cls.__module__.startswith(_PACKAGE) else nullcontext():
         return cls(*args, **kwargs)
 
 
@@ -428,7 +427,8 @@ def load_native(
         notes=tuple(notes),
     )
     if hasattr(module, "load_report"):
-        setattr(module, "load_report", report)  # noqa: B010 - nn.Module types attributes as modules
+        # mmengine's init_weights, which comes after the building, must not draw the values anew.
+        vars(module).update(load_report=report, is_init=True)
     return report
 
 
@@ -597,7 +597,8 @@ def to_native_(state_dict: dict[str, Any], prefix: str, module_keys: Collection[
     """Rename the keys under `prefix` to native ones, in place; for a `load_state_dict` pre-hook.
 
     A native state dict is left as it is, and so is one of no known layout: torch then reports what
-    is missing and unexpected. Heads, and norms that the module does not have, are taken out.
+    is missing and unexpected. From any other, and from a native one inside a larger model's, heads
+    and norms that the module does not have are taken out.
 
     Args:
         state_dict: The state dict that is being loaded.

@@ -7,6 +7,7 @@ import pytest
 import torch
 from originals import V1, WIDTHS
 from safetensors.torch import save_file
+from torch import nn
 
 from convnext_backbone import ConvNextBackbone, ConvNextForImageClassification
 
@@ -113,6 +114,28 @@ def test_subclass_with_a_constructor_of_its_own_keeps_what_it_computes(saved):
     module = Calibrated.from_pretrained(saved)
     assert module.middle == 0.5
     assert torch.equal(module.steps, torch.linspace(0, 1, 5))
+    assert torch.equal(module.stages[0][0].gamma, V1.stages[0][0].gamma)
+
+
+class WithOwnHead(ConvNextForImageClassification):
+    """A user's subclass that inherits the constructor, and builds what we know nothing of."""
+
+    def _build_head(self):
+        self.head = nn.Sequential(nn.Linear(WIDTHS[-1], 6), nn.BatchNorm1d(6), nn.Linear(6, 2))
+
+
+def test_subclass_with_a_head_of_its_own_gets_the_heads_own_initial_values(saved):
+    module = WithOwnHead.from_pretrained(saved, fresh=("head.",))
+    assert torch.equal(module.head[1].running_var, torch.ones(6))
+    assert torch.equal(module.head[1].weight, torch.ones(6))
+    assert torch.equal(module.norm.weight, V1.norm.weight)
+    assert module(torch.randn(2, 3, 32, 32)).logits.isfinite().all()
+
+
+def test_what_was_loaded_survives_init_weights(saved):
+    """mmengine's runner calls it on every part of a model before it trains."""
+    module = ConvNextBackbone.from_pretrained(saved)
+    module.init_weights()
     assert torch.equal(module.stages[0][0].gamma, V1.stages[0][0].gamma)
 
 
