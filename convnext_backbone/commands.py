@@ -108,7 +108,7 @@ def extract(args: argparse.Namespace) -> None:
     from .feature_store import extract_features, name_images
 
     at_least("--shard-mb", args.shard_mb, 1)
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world_size = _share()
     _, images = name_images(args.images)
     extractor = build_extractor(
         args,
@@ -140,6 +140,24 @@ def extract(args: argparse.Namespace) -> None:
     )
     for name, reason in sorted(done.failures.items()):
         print(f"unreadable: {_printable(name)}: {reason}", file=sys.stderr)
+
+
+def _share() -> tuple[int, int]:
+    """Read from torchrun's variables which process this is, and of how many.
+
+    Raises:
+        ValueError: They name none.
+    """
+    rank, world_size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    values = (rank or "0", world_size or "1")
+    if all(value.isdecimal() for value in values):
+        own, all_ = map(int, values)
+        if own < all_ and (rank or all_ == 1):
+            return own, all_
+    raise ValueError(
+        f"the variables RANK and WORLD_SIZE must be those of torchrun, or not be set, got {rank!r} "
+        f"and {world_size!r}"
+    )
 
 
 def _printable(name: str) -> str:

@@ -15,10 +15,12 @@ thread, several batches at a time. A shard therefore comes out the same to the b
 process and after however many interruptions it is written.
 """
 
+import copy
 import hashlib
 import json
 import os
 import time
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +33,7 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from .checks import some_of
+from .checks import at_least, some_of
 from .feature_extractor import FeatureExtractor
 from .files import file_sha256, read_json, write_bytes
 from .image_sources import find_images, read_size
@@ -40,6 +42,9 @@ FORMAT = "convnext_backbone features 1"
 _OPEN_SHARDS = 16  # handles that a reader keeps
 _MAX_IMAGES = 4096  # of a shard, however small their features are
 _POLL = 0.2  # seconds between two looks for the shards of other processes
+_TELL = 10.0  # seconds of waiting for them, after which it is told
+_PATIENCE = 1800.0  # seconds without a new one, after which waiting ends; torch.distributed's too
+_SHARDS = 4  # times that one of their shards may take what one of this process took
 
 
 # ------------------------------------------------------------------------------ reading
@@ -214,23 +219,29 @@ def extract_features(
     rank: int = 0,
     world_size: int = 1,
     progress: bool = False,
+    timeout: float | None = None,
 ) -> Extraction:
     """Write the features of images to a folder, or go on where an earlier run stopped.
 
     Args:
-        extractor: What computes them.
+        extractor: What computes them; left as it is.
         images: The images by the name under which their features are kept.
         out: The folder.
         shard_bytes: Size at which a shard is closed.
         rank: Which of the processes that share the work this one is.
         world_size: How many they are. Process 0 waits for the others and finishes the folder.
         progress: Show a bar with the rate and the time left.
+        timeout: Seconds that process 0 waits without a new shard of the others before it gives
+            up: half an hour, or longer where its own shards took long, when not given.
 
     Raises:
-        ValueError: The folder holds features of other images or settings; or an image cannot be
-            read and the extractor's `on_error` is "raise".
+        ValueError: `rank` is not below `world_size`; the folder holds features of other images or
+            settings; or an image cannot be read and the extractor's `on_error` is "raise".
         OSError: The folder cannot be written. Finished shards stay.
+        TimeoutError: The shards of other processes do not come. Those that came stay.
     """
+    if at_least("rank", rank, 0) >= at_least("world_size", world_size, 1):
+        raise ValueError(f"rank must lie below world_size {world_size}, got {rank}")
     out = Path(out)
     plan = _make_plan(extractor, images, shard_bytes)
     _settle_plan(out, plan)
@@ -240,12 +251,18 @@ def extract_features(
     start = time.perf_counter()
     count = sum(len(plan["shards"][number]) for number in missing)
     # The rounding of a feature must not depend on the number of threads, which torchrun changes.
-    extractor.compute_workers = extractor.compute_workers or torch.get_num_threads()
+    own = copy.copy(extractor)
+    own.compute_workers = extractor.compute_workers or torch.get_num_threads()
+    longest = 0.0
     with tqdm(total=count, unit="image", disable=not progress or rank != 0) as bar:
         for number in missing:
-            _write_shard(extractor, images, out, number, plan["shards"][number], bar)
+            begun = time.perf_counter()
+            _write_shard(own, images, out, number, plan["shards"][number], bar)
+            longest = max(longest, time.perf_counter() - begun)
     seconds = time.perf_counter() - start
     if rank == 0:
+        patience = max(_PATIENCE, _SHARDS * longest) if timeout is None else timeout
+        _wait_for_others(out, total, world_size, patience)
         _finish(out, plan)
     parts = [read_json(out / _part(n)) for n in range(total) if (out / _part(n)).is_file()]
     return Extraction(
@@ -392,11 +409,36 @@ def _write_shard(
     _write_json(out / _part(number), part)
 
 
-def _finish(out: Path, plan: dict[str, Any]) -> None:
-    """Wait for the shards of all processes, then write the index and the manifest."""
-    total = len(plan["shards"])
-    while not all((out / _part(number)).is_file() for number in range(total)):
+def _wait_for_others(out: Path, total: int, world_size: int, patience: float) -> None:
+    """Wait for the shards of all processes, and tell whose are missing.
+
+    A shard that was damaged after an earlier run counts as missing until it is written anew.
+
+    Raises:
+        TimeoutError: None of them came for `patience` seconds.
+    """
+    left = [number for number in range(total) if number % world_size]
+    since, told = time.monotonic(), False
+    while missing := [number for number in left if not _is_finished(out, number)]:
+        if len(missing) < len(left):
+            left, since = missing, time.monotonic()
+        waited = time.monotonic() - since
+        ranks = ", ".join(str(rank) for rank in sorted({number % world_size for number in left}))
+        whom = f"{len(left)} shards of rank {ranks}"
+        if waited >= patience:
+            raise TimeoutError(
+                f"{out} is not finished: none of {whom} came for {patience:g} seconds; finished "
+                "shards are kept, the same command goes on from there"
+            )
+        if waited >= _TELL and not told:
+            warnings.warn(f"waiting for {whom}", stacklevel=3)
+            told = True
         time.sleep(_POLL)
+
+
+def _finish(out: Path, plan: dict[str, Any]) -> None:
+    """Write the index and the manifest, once all shards are there."""
+    total = len(plan["shards"])
     parts = [read_json(out / _part(number)) for number in range(total)]
     shard_of = {name: _shard(n) for n, part in enumerate(parts) for name in part["images"]}
     failures = {name: reason for part in parts for name, reason in part["failures"].items()}

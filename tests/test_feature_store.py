@@ -8,7 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from convnext_backbone import ConvNextBackbone, cli
+from convnext_backbone import ConvNextBackbone, cli, feature_store
 from convnext_backbone.feature_extractor import FeatureExtractor
 from convnext_backbone.feature_store import (
     FeatureStore,
@@ -128,6 +130,72 @@ def test_split_work_equals_one_process_to_the_bit(weights, images, whole, tmp_pa
     first = _extract(weights, images, out, rank=0, world_size=2)
     assert first.written + second.written == len(list(whole.glob("*.safetensors")))
     assert _contents(out) == _contents(whole)
+
+
+def test_process_0_waits_for_the_others_and_says_so(weights, images, whole, tmp_path, monkeypatch):
+    out = tmp_path / "split"
+    monkeypatch.setattr(feature_store, "_TELL", 0.0)
+    later = threading.Thread(
+        target=lambda: _extract(weights, images, out, rank=1, world_size=2), daemon=True
+    )
+    sleep = time.sleep
+
+    def start_the_other(seconds):
+        if later.ident is None:
+            later.start()
+        sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", start_the_other)
+    with pytest.warns(UserWarning, match=r"^waiting for \d+ shards of rank 1$") as told:
+        _extract(weights, images, out, rank=0, world_size=2, timeout=300)
+    later.join()
+    assert len(told) == 1
+    assert _contents(out) == _contents(whole)
+
+
+def test_process_0_gives_up_on_the_others_and_keeps_what_there_is(weights, images, whole, tmp_path):
+    out = tmp_path / "alone"
+    with pytest.raises(TimeoutError, match=r"of rank 1, 2 came for 0\.3 seconds"):
+        _extract(weights, images, out, rank=0, world_size=3, timeout=0.3)
+    assert _extract(weights, images, out).kept == len(range(0, len(_parts(whole)), 3))
+    assert _contents(out) == _contents(whole)
+
+
+def test_process_0_does_not_take_a_damaged_shard_of_another_for_finished(
+    weights, images, whole, tmp_path
+):
+    out = tmp_path / "damaged"
+    shutil.copytree(whole, out)
+    (out / "features-00001.safetensors").write_bytes(b"damaged")
+    with pytest.raises(TimeoutError, match="none of 1 shards of rank 1 came"):
+        _extract(weights, images, out, rank=0, world_size=2, timeout=0.3)
+    assert _extract(weights, images, out, rank=1, world_size=2).written == 1
+    _extract(weights, images, out, rank=0, world_size=2)
+    assert _contents(out) == _contents(whole)
+
+
+def _parts(folder):
+    return list(folder.glob("features-*.json"))
+
+
+@pytest.mark.parametrize(("rank", "world_size"), [(2, 2), (-1, 2), (0, 0)])
+def test_a_rank_outside_the_world_is_refused(rank, world_size, weights, images, tmp_path):
+    with pytest.raises(ValueError, match=r"^(rank|world_size) must"):
+        _extract(weights, images, tmp_path / "out", rank=rank, world_size=world_size)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_callers_extractor_is_left_as_it_is(stopped, weights, images, tmp_path, monkeypatch):
+    extractor = _extractor(weights)
+    _, named = name_images([images])
+    before = dict(vars(extractor))
+    if stopped:
+        monkeypatch.setattr(feature_store, "_write_shard", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError) if stopped else nullcontext():
+        extract_features(extractor, named, tmp_path / "out", shard_bytes=40_000)
+    assert vars(extractor) == before
+    assert extractor.compute_workers == 0
 
 
 def test_the_number_of_threads_does_not_change_a_bit(weights, images, whole, tmp_path):
@@ -320,6 +388,21 @@ def test_command_line_reports_and_refuses_in_one_line(weights, images, tmp_path,
     with pytest.raises(SystemExit):
         cli.main(["extract", str(images), *base, "--size", "big"])
     assert "must be native, a side or HEIGHTxWIDTH, got 'big'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"WORLD_SIZE": "2"}, {"RANK": "2", "WORLD_SIZE": "2"}, {"RANK": "1"}, {"WORLD_SIZE": "two"}],
+)
+def test_variables_that_are_not_torchruns_are_refused(
+    variables, weights, images, tmp_path, capsys, monkeypatch
+):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    arguments = ["extract", str(images), "--weights", str(weights), "--out", str(tmp_path / "o")]
+    assert cli.main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "RANK and WORLD_SIZE must be those of torchrun, or not be set, got" in line
 
 
 def test_a_link_that_leads_nowhere_and_a_name_of_two_lines_are_named(weights, tmp_path, capsys):
