@@ -162,7 +162,8 @@ class ConvNextImageProcessor:
 
         Args:
             images: A Pillow image, an array or tensor of 2 to 4 axes, a path, or a (nested) list
-                of them.
+                of them. Integers are 0 .. 255. 16 bits give their high byte; where none of an
+                image's values lies above 255, they are taken as they are, with a warning.
             return_tensors: `pt` stacks a tensor (N, C, H, W), `np` an array; None gives a list
                 with one entry an image.
             device: Where to work; None works where a tensor is. Only with the torchvision backend.

@@ -2,10 +2,15 @@
 
 What Pillow would make unusable is converted: palettes, transparency, 16 bits, EXIF orientation.
 
+Of 16 bits the high byte is kept, as everywhere where a type stands for a range. Where no value lies
+above 255, though, they are 8-bit values in a container that is too wide, as for transformers; that
+is told by a warning, since it is a guess.
+
 Axes: C channels, H height, W width, in pixels.
 """
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
@@ -15,6 +20,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 CHANNELS_FIRST, CHANNELS_LAST = "channels_first", "channels_last"
+_FEW = 1 << 12  # 16-bit values below have at most 16 levels in their high byte: cameras of 12 bits
 
 
 def load_image(source: str | os.PathLike[str] | BinaryIO, name: str | None = None) -> Image.Image:
@@ -91,7 +97,7 @@ def as_tensor(image: Any) -> Tensor:
     if image.dtype == torch.uint8:
         return image
     if image.dtype == torch.uint16:
-        return (image.to(torch.int32) >> 8).to(torch.uint8)
+        return _narrow(image.to(torch.int32))
     if image.dtype == torch.bool or image.is_complex():
         raise TypeError(f"an image must hold integers or real numbers, got {image.dtype}")
     if image.numel() and (image.min() < 0 or image.max() > 255):
@@ -100,6 +106,25 @@ def as_tensor(image: Any) -> Tensor:
             f"got {int(image.min())} .. {int(image.max())}"
         )
     return image.to(torch.uint8)
+
+
+def _narrow(x: Tensor) -> Tensor:
+    """Return the values of a 16-bit container, held as int32, as uint8."""
+    top = int(x.max()) if x.numel() else 0
+    if 0 < top <= 255:
+        warnings.warn(
+            "an image of 16 bits holds no value above 255: they are taken for 8-bit values; if it "
+            "is that dark, give the high byte of each as uint8",
+            stacklevel=6,
+        )
+        return x.to(torch.uint8)
+    if 255 < top < _FEW:
+        warnings.warn(
+            f"an image of 16 bits holds no value above {_FEW - 1}, so that its high byte has "
+            "few levels: scale it to 16 bits, or to 8 yourself",
+            stacklevel=6,
+        )
+    return (x >> 8).to(torch.uint8)
 
 
 def to_chw(x: Tensor, data_format: str | None) -> Tensor:
@@ -130,7 +155,7 @@ def to_chw(x: Tensor, data_format: str | None) -> Tensor:
 
 
 def to_eight_bits(image: Image.Image) -> Image.Image:
-    """Keep the high byte of 16-bit grey; Pillow's own conversion would clip it to white.
+    """Narrow 16-bit grey to 8 bits; Pillow's own conversion would clip it to white.
 
     Raises:
         ValueError: The range of the values is not known.
@@ -139,13 +164,13 @@ def to_eight_bits(image: Image.Image) -> Image.Image:
         raise ValueError("an image of mode F has no known range: convert it to 8 bits first")
     if not image.mode.startswith("I"):
         return image
-    values = np.array(image).astype(np.int64)
+    values = np.array(image).astype(np.int32)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError(
             f"an image of mode {image.mode} must lie within 0 .. 65535, "
             f"got {values.min()} .. {values.max()}"
         )
-    return Image.fromarray((values >> 8).astype(np.uint8))
+    return Image.fromarray(_narrow(torch.from_numpy(values)).numpy())
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -174,6 +175,47 @@ def test_sixteen_bits_keep_their_high_byte(tmp_path):
     deep = processor(tmp_path / "deep.png", return_tensors="pt").pixel_values
     shallow = processor(Image.fromarray(grey), return_tensors="pt").pixel_values
     assert torch.equal(deep, shallow)
+
+
+def _wide(values):
+    """The same grey values in every container of more than 8 bits."""
+    return {
+        "I": Image.fromarray(values.astype(np.int32)),
+        "I;16": Image.fromarray(values.astype(np.uint16)),
+        "uint16": np.stack([values.astype(np.uint16)] * 3),
+        "torch.uint16": torch.from_numpy(np.stack([values.astype(np.uint16)] * 3)),
+    }
+
+
+@pytest.mark.parametrize("container", _wide(np.zeros((1, 1))))
+@pytest.mark.parametrize("backend", PEERS)
+def test_eight_bits_in_a_wide_container_are_those_of_transformers_and_warn(backend, container):
+    image = _wide(_noise(channels=1)[..., 0])[container]
+    options = {"do_resize": False, "do_convert_rgb": isinstance(image, Image.Image)}
+    with pytest.warns(UserWarning, match=r"16 bits holds no value above 255: .* 8-bit values"):
+        ours, theirs = _both(image, backend, **options)
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("container", _wide(np.zeros((1, 1))))
+def test_twelve_bits_in_a_wide_container_warn_that_few_levels_are_left(container):
+    grey = np.arange(4096).reshape(64, 64)
+    processor = ConvNextImageProcessor(do_resize=False, do_normalize=False, do_rescale=False)
+    with pytest.warns(
+        UserWarning, match=r"no value above 4095, .* few levels: scale it to 16 bits"
+    ):
+        x = processor(_wide(grey)[container], return_tensors="pt").pixel_values
+    assert x.unique().tolist() == list(range(16))
+
+
+@pytest.mark.parametrize("container", _wide(np.zeros((1, 1))))
+@pytest.mark.parametrize("values", [(0, 0), (0, 4096), (65535, 65535)])
+def test_black_and_bright_images_of_sixteen_bits_do_not_warn(values, container):
+    processor = ConvNextImageProcessor(do_resize=False, do_normalize=False, do_rescale=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        x = processor(_wide(np.array([values]))[container], return_tensors="pt").pixel_values
+    assert x[0, 0].tolist() == [[value // 256 for value in values]]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
