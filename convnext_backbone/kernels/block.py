@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as torch_module
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -177,7 +177,7 @@ def is_stock(block: "Block") -> bool:
     parts = block._modules
     return (
         all(_is_untouched(parts[name], is_as_built) for name, is_as_built in _STOCK.items())
-        and not _has_any_global_hook()
+        and not any(getattr(torch_module, name) for name in _GLOBAL_HOOKS)
     )
 
 
@@ -211,6 +211,13 @@ def _is_stock_linear(linear: Any) -> bool:
     return type(linear) is nn.Linear and linear.bias is not None
 
 
+# torch's hooks on all modules, which run in each module's call.
+_GLOBAL_HOOKS = (
+    "_global_forward_hooks",
+    "_global_forward_pre_hooks",
+    "_global_backward_hooks",
+    "_global_backward_pre_hooks",
+)
 # A weight of another type computes in a way of its own.
 _PLAIN = (nn.Parameter, Tensor, type(None))
 # The parts of a block, and whether one is what the quick ways know by heart.

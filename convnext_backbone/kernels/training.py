@@ -16,7 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .pointwise import Mlp, grn_scale, join_norms, mlp_plain, pixel_norm, tile_rows, wide_dtype
+from .pointwise import (
+    Mlp,
+    differentiable_gradients,
+    grn_scale,
+    join_norms,
+    mlp_plain,
+    norm_backward,
+    pixel_norm,
+    tile_rows,
+    wide_dtype,
+)
 
 _NUM_TENSORS = 8  # parameters of an Mlp that are tensors, GRN's two included
 
@@ -97,7 +107,8 @@ class _TiledMlp(torch.autograd.Function):
         tensors, nones = saved[kept:], (None for _ in ctx.numbers)
         p = _mlp(tuple(tensors), ctx.numbers)
         if torch.is_grad_enabled():  # a gradient of the gradient is wanted
-            grad_y, *others = _differentiable(y, p, tensors, grad)
+            out = mlp_plain(y, p)
+            grad_y, *others = differentiable_gradients(out, (y, *tensors), grad)
             return grad_y, None, *others, *nones
         maps, grad = _Maps(_by_image(y, p), *saved[:kept]), _by_image(grad, p)
         groups = list(_groups(maps.y, p))
@@ -107,12 +118,6 @@ class _TiledMlp(torch.autograd.Function):
             step = _backward_v1 if maps.norm is None else _backward_v2
             step(maps.images(group), grad[group], grad_y[group], p, sums)
         return grad_y.view(y.shape), None, *sums.gradients(p), *nones
-
-
-def _differentiable(y: Tensor, p: Mlp, tensors: list[Any], grad: Tensor) -> tuple[Any, ...]:
-    wanted = [t for t in (y, *tensors) if t is not None and t.requires_grad]
-    found = iter(torch.autograd.grad(mlp_plain(y, p), wanted, grad, create_graph=True))
-    return tuple(next(found) if t is not None and t.requires_grad else None for t in (y, *tensors))
 
 
 class _Sums:
@@ -224,10 +229,9 @@ def _through_hidden(maps: _Maps, grad_a: Tensor, p: Mlp, s: _Sums) -> Tensor:
     s.add_pixels("bias1", grad_h)
     assert p.norm_weight is not None
     wide = maps.y.to(p.norm_weight.dtype)
-    grad_y, grad_weight, grad_bias = torch.ops.aten.native_layer_norm_backward(
-        (grad_h @ p.weight1).to(wide.dtype), wide, p.norm_weight.shape, mean, rstd,
-        p.norm_weight, p.norm_bias, [True, True, True],
-    )  # fmt: skip
+    grad_y, grad_weight, grad_bias = norm_backward(
+        (grad_h @ p.weight1).to(wide.dtype), wide, mean, rstd, p.norm_weight, p.norm_bias
+    )
     s.add("norm_weight", grad_weight)
     s.add("norm_bias", grad_bias)
     return grad_y
