@@ -146,7 +146,7 @@ class ConvNextBackbone(PretrainedTrunk):
         return self._answer(self._run(pixel_values, output_hidden_states), return_dict)
 
     def _run(self, pixel_values: Tensor, output_hidden_states: bool | None) -> FeatureMaps:
-        if self.out_features != tuple(self.norms):
+        if self.out_features != tuple(self.norms.keys()):
             # The user changed the config, or its list, which has not been checked yet.
             self.out_features = self.out_features
         keep_all = self._wants_hidden_states(output_hidden_states)

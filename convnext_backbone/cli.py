@@ -67,7 +67,7 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
 
 def _convert(args: argparse.Namespace) -> None:
     from .weights.export import convert_weights
-    from .weights.load import open_weights
+    from .weights.native import open_weights
 
     weights = open_weights(args.source, ema=args.ema, prefix=args.prefix)
     path = convert_weights(weights, args.destination, args.to, pointwise=args.pointwise)
@@ -79,7 +79,7 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _info(args: argparse.Namespace) -> None:
-    from .weights.load import describe, open_weights
+    from .weights.native import describe, open_weights
 
     print(describe(open_weights(args.source, ema=args.ema, prefix=args.prefix)))
 

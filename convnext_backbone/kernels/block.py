@@ -42,7 +42,10 @@ def choose(block: "Block", x: Tensor, keep: str) -> Way:
     Returns:
         A function of the same three, which gives the block's output.
     """
-    return next((way for suits, way in WAYS if suits(block, x, keep)), _define)
+    for suits, way in WAYS:
+        if suits(block, x, keep):
+            return way
+    return _define
 
 
 def _define(block: "Block", x: Tensor, keep: str) -> Tensor:
@@ -175,10 +178,9 @@ WAYS: tuple[tuple[Callable[["Block", Tensor, str], bool], Way], ...] = (
 def is_stock(block: "Block") -> bool:
     """Whether the submodules are as the constructor makes them, with nobody listening to them."""
     parts = block._modules
-    return (
-        all(_is_untouched(parts[name], is_as_built) for name, is_as_built in _STOCK.items())
-        and not any(getattr(torch_module, name) for name in _GLOBAL_HOOKS)
-    )
+    return all(
+        _is_untouched(parts[name], is_as_built) for name, is_as_built in _STOCK.items()
+    ) and not any(getattr(torch_module, name) for name in _GLOBAL_HOOKS)
 
 
 def _is_untouched(module: Any, is_as_built: Callable[[Any], bool]) -> bool:

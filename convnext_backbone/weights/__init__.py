@@ -3,18 +3,17 @@
 from .catalogue import WEIGHTS, WeightEntry, list_weights
 from .download import DownloadError
 from .export import convert_weights, save_pretrained
+from .in_flight import to_native_
 from .layouts import LAYOUTS, Layout, UnknownLayoutError
 from .load import (
     LOAD_OPTIONS,
-    LoadReport,
-    NativeWeights,
     build_blank,
     load_native,
     load_pretrained_,
     load_weights,
-    open_weights,
-    to_native_,
 )
+from .native import NativeWeights, open_weights
+from .report import LoadReport
 
 __all__ = [
     "LAYOUTS",

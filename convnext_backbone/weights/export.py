@@ -16,7 +16,7 @@ from ..checks import check_choice
 from ..config import ConvNextConfig
 from ..files import replacing, write_json
 from .layouts import LAYOUTS, Layout, restore
-from .load import NativeWeights, arch_name, infer_fields
+from .native import NativeWeights, arch_name, infer_fields
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 TARGETS = ("facebook", "timm", "torchvision", "huggingface", "mmpretrain", "native")

@@ -1,0 +1,247 @@
+"""A source's tensors under native names, and the architecture that they make up."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..archs import ARCHS
+from ..checks import some_of
+from .catalogue import TIMM_FIELDS, WeightEntry
+from .download import locate
+from .layouts import Converted, Match, UnknownLayoutError, convert, recognise
+from .placement import depths_of, name_final_norm
+from .read import read_checkpoint
+
+STEM = "downsample_layers.0.0.weight"
+# What config.json knows and tensors do not tell.
+_CONFIG_FIELDS = (
+    "hidden_act",
+    "initializer_range",
+    "layer_norm_eps",
+    "norm_eps",
+    "drop_path_rate",
+    "image_size",
+    "out_features",
+    "output_hidden_states",
+    "return_dict",
+)
+_FAMILIES = ("convnext", "convnextv2", "dinov3_convnext")  # model_type of config.json
+
+
+@dataclass(frozen=True)
+class NativeWeights:
+    """The tensors of a source under native names, and what is known of them.
+
+    Attributes:
+        source: What was asked for.
+        match: The layout and the prefix that were recognised.
+        converted: The tensors, and the keys left out.
+        config: The config.json that lies beside the weights, or nothing.
+        entry: The catalogue's entry, when the source is in it.
+        notes: What a user should know about how they were read.
+        mapped: Whether the tensors may be views of the mapped file.
+    """
+
+    source: str
+    match: Match
+    converted: Converted
+    config: Mapping[str, Any]
+    entry: WeightEntry | None
+    notes: tuple[str, ...]
+    mapped: bool = True
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors, by native key."""
+        return self.converted.tensors
+
+    @property
+    def num_labels(self) -> int | None:
+        """The number of classes of the head, or None without one."""
+        head = self.tensors.get("head.weight")
+        return None if head is None else head.shape[0]
+
+    def fields(self) -> dict[str, Any]:
+        """Return the fields of `ConvNextConfig` that the weights and their config.json imply.
+
+        Raises:
+            ValueError: The tensors do not make up a ConvNeXt.
+        """
+        with _named(self.source):
+            found = infer_fields(self.tensors)
+        layout = self.match.layout
+        found |= _beside(self.config)
+        if self.entry is not None:
+            found |= self.entry.fields
+        if layout.final_norm == "stage":
+            found.setdefault("model_type", "dinov3_convnext")
+        found |= _labels(self.config, self.num_labels)
+        found.setdefault("layer_norm_eps", layout.layer_norm_eps or found["norm_eps"])
+        return found
+
+
+class _named:  # noqa: N801 - a context manager, used as a word
+    """Put the source's name in front of a ValueError."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if isinstance(error, UnknownLayoutError):
+            raise UnknownLayoutError(f"{self.source}: {error}") from error
+        if type(error) is ValueError:
+            raise ValueError(f"{self.source}: {error}") from error
+
+
+def open_weights(
+    source: str | os.PathLike[str],
+    *,
+    ema: bool = False,
+    prefix: str | None = None,
+    mapped: bool = True,
+) -> NativeWeights:
+    """Read a source and bring its tensors to native names.
+
+    Args:
+        source: A file, a directory, a URL, a Hugging Face id or an `arch.tag` of `list_weights()`.
+        ema: Where a file holds both the trained weights and their moving average, take the average.
+        prefix: Where a file holds several ConvNeXts, the prefix of the keys of the wanted one.
+        mapped: Map a large file instead of reading it. False for tensors that a module is to keep.
+
+    Raises:
+        ValueError: The source is not a ConvNeXt, is damaged, or is refused as unsafe.
+        FileNotFoundError: There is no such file.
+        DownloadError: It cannot be fetched.
+    """
+    path, entry = locate(source)
+    name = os.fspath(source)
+    checkpoint = read_checkpoint(path, ema=ema, mapped=mapped)
+    with _named(name):
+        match = recognise({k: tuple(v.shape) for k, v in checkpoint.tensors.items()}, prefix)
+        converted = name_final_norm(convert(checkpoint.tensors, match), match)
+    if entry is not None:
+        entry.warn_once()
+    notes = tuple(checkpoint.notes)
+    return NativeWeights(name, match, converted, checkpoint.config, entry, notes, mapped)
+
+
+def infer_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Read the architecture out of native tensors.
+
+    Returns:
+        Fields of `ConvNextConfig`: widths, depths, V1 or V2, layer scale, stem patch, input
+        channels, kernel size; and the epsilon of the named architecture that has these numbers.
+
+    Raises:
+        ValueError: The stem or a whole stage is missing.
+    """
+    depths = depths_of(tensors)
+    widths = tuple(_usual(_sizes(tensors, s)) for s in range(len(depths)))
+    kernels = _usual(t.shape[-1] for k, t in tensors.items() if k.endswith(".dwconv.weight"))
+    if STEM not in tensors or None in (*widths, kernels) or not depths:
+        raise ValueError(f"the architecture cannot be read from {len(tensors)} tensors of it")
+    stem = tensors[STEM].shape
+    fields: dict[str, Any] = {
+        "num_channels": stem[1],
+        "patch_size": stem[-1],
+        "hidden_sizes": widths,
+        "depths": depths,
+        "use_grn": any(".grn." in key for key in tensors),
+        "kernel_size": kernels,
+    }
+    scaled = any(re.fullmatch(r"stages\.\d+\.\d+\.gamma", key) for key in tensors)
+    fields["layer_scale_init_value"] = 1e-6 if scaled else 0.0
+    arch = arch_name(fields)
+    fields["norm_eps"] = ARCHS[arch]["norm_eps"] if arch else 1e-6
+    return fields
+
+
+def _sizes(tensors: Mapping[str, Tensor], stage: int) -> list[int]:
+    """Return what the tensors of a stage's width say that it is."""
+    pattern = re.compile(rf"stages\.{stage}\.\d+\.(dwconv\.weight|dwconv\.bias|norm\.\w+|gamma)")
+    return [t.shape[0] for key, t in tensors.items() if pattern.fullmatch(key)]
+
+
+def _usual(values: Iterable[int]) -> int | None:
+    """Return the most frequent value: one odd tensor shall be named, not believed."""
+    counted = Counter(values).most_common(1)
+    return counted[0][0] if counted else None
+
+
+def arch_name(fields: Mapping[str, Any]) -> str | None:
+    """Name the architecture of `list_archs()` that has these widths, depths and blocks."""
+    wanted = {k: fields[k] for k in ("depths", "hidden_sizes", "use_grn")}
+    if fields["kernel_size"] != 7 or fields["patch_size"] != 4:
+        return None
+    return next(
+        (name for name, arch in ARCHS.items() if all(arch[k] == v for k, v in wanted.items())), None
+    )
+
+
+def _beside(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Take from a config.json, of transformers or of timm, what tensors do not tell."""
+    if config.get("model_type") in _FAMILIES:
+        known = {k: config[k] for k in _CONFIG_FIELDS if config.get(k) is not None}
+        if config["model_type"] == "dinov3_convnext" and "layer_norm_eps" in known:
+            known.setdefault("norm_eps", known["layer_norm_eps"])  # DINOv3 has one epsilon
+        return known
+    return dict(TIMM_FIELDS.get(str(config.get("architecture")), {}))
+
+
+def _labels(config: Mapping[str, Any], count: int | None) -> dict[str, Any]:
+    """Take the names of the classes from a config.json, where they fit the head of `count`."""
+    names = config.get("id2label")
+    if config.get("model_type") in _FAMILIES and names is not None and count in (None, len(names)):
+        return {k: config[k] for k in ("id2label", "label2id", "problem_type") if k in config}
+    return {} if count is None else {"num_labels": count}
+
+
+def describe(weights: NativeWeights) -> str:
+    """Say in a few lines what a source holds: layout, architecture, size, licence.
+
+    Raises:
+        ValueError: The tensors do not make up a ConvNeXt.
+    """
+    fields = weights.fields()
+    family = "V2 (GRN)" if fields["use_grn"] else "V1"
+    scale = "layer scale" if fields["layer_scale_init_value"] else "no layer scale"
+    trunk = [t for k, t in weights.tensors.items() if k.startswith(("downsample_", "stages."))]
+    parts = {
+        "final norm": "norm.weight" in weights.tensors,
+        f"head of {weights.num_labels} classes": weights.num_labels is not None,
+        "norms of outputs": any(k.startswith("norms.") for k in weights.tensors),
+    }
+    entry = weights.entry
+    rows = [
+        ("source", weights.source),
+        ("layout", str(weights.match)),
+        ("architecture", arch_name(fields) or "no named one"),
+        ("", f"depths {_numbers(fields['depths'])}, widths {_numbers(fields['hidden_sizes'])}"),
+        ("", f"{family}, {scale}, depthwise kernel {fields['kernel_size']}"),
+        ("input", f"{fields['num_channels']} channels, patches of {fields['patch_size']} pixels"),
+        ("besides", ", ".join(name for name, there in parts.items() if there) or "nothing"),
+        ("parameters", f"{_count(weights.tensors.values()):,} ({_count(trunk):,} in the trunk)"),
+        ("licence", entry.licence if entry else "unknown: not a source of the catalogue"),
+    ]
+    rows += [("trained on", entry.data)] if entry else []
+    dropped, unknown = weights.converted.dropped, weights.converted.unexpected
+    rows += [("left out", f"{len(dropped)} tensors: {some_of(dropped, 4)}")] if dropped else []
+    rows += [("unexpected", f"{len(unknown)} tensors: {some_of(unknown, 4)}")] if unknown else []
+    rows += [("note", note) for note in weights.notes]
+    return "\n".join(f"{name:<13} {text}" for name, text in rows)
+
+
+def _numbers(values: Iterable[int]) -> str:
+    return "-".join(map(str, values))
+
+
+def _count(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)

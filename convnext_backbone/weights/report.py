@@ -1,0 +1,45 @@
+"""What became of every tensor of a source and of a module."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ..checks import some_of
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of every tensor of a source and of a module.
+
+    Attributes:
+        source: What was asked for.
+        layout: The key layout that was recognised.
+        loaded: Native keys that were filled from the source.
+        fresh: Native keys that the source does not have and that keep their initial values.
+        dropped: Source keys that were left out on purpose: heads, decoders, other modules.
+        reshaped: Source key -> how its tensor changed form.
+        notes: What else a user should know.
+    """
+
+    source: str
+    layout: str
+    loaded: tuple[str, ...]
+    fresh: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+    reshaped: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        reshaped = [f"{key} ({how})" for key, how in self.reshaped.items()]
+        counted = (
+            ("loaded", self.loaded, 0),
+            ("fresh", self.fresh, 6),
+            ("dropped", self.dropped, 6),
+            ("reshaped", reshaped, 2),
+        )
+        rows = [("source", self.source), ("layout", self.layout)]
+        rows += [
+            (name, f"{len(keys):>5}  {some_of([*keys], show) if show else ''}")
+            for name, keys, show in counted
+        ]
+        rows += [("note", note) for note in self.notes]
+        return "\n".join(f"{name:<9} {text}".rstrip() for name, text in rows)
