@@ -88,3 +88,13 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{os.fspath(path)} must hold a JSON object, got {type(values).__name__}")
     return values
+
+
+def check_source(source: str | os.PathLike[str]) -> None:
+    """Refuse the empty path, which would stand for the current directory.
+
+    Raises:
+        ValueError: It is empty.
+    """
+    if not os.fspath(source):
+        raise ValueError("source must not be empty; the current directory is '.'")

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from .files import WEIGHT_SUFFIXES
+from .files import WEIGHT_SUFFIXES, check_source
 
 _ID = re.compile(r"(?:hf[-_]hub:)?(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _FILES = (*WEIGHT_SUFFIXES, ".json")
@@ -87,16 +87,6 @@ def find_file(
     if path.exists() or Path(source).is_dir() or hub is None:
         raise FileNotFoundError(f"no {name} at {os.fspath(source)!r}")
     return _fetch(hub.repo_id, name, hub.revision, subfolder)
-
-
-def check_source(source: str | os.PathLike[str]) -> None:
-    """Refuse the empty path, which would stand for the current directory.
-
-    Raises:
-        ValueError: It is empty.
-    """
-    if not os.fspath(source):
-        raise ValueError("source must not be empty; the current directory is '.'")
 
 
 def _fetch(repo_id: str, name: str, revision: str | None, subfolder: str) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from .files import check_source
 from .image_reading import UNREADABLE
 
 IMAGE_SUFFIXES = frozenset(
@@ -51,8 +52,9 @@ def find_images(source: str | os.PathLike[str]) -> list[Path]:
 
     Raises:
         FileNotFoundError: There is no such file or folder.
-        ValueError: The folder or the glob holds no image.
+        ValueError: The folder or the glob holds no image, or the source is empty.
     """
+    check_source(source)
     path = Path(source)
     if path.is_dir():
         found = [p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and _is_file(p)]
@@ -76,8 +78,13 @@ def _is_file(path: Path) -> bool:
 
 
 def is_single(source: Any) -> bool:
-    """Say whether a source is one image rather than a collection of them."""
+    """Say whether a source is one image rather than a collection of them.
+
+    Raises:
+        ValueError: The source is the empty path.
+    """
     if isinstance(source, str | os.PathLike):
+        check_source(source)
         return not Path(source).is_dir() and (
             Path(source).exists() or not glob.has_magic(os.fspath(source))
         )

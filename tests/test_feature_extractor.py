@@ -13,6 +13,7 @@ from convnext_backbone import ConvNextBackbone, ConvNextConfig
 from convnext_backbone.classifier import ConvNextForImageClassification, ConvNextModel
 from convnext_backbone.feature_extractor import FeatureExtractor
 from convnext_backbone.image_processor import ConvNextImageProcessor
+from convnext_backbone.image_sources import find_images, is_single
 
 SHAPE = {"hidden_sizes": (8, 16, 24, 32), "depths": (1, 1, 2, 1)}
 MEAN = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)
@@ -473,3 +474,12 @@ def test_wrong_sources_are_named(backbone, tmp_path):
         fx(object())
     with pytest.raises(TypeError, match="entry 0 holds no image"):
         fx([{"label": 3}])
+
+
+def test_the_empty_path_is_not_the_current_folder(tmp_path, monkeypatch):
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="source must not be empty"):
+        find_images("")
+    with pytest.raises(ValueError, match="source must not be empty"):
+        is_single("")

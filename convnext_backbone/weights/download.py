@@ -22,8 +22,8 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from ..checks import first_line
-from ..files import file_sha256, naming
-from ..hub import check_source, read_hub_id
+from ..files import check_source, file_sha256, naming
+from ..hub import read_hub_id
 from .catalogue import WEIGHTS, WeightEntry, get_weight, hash_in_name
 from .read import DIRECTORY_FILES
 
