@@ -15,6 +15,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image, UnidentifiedImageError
 
+from ..checks import some_of
 from .config_options import category_names, read_coco
 from .preflight import UsageError, is_remote, iter_datasets, iter_metrics, joined
 
@@ -333,5 +334,4 @@ def _heads(value: Any, where: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
 
 
 def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:5])
-    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return some_of([repr(name) for name in names])

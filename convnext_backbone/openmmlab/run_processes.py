@@ -19,6 +19,8 @@ GLOO_REST = 0.2  # seconds
 DDP_WRAPPER: Mapping[str, Any] = MappingProxyType(
     {"type": "MMDistributedDataParallel", "broadcast_buffers": False}
 )
+# Where torchrun, Slurm and Open MPI tell a process its number.
+RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
 # mmengine's strategies that work without a GPU: the wrapper of a config that names none, and what
 # keeps any wrapper off the GPU whose number is the process's own.
 STRATEGIES_ON_CPU: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = MappingProxyType(
@@ -30,8 +32,12 @@ STRATEGIES_ON_CPU: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = M
 
 
 def is_main_process() -> bool:
-    """Say whether this is the process that speaks for a distributed run."""
-    return os.environ.get("RANK", "0") == "0"
+    """Say whether this is the process that speaks for a distributed run.
+
+    Asked before mmengine has set up the run, when only the launcher's variables are there.
+    """
+    ranks = (os.environ[name] for name in RANKS if name in os.environ)
+    return next(ranks, "0") == "0"
 
 
 def say(message: str) -> None:

@@ -9,12 +9,9 @@ from functools import cache
 from pickle import UnpicklingError
 from typing import Any
 
-import numpy as np
 import torch
 
-_DTYPES = ("bool", "uint8", "int32", "int64", "uint32", "float32", "float64")
-# Before and since NumPy 2: either NumPy reads the files of both.
-_MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
+from ..weights.read import numpy_globals
 
 
 def allow_mmengine_types() -> None:
@@ -41,16 +38,10 @@ def _allowed() -> list[Any]:
             super().__setstate__({k: v for k, v in state.items() if k != "statistics_methods"})
             self.__class__ = HistoryBuffer
 
-    rebuild_array: Any = np.empty(0).__reduce__()[0]
-    rebuild_scalar: Any = np.float64(0).__reduce__()[0]
     return [
         (RestoredBuffer, "mmengine.logging.history_buffer.HistoryBuffer"),
         (_name_statistic, "builtins.getattr"),
-        np.ndarray,
-        np.dtype,
-        *(type(np.dtype(name)) for name in _DTYPES),
-        *((rebuild_array, f"{module}._reconstruct") for module in _MULTIARRAY),
-        *((rebuild_scalar, f"{module}.scalar") for module in _MULTIARRAY),
+        *numpy_globals(),
     ]
 
 

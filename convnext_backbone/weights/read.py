@@ -237,24 +237,30 @@ def _no_attribute(owner: Any, name: str) -> None:
     """Take the place of `getattr`, with which a HistoryBuffer names its methods."""
 
 
-def _allowed_globals() -> list[Any]:
-    """List what published checkpoints carry beside tensors; all of it is plain data.
+def numpy_globals() -> list[Any]:
+    """List what numpy's arrays and scalars are rebuilt from, all of it plain data.
 
-    numpy names its constructors differently before and after version 2.
+    numpy names its constructors differently before and after version 2; either reads both.
     """
-    from numpy._core import multiarray
-
-    scalar, reconstruct = multiarray.scalar, multiarray._reconstruct
+    array: Any = np.empty(0).__reduce__()[0]
+    scalar: Any = np.float64(0).__reduce__()[0]
     dtypes = {type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdSUO"}
+    return [
+        np.ndarray,
+        np.dtype,
+        *sorted(dtypes, key=lambda kind: kind.__name__),
+        *((array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+        *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    ]
+
+
+def _allowed_globals() -> list[Any]:
+    """List what published checkpoints carry beside tensors; all of it is plain data."""
     return [
         argparse.Namespace,
         (_HistoryBuffer, "mmengine.logging.history_buffer.HistoryBuffer"),
         (_no_attribute, "builtins.getattr"),
-        np.ndarray,
-        np.dtype,
-        *sorted(dtypes, key=lambda kind: kind.__name__),
-        *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-        *((reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+        *numpy_globals(),
     ]
 
 

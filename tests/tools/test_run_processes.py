@@ -21,6 +21,16 @@ def test_only_pytorch_launches_processes_without_a_gpu(monkeypatch):
     assert not torch.distributed.is_initialized()
 
 
+@pytest.mark.parametrize("variable", ["RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"])
+def test_one_process_of_a_launcher_speaks(variable, monkeypatch, capsys):
+    for name in run_processes.RANKS:
+        monkeypatch.delenv(name, raising=False)
+    for number in ("0", "1", "10"):
+        monkeypatch.setenv(variable, number)
+        run_processes.say(f"from {number}")
+    assert capsys.readouterr().out == "from 0\n"
+
+
 @pytest.fixture
 def joined(monkeypatch):
     """A process that a launcher started, on a machine without a GPU; the group is not made."""
