@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 from torch.nn.modules import module as torch_module
 from torch.utils.checkpoint import (
     CheckpointPolicy,
@@ -220,8 +221,8 @@ _GLOBAL_HOOKS = (
     "_global_backward_hooks",
     "_global_backward_pre_hooks",
 )
-# A weight of another type computes in a way of its own.
-_PLAIN = (nn.Parameter, Tensor, type(None))
+# A weight of another type computes in a way of its own. FakeTensor: torch.export traces with it.
+_PLAIN = (nn.Parameter, Tensor, FakeTensor, type(None))
 # The parts of a block, and whether one is what the quick ways know by heart.
 _STOCK: Mapping[str, Callable[[Any], bool]] = MappingProxyType(
     {
