@@ -37,7 +37,7 @@ class Conv2d(nn.Conv2d):
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if weight.shape[1] == 1:
+        if self.in_channels == self.groups:
             weight = weight.squeeze(1).unsqueeze(1)  # the gradient passes the same views back
         return super()._conv_forward(input, weight, bias)
 
