@@ -25,8 +25,6 @@ from torch import Tensor
 # loses 6 % at 224 pixels, where the weights are then packed once more per block.
 _TILE = 3 << 20
 _MIN_ROWS = 256
-# An accelerator's allocator keeps its memory and wants large launches: one tile holds everything.
-_ALL_ROWS = 1 << 40
 # Bytes of a hidden map that the C library's heap no longer serves from memory it has at hand.
 LARGE = 8 << 20
 _LOCAL = threading.local()
@@ -348,8 +346,6 @@ def onednn_takes(x: Tensor) -> bool:
 
 def tile_rows(p: Mlp) -> int:
     """Return how many pixels a tile holds."""
-    if p.weight1.device.type != "cpu":
-        return _ALL_ROWS
     row = p.weight1.shape[0] * p.weight1.element_size()
     return max(_MIN_ROWS, _TILE // row) * torch.get_num_threads()
 

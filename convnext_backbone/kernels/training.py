@@ -138,9 +138,9 @@ class _Sums:
         total = self._totals.get(name)
         self._totals[name] = value if total is None else total.to(wide_dtype(value)).add_(value)
 
-    def add_pixels(self, name: str, g: Tensor) -> None:
-        """Add the sum over all pixels of `g` (M, Q, channels)."""
-        self.add(name, g.sum(dim=(0, 1), dtype=_lone_dtype(g) if self._lone else wide_dtype(g)))
+    def over_pixels(self, g: Tensor) -> Tensor:
+        """Return the sum over all pixels of `g` (M, Q, channels)."""
+        return g.sum(dim=(0, 1), dtype=_lone_dtype(g) if self._lone else wide_dtype(g))
 
     def add_outer(self, name: str, a: Tensor, b: Tensor) -> None:
         """Add `a.T @ b` over all pixels of `a` (M, Q, A) and `b` (M, Q, B)."""
@@ -173,7 +173,7 @@ def _backward_v1(maps: _Maps, grad: Tensor, out: Tensor, p: Mlp, s: _Sums) -> No
     for tile in _tiles(maps.y, p):
         g, part = grad[:, tile], maps.pixels(tile)
         s.add_outer("weight2", g, _active(part, p))
-        s.add_pixels("bias2", g)
+        s.add("bias2", s.over_pixels(g))
         out[:, tile] = _through_hidden(part, g @ p.weight2, p, s)
 
 
@@ -184,6 +184,7 @@ def _backward_v2(maps: _Maps, grad: Tensor, out: Tensor, p: Mlp, s: _Sums) -> No
         norm, gamma = (t.detach().requires_grad_() for t in (maps.norm, p.grn_gamma))
         scale = grn_scale(norm, gamma, p.grn_eps)
     tiles = list(_tiles(maps.y, p))
+    grad_bias = s.over_pixels(grad)
     whole = None  # the map behind GELU, and the gradient behind GRN, where one tile holds them
     if len(tiles) == 1:
         a = _active(maps, p)
@@ -192,10 +193,10 @@ def _backward_v2(maps: _Maps, grad: Tensor, out: Tensor, p: Mlp, s: _Sums) -> No
         product = whole[1] * a
         grad_scale = product.sum(dim=1, keepdim=True, dtype=_lone_dtype(a)).to(scale.dtype)
     else:
-        grad_scale = _grad_scale(maps, grad, scale.detach(), p, s)
+        grad_scale = _grad_scale(maps, grad, grad_bias, scale.detach(), p, s)
     grad_norm, grad_gamma = torch.autograd.grad(scale, (norm, gamma), grad_scale)
     s.add("grn_gamma", grad_gamma)
-    s.add_pixels("bias2", grad)
+    s.add("bias2", grad_bias)
     # d ||a|| / d a = a / ||a||; a silent channel has no direction, and takes none.
     pull = torch.where(maps.norm > 0, grad_norm / maps.norm, 0).to(grad.dtype)
     factor = scale.detach().to(grad.dtype)
@@ -205,7 +206,9 @@ def _backward_v2(maps: _Maps, grad: Tensor, out: Tensor, p: Mlp, s: _Sums) -> No
         out[:, tile] = _through_hidden(part, g.mul_(factor).addcmul_(a, pull), p, s)
 
 
-def _grad_scale(maps: _Maps, grad: Tensor, scale: Tensor, p: Mlp, s: _Sums) -> Tensor:
+def _grad_scale(
+    maps: _Maps, grad: Tensor, grad_bias: Tensor, scale: Tensor, p: Mlp, s: _Sums
+) -> Tensor:
     """Return the gradient of GRN's scale (1, 1, 4C), and add that of the second layer's weight.
 
     For one image of many tiles: the product of its gradient and its map behind GELU serves both,
@@ -216,7 +219,7 @@ def _grad_scale(maps: _Maps, grad: Tensor, scale: Tensor, p: Mlp, s: _Sums) -> T
         product.add_outer("of", grad[:, tile], _active(maps.pixels(tile), p))
     found = product["of"].to(scale.dtype)
     assert p.grn_beta is not None
-    beta = torch.outer(_sum_pixels(grad).to(scale.dtype), p.grn_beta.to(scale.dtype))
+    beta = torch.outer(grad_bias.to(scale.dtype), p.grn_beta.to(scale.dtype))
     s.add("weight2", beta.addcmul_(found, scale.view(1, -1)))
     return (found * p.weight2).sum(dim=0).view(scale.shape)
 
@@ -226,7 +229,7 @@ def _through_hidden(maps: _Maps, grad_a: Tensor, p: Mlp, s: _Sums) -> Tensor:
     grad_h = torch.ops.aten.gelu_backward(grad_a, maps.hidden, approximate=p.approximate)
     normed, mean, rstd = _normed(maps, p)
     s.add_outer("weight1", grad_h, normed)
-    s.add_pixels("bias1", grad_h)
+    s.add("bias1", s.over_pixels(grad_h))
     assert p.norm_weight is not None
     wide = maps.y.to(p.norm_weight.dtype)
     grad_y, grad_weight, grad_bias = norm_backward(
@@ -313,10 +316,6 @@ def _lone_dtype(g: Tensor) -> torch.dtype:
     # bf16 has fp32's range, and torch adds it up in fp32 anyway; asked for an fp32 sum, it first
     # writes the whole map in fp32.
     return g.dtype if g.dtype == torch.bfloat16 else wide_dtype(g)
-
-
-def _sum_pixels(g: Tensor) -> Tensor:
-    return g.sum(dim=(0, 1), dtype=wide_dtype(g))
 
 
 def _by_image(y: Tensor, p: Mlp) -> Tensor:
