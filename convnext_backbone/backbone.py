@@ -231,7 +231,6 @@ class ConvNextBackbone(PretrainedTrunk):
     @frozen_stages.setter
     def frozen_stages(self, value: int) -> None:
         self._frozen_stages = self._check_frozen_stages(value)
-        self.train(self.training)  # what was frozen goes back to the backbone's own mode
         self._align()
 
     def _check_frozen_stages(self, value: Any) -> int:

@@ -16,7 +16,14 @@ from .classifier import ConvNextForImageClassification, ConvNextModel
 from .config import ConvNextConfig
 from .hub import is_hub_id
 from .image_processor import CONFIG_NAME, ConvNextImageProcessor
-from .weights import LOAD_OPTIONS, build_blank, load_native, load_weights, open_weights
+from .weights import (
+    LOAD_OPTIONS,
+    OPEN_OPTIONS,
+    build_blank,
+    load_native,
+    load_weights,
+    open_weights,
+)
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,7 @@ def _load_module(module: nn.Module, wants_cls: bool, outputs: Mapping[str, Any])
 def _load_weights(
     source: Any, kind: Any, outputs: Mapping[str, Any], options: Mapping[str, Any]
 ) -> Loaded:
-    opening = {k: v for k, v in options.items() if k in ("ema", "prefix")}
+    opening = {k: v for k, v in options.items() if k in OPEN_OPTIONS}
     filling = {k: v for k, v in options.items() if k not in opening}
     weights = open_weights(source, mapped=False, **opening)
     fields = {k: v for k, v in weights.fields().items() if k != "out_features"}

@@ -7,6 +7,7 @@ from .in_flight import to_native_
 from .layouts import LAYOUTS, Layout, UnknownLayoutError
 from .load import (
     LOAD_OPTIONS,
+    OPEN_OPTIONS,
     build_blank,
     load_native,
     load_pretrained_,
@@ -18,6 +19,7 @@ from .report import LoadReport
 __all__ = [
     "LAYOUTS",
     "LOAD_OPTIONS",
+    "OPEN_OPTIONS",
     "WEIGHTS",
     "DownloadError",
     "Layout",

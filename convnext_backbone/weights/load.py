@@ -23,9 +23,9 @@ from .report import LoadReport
 _PACKAGE = f"{__name__.partition('.')[0]}."
 FINAL_NORM_CHOICES = ("stage", "drop")
 _LISTED = 40  # tensors that an error names before it only counts the rest
-_OPEN_OPTIONS = ("ema", "prefix")
+OPEN_OPTIONS = ("ema", "prefix")  # what `open_weights` takes by keyword
 _FILL_OPTIONS = ("final_norm", "adapt_in_channels", "fresh")
-LOAD_OPTIONS = (*_OPEN_OPTIONS, *_FILL_OPTIONS)  # what `load_weights` takes by keyword
+LOAD_OPTIONS = (*OPEN_OPTIONS, *_FILL_OPTIONS)  # what `load_weights` takes by keyword
 
 Built = TypeVar("Built")
 
@@ -82,7 +82,7 @@ def load_pretrained_(
     Raises:
         ValueError: The source is not a ConvNeXt, or does not fit what `overrides` ask for.
     """
-    opened = {k: v for k, v in overrides.items() if k in _OPEN_OPTIONS}
+    opened = {k: v for k, v in overrides.items() if k in OPEN_OPTIONS}
     options = {k: v for k, v in overrides.items() if k in _FILL_OPTIONS}
     built = {k: v for k, v in overrides.items() if k not in opened and k not in options}
     weights = open_weights(source, mapped=False, **opened)
