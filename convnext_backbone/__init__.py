@@ -6,13 +6,13 @@ from importlib.util import find_spec
 
 from ._version import __version__
 from .archs import list_archs
-from .backbone import ConvNextBackbone
-from .checks import IMPORT_ERRORS, first_line
-from .classifier import ConvNextForImageClassification, ConvNextModel
-from .config import ConvNextConfig
-from .feature_extractor import FeatureExtractor
-from .feature_store import load_features
-from .image_processor import ConvNextImageProcessor
+from .features.extractor import FeatureExtractor
+from .features.store import load_features
+from .images.processor import ConvNextImageProcessor
+from .models.backbone import ConvNextBackbone
+from .models.classifier import ConvNextForImageClassification, ConvNextModel
+from .models.config import ConvNextConfig
+from .utils.checks import IMPORT_ERRORS, first_line
 from .weights import LoadReport, list_weights, load_weights
 
 __all__ = [

@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from convnext_backbone import ConvNextBackbone, list_archs
-from convnext_backbone.cli import main
+from convnext_backbone.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -18,9 +18,9 @@ from mmengine.runner import load_checkpoint
 from PIL import Image, ImageDraw, ImageFont
 from torchvision.ops import nms
 
-from convnext_backbone.openmmlab.launch import EXIT_USAGE, ConfigOptions, OneLineParser
-from convnext_backbone.openmmlab.preflight import UsageError, check_checkpoint, check_data
-from convnext_backbone.openmmlab.run_config import BUILD_ERRORS, NEEDED, described, load_config
+from convnext_backbone.openmmlab.tools.config import BUILD_ERRORS, NEEDED, described, load_config
+from convnext_backbone.openmmlab.tools.launch import EXIT_USAGE, ConfigOptions, OneLineParser
+from convnext_backbone.openmmlab.tools.preflight import UsageError, check_checkpoint, check_data
 
 # H, W height and width of an image in pixels
 

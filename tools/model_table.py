@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmengine.fileio import load
 
 import convnext_backbone  # noqa: F401 - registers the backbone
-from convnext_backbone.openmmlab.complexity import (
+from convnext_backbone.openmmlab.tools.complexity import (
     build_model,
     count_flops,
     count_parameters,

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from mmengine.config import Config, DictAction
 
 import convnext_backbone  # noqa: F401 - registers the backbone
-from convnext_backbone.openmmlab.complexity import build_model
-from convnext_backbone.openmmlab.config_options import apply_options
 from convnext_backbone.openmmlab.layer_decay import format_layer_groups, layer_groups
-from convnext_backbone.openmmlab.preflight import UsageError
+from convnext_backbone.openmmlab.tools.complexity import build_model
+from convnext_backbone.openmmlab.tools.config_options import apply_options
+from convnext_backbone.openmmlab.tools.preflight import UsageError
 
 EXIT_USAGE = 2
 

@@ -3,7 +3,7 @@
 
 import sys
 
-from convnext_backbone.openmmlab.launch import evaluate
+from convnext_backbone.openmmlab.tools.launch import evaluate
 
 if __name__ == "__main__":
     sys.exit(evaluate())

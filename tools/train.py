@@ -3,7 +3,7 @@
 
 import sys
 
-from convnext_backbone.openmmlab.launch import train
+from convnext_backbone.openmmlab.tools.launch import train
 
 if __name__ == "__main__":
     sys.exit(train())

@@ -22,12 +22,13 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from ..layers import Conv2d, DropPath, GlobalResponseNorm
-from . import depthwise, eager, pointwise, training
+from ..inference import pointwise
+from ..models.layers import Conv2d, DropPath, GlobalResponseNorm
+from . import depthwise, eager, training
 from .switches import switches
 
 if TYPE_CHECKING:
-    from ..trunk import Block
+    from ..models.trunk import Block
 
 Way = Callable[["Block", Tensor, str], Tensor]
 

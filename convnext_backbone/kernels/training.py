@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .pointwise import (
+from ..inference.pointwise import (
     Mlp,
     differentiable_gradients,
     grn_scale,

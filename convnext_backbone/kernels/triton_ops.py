@@ -21,8 +21,8 @@ import torch
 import triton
 from torch import Tensor
 
+from ..inference.pointwise import Mlp, grn_scale
 from . import triton_kernels as kernels
-from .pointwise import Mlp, grn_scale
 
 # Triton's interpreter runs the kernels on the CPU, to prove them where there is no GPU.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

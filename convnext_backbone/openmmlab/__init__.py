@@ -3,10 +3,10 @@
 The only room of the package that imports an OpenMMLab package.
 """
 
-from ..backbone import ConvNextBackbone
-from .compat import apply_compat
-from .mmcv_ext import install_mmcv_ext, mmcv_ops_provider
+from ..models.backbone import ConvNextBackbone
+from .mmcv_ops.finder import install_mmcv_ext, mmcv_ops_provider
 from .optim import register_optim
+from .patches.apply import apply_compat
 
 __all__ = ["apply_compat", "install_mmcv_ext", "mmcv_ops_provider", "register"]
 

@@ -22,8 +22,8 @@ from mmengine.logging import MMLogger
 from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
-from ..layers import GlobalResponseNorm
-from ..trunk import ConvNextTrunk
+from ..models.layers import GlobalResponseNorm
+from ..models.trunk import ConvNextTrunk
 
 _BLOCKS_PER_LAYER = 3  # how many blocks of the deep third stage share one rate
 _GROUP_NUM_LAYERS = 12  # `group` of the ImageNet recipes, whatever the depth

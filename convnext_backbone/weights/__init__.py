@@ -3,7 +3,6 @@
 from .catalogue import WEIGHTS, WeightEntry, list_weights
 from .download import DownloadError
 from .export import convert_weights, save_pretrained
-from .in_flight import to_native_
 from .layouts import LAYOUTS, Layout, UnknownLayoutError
 from .load import (
     LOAD_OPTIONS,
@@ -13,6 +12,7 @@ from .load import (
     load_pretrained_,
     load_weights,
 )
+from .load_hook import to_native_
 from .native import NativeWeights, open_weights
 from .report import LoadReport
 

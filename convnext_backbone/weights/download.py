@@ -21,11 +21,11 @@ import torch
 from filelock import FileLock
 from tqdm import tqdm
 
-from ..checks import first_line
-from ..files import check_source, file_sha256, naming
-from ..hub import read_hub_id
+from ..utils.checks import first_line
+from ..utils.files import check_source, errors_naming, file_sha256
 from .catalogue import WEIGHTS, WeightEntry, get_weight, hash_in_name
 from .read import DIRECTORY_FILES
+from .source import read_hub_id
 
 TIMEOUT = 30.0  # seconds without an answer or a byte
 ATTEMPTS = 3  # connections in which a broken transfer is taken up again before giving up
@@ -233,7 +233,7 @@ class _Transfer:
 
     def _connect(self) -> None:
         """Fetch what is missing, check the whole and move it into place."""
-        with self._open() as response, naming(self.target):
+        with self._open() as response, errors_naming(self.target):
             expected = self._receive(response)
         self._finish(expected)
 
@@ -305,7 +305,7 @@ class _Transfer:
                     f"{self.url}: the file is corrupt: its SHA-256 starts with "
                     f"{found[: len(self.digits)]}, must be {self.digits}"
                 )
-        with naming(self.target):
+        with errors_naming(self.target):
             os.replace(self.part, self.target)
         self.tag.unlink(missing_ok=True)
 

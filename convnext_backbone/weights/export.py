@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..checks import check_choice
-from ..config import ConvNextConfig
-from ..files import replacing, write_json
+from ..models.config import ConvNextConfig
+from ..utils.checks import check_choice
+from ..utils.files import atomic_write, write_json
 from .layouts import LAYOUTS, Layout, restore
 from .native import NativeWeights, arch_name, infer_fields
 
@@ -223,7 +223,7 @@ def write_tensors(tensors: Mapping[str, Any], path: Path) -> None:
         OSError: The file cannot be written; what was there stays.
     """
     write = _save_safetensors if path.suffix == ".safetensors" else _save_torch
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         write(dict(tensors), partial)
 
 

@@ -18,7 +18,7 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from ..checks import some_of
+from ..utils.checks import shorten_list
 from .patterns import STORAGES, Pattern, Shape
 
 Shapes = Mapping[str, Shape]
@@ -476,12 +476,12 @@ def _not_a_convnext(keys: list[str], prefix: str | None) -> str:
         marks = (layout.anchor, *layout.requires)
         return (
             f"its keys are nearly those of {layout.name}, but none fits "
-            f"{' or '.join(place + mark for mark in marks)}; unknown are {some_of(unknown, 4)}"
+            f"{' or '.join(place + mark for mark in marks)}; unknown are {shorten_list(unknown, 4)}"
         )
     under = "" if prefix is None else f" under the prefix {prefix!r}"
     return (
         f"its keys are of no known ConvNeXt layout{under}: {len(keys)} tensors, "
-        f"{some_of(keys, 4)}; known layouts are {', '.join(LAYOUTS)}"
+        f"{shorten_list(keys, 4)}; known layouts are {', '.join(LAYOUTS)}"
     )
 
 

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..checks import some_of
-from ..config import ConvNextConfig
+from ..models.config import ConvNextConfig
+from ..utils.checks import shorten_list
 from .native import STEM, NativeWeights, open_weights
 from .placement import place
 from .report import LoadReport
@@ -268,7 +268,7 @@ def _misfit(
     weights: NativeWeights, name: str, problems: Mapping[str, Sequence[str]], hint: str
 ) -> str:
     lines = [f"{weights.source}: the weights ({weights.match}) do not fit {name}"]
-    lines += [f"  {what}: {some_of(keys, _LISTED)}" for what, keys in problems.items() if keys]
+    lines += [f"  {what}: {shorten_list(keys, _LISTED)}" for what, keys in problems.items() if keys]
     return "\n".join(lines) + hint
 
 
@@ -280,7 +280,7 @@ def _warn_not_finite(tensors: Mapping[str, Tensor], weights: NativeWeights) -> l
     ]
     if not bad:
         return []
-    note = f"{len(bad)} tensors hold NaN or infinity: {some_of(bad, 4)}"
+    note = f"{len(bad)} tensors hold NaN or infinity: {shorten_list(bad, 4)}"
     warnings.warn(f"{weights.source}: {note}", stacklevel=5)
     return [note]
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..archs import ARCHS
-from ..checks import some_of
+from ..utils.checks import shorten_list
 from .catalogue import TIMM_FIELDS, WeightEntry
 from .download import locate
 from .layouts import Converted, Match, UnknownLayoutError, convert, recognise
@@ -233,8 +233,10 @@ def describe(weights: NativeWeights) -> str:
     ]
     rows += [("trained on", entry.data)] if entry else []
     dropped, unknown = weights.converted.dropped, weights.converted.unexpected
-    rows += [("left out", f"{len(dropped)} tensors: {some_of(dropped, 4)}")] if dropped else []
-    rows += [("unexpected", f"{len(unknown)} tensors: {some_of(unknown, 4)}")] if unknown else []
+    rows += [("left out", f"{len(dropped)} tensors: {shorten_list(dropped, 4)}")] if dropped else []
+    rows += (
+        [("unexpected", f"{len(unknown)} tensors: {shorten_list(unknown, 4)}")] if unknown else []
+    )
     rows += [("note", note) for note in weights.notes]
     return "\n".join(f"{name:<13} {text}" for name, text in rows)
 

@@ -25,8 +25,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..checks import first_line
-from ..files import WEIGHT_SUFFIXES
+from ..utils.checks import first_line
+from ..utils.files import WEIGHT_SUFFIXES
 
 # Where the tensors stand inside a PyTorch file, the moving averages apart.
 WRAPPERS = ("model", "state_dict", "module", "net", "network", "backbone")

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..checks import some_of
+from ..utils.checks import shorten_list
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class LoadReport:
         )
         rows = [("source", self.source), ("layout", self.layout)]
         rows += [
-            (name, f"{len(keys):>5}  {some_of([*keys], show) if show else ''}")
+            (name, f"{len(keys):>5}  {shorten_list([*keys], show) if show else ''}")
             for name, keys, show in counted
         ]
         rows += [("note", note) for note in self.notes]

@@ -31,7 +31,7 @@ from mmengine.registry import OPTIM_WRAPPERS, PARAM_SCHEDULERS, TRANSFORMS, init
 from mmseg.structures import SegDataSample
 
 from convnext_backbone import ConvNextBackbone
-from convnext_backbone.openmmlab.complexity import (
+from convnext_backbone.openmmlab.tools.complexity import (
     build_model,
     count_flops,
     count_parameters,

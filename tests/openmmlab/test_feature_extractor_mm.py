@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from convnext_backbone import ConvNextBackbone
-from convnext_backbone.feature_extractor import FeatureExtractor
+from convnext_backbone.features.extractor import FeatureExtractor
 
 pytestmark = pytest.mark.openmmlab
 

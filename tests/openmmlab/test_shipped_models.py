@@ -18,7 +18,7 @@ import torch
 import torch.distributed
 
 import convnext_backbone  # noqa: F401  # isort: skip  (serves mmcv._ext)
-from convnext_backbone.openmmlab.compat import apply_compat
+from convnext_backbone.openmmlab.patches.apply import apply_compat
 
 apply_compat()
 

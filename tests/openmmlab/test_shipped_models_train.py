@@ -23,8 +23,8 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
 
-from convnext_backbone.openmmlab.compat import apply_compat
-from convnext_backbone.openmmlab.ops import OPS
+from convnext_backbone.openmmlab.mmcv_ops.table import OPS
+from convnext_backbone.openmmlab.patches.apply import apply_compat
 
 apply_compat()
 pytestmark = pytest.mark.openmmlab

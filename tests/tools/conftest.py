@@ -3,7 +3,7 @@
 import importlib.util
 
 import pytest
-from tool_process import ROOT, write_config
+from helpers.tool_process import ROOT, write_config
 
 NUM_TRAIN, NUM_VAL, SIZE = 12, 4, 64
 

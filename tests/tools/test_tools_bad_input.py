@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tool_process import ROOT, run_tool
+from helpers.tool_process import ROOT, run_tool
 
 pytestmark = pytest.mark.openmmlab
 pytest.importorskip("mmdet")

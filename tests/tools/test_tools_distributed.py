@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from tool_process import ROOT, run_tool, write_config
+from helpers.tool_process import ROOT, run_tool, write_config
 
 pytestmark = pytest.mark.openmmlab
 pytest.importorskip("mmdet")
@@ -20,8 +20,8 @@ if torch.cuda.is_available():
 
 from mmengine.config import Config
 
-from convnext_backbone.openmmlab.complexity import build_model
-from convnext_backbone.openmmlab.safe_globals import allow_mmengine_types
+from convnext_backbone.openmmlab.patches.mmengine_safe_globals import allow_mmengine_types
+from convnext_backbone.openmmlab.tools.complexity import build_model
 
 HALVES = ("--cfg-options", "train_dataloader.batch_size=2", "val_dataloader.batch_size=2")
 TWO_STEPS = ("train_cfg.max_iters=2", "train_cfg.val_interval=2")

@@ -10,14 +10,14 @@ import sys
 import numpy as np
 import pytest
 import torch
+from helpers.tool_process import run_tool, write_config
 from PIL import Image
-from tool_process import run_tool, write_config
 
 pytestmark = pytest.mark.openmmlab
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
 
-from convnext_backbone.openmmlab.safe_globals import allow_mmengine_types
+from convnext_backbone.openmmlab.patches.mmengine_safe_globals import allow_mmengine_types
 
 
 def run(*args, cwd):

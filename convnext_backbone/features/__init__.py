@@ -1,0 +1,1 @@
+"""Features of images: extraction, storage, pictures and the local page."""

@@ -1,0 +1,176 @@
+"""Where images come from: files, folders, globs, lists, generators and datasets."""
+
+import glob
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from ..utils.files import check_source
+from .reading import UNREADABLE
+
+IMAGE_SUFFIXES = frozenset(
+    (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp", ".avif")
+)
+_IMAGE_KEYS = ("image", "img", "jpg", "png")  # of a dataset's dict, in the order of preference
+_ORIENTATION = 0x0112  # EXIF tag
+_TURNED = (5, 6, 7, 8)  # its values that swap height and width
+
+
+@dataclass(frozen=True)
+class ImageItem:
+    """One image to work on.
+
+    Attributes:
+        index: Its position in the source.
+        name: The path, or the position where there is none.
+        image: What `ConvNextImageProcessor` takes, or the ready tensor (C, H, W).
+        ready: The image has been processed already.
+        dataset: Where `image` is still to be taken from, at `index`.
+    """
+
+    index: int
+    name: str
+    image: Any
+    ready: bool = False
+    dataset: Any = None
+
+    def fetch(self) -> "ImageItem":
+        """Return the item with its image taken out of the dataset."""
+        return self if self.dataset is None else as_item(self.index, self.dataset[self.index])
+
+
+def find_images(source: str | os.PathLike[str]) -> list[Path]:
+    """List the images of a folder (with all below it), a glob or a single file, sorted.
+
+    Files of a folder count as images by their suffix, files of a glob all do. Links that lead
+    nowhere are listed: whoever reads them is to tell.
+
+    Raises:
+        FileNotFoundError: There is no such file or folder.
+        ValueError: The folder or the glob holds no image, or the source is empty.
+    """
+    check_source(source)
+    path = Path(source)
+    if path.is_dir():
+        found = [p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and _is_file(p)]
+        if not found:
+            suffixes = " ".join(sorted(IMAGE_SUFFIXES))
+            raise ValueError(f"no images in folder {os.fspath(source)!r} (looked for {suffixes})")
+        return sorted(found)
+    if path.exists():
+        return [path]
+    if glob.has_magic(os.fspath(source)):
+        names = sorted(glob.glob(os.fspath(source), recursive=True))
+        found = [Path(p) for p in names if _is_file(Path(p))]
+        if not found:
+            raise ValueError(f"no file matches {os.fspath(source)!r}")
+        return found
+    raise FileNotFoundError(f"no such image or folder: {os.fspath(source)!r}")
+
+
+def _is_file(path: Path) -> bool:
+    return path.is_file() or (path.is_symlink() and not path.exists())
+
+
+def is_single(source: Any) -> bool:
+    """Say whether a source is one image rather than a collection of them.
+
+    Raises:
+        ValueError: The source is the empty path.
+    """
+    if isinstance(source, str | os.PathLike):
+        check_source(source)
+        return not Path(source).is_dir() and (
+            Path(source).exists() or not glob.has_magic(os.fspath(source))
+        )
+    if isinstance(source, Image.Image | Mapping | bytes):  # bytes are none, but to be told whole
+        return True
+    return getattr(source, "ndim", 4) < 4
+
+
+def count_images(source: Any) -> int | None:
+    """Return the number of images of a collection, or None when only running it would tell."""
+    return len(source) if hasattr(source, "__len__") else None
+
+
+def expand(source: Any) -> Any:
+    """Return a collection for any source: a folder or glob as its files, an image as a list."""
+    if is_single(source):
+        return [source]
+    if isinstance(source, str | os.PathLike):
+        return find_images(source)
+    return source
+
+
+def iter_items(source: Any) -> Iterator[ImageItem]:
+    """Yield the items of a collection; see `expand`.
+
+    Raises:
+        TypeError: The source is no collection, or an entry holds no image.
+    """
+    if _is_dataset(source):
+        # Entries are fetched where images are decoded, so that one that fails costs no other.
+        yield from (ImageItem(i, str(i), None, dataset=source) for i in range(len(source)))
+        return
+    if not hasattr(source, "__iter__"):
+        raise TypeError(
+            "images must be an image, a path, a folder, a glob, or a list, iterator or dataset of "
+            f"images, got {type(source).__name__}"
+        )
+    yield from (as_item(index, entry) for index, entry in enumerate(source))
+
+
+def _is_dataset(source: Any) -> bool:
+    known = isinstance(source, Sequence) or hasattr(source, "ndim")
+    return not known and hasattr(source, "__getitem__") and hasattr(source, "__len__")
+
+
+def as_item(index: int, entry: Any) -> ImageItem:
+    """Take the image out of what a list or a dataset gives.
+
+    A tuple gives its first value, as in (image, label). A dict gives `pixel_values` as they are,
+    mmengine's `inputs` (BGR, 0 .. 255) in RGB order, or the first of `image`, `img`, `jpg`, `png`.
+
+    Raises:
+        TypeError: The entry holds no image.
+    """
+    if isinstance(entry, tuple) and entry:
+        entry = entry[0]
+    if not isinstance(entry, Mapping):
+        name = getattr(entry, "filename", "") or index
+        name = os.fspath(entry) if isinstance(entry, str | os.PathLike) else name
+        return ImageItem(index, str(name), entry)
+    if isinstance(entry.get("pixel_values"), Tensor):
+        return ImageItem(index, str(index), entry["pixel_values"].squeeze(0), ready=True)
+    if isinstance(entry.get("inputs"), Tensor):
+        return ImageItem(index, _mm_name(index, entry), _bgr_to_rgb(entry["inputs"]))
+    key = next((key for key in _IMAGE_KEYS if entry.get(key) is not None), None)
+    if key is None:
+        raise TypeError(f"entry {index} holds no image, got a dict of {list(entry)}")
+    name = getattr(entry[key], "filename", "") or index
+    return ImageItem(index, str(name), entry[key])
+
+
+def _mm_name(index: int, entry: Mapping[str, Any]) -> str:
+    path = getattr(entry.get("data_samples"), "img_path", None)
+    return str(index if path is None else path)
+
+
+def _bgr_to_rgb(image: Tensor) -> Tensor:
+    return image.flip(0) if image.ndim == 3 and image.shape[0] == 3 else image
+
+
+def read_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """Return the (height, width) of an upright image from its header, or None if unreadable."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(_ORIENTATION) in _TURNED
+    except UNREADABLE:
+        return None
+    return (width, height) if turned else (height, width)

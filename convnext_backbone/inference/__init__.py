@@ -1,0 +1,1 @@
+"""`optimize_for_inference`: fold, cast, pack and compile a network."""

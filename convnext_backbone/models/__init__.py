@@ -1,0 +1,1 @@
+"""The networks: configuration, layers, block, trunk, backbone and classifier."""

@@ -1,0 +1,194 @@
+"""The part of transformers' model interface that training scripts lean on."""
+
+import inspect
+import os
+import warnings
+from collections.abc import Collection, Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
+
+import torch
+
+from ..weights import LOAD_OPTIONS, load_pretrained_, open_weights, save_pretrained
+from ..weights.source import at_revision
+from .config import ConvNextConfig
+from .outputs import FeatureMaps, ModelOutput
+from .trunk import ConvNextTrunk
+
+_Self = TypeVar("_Self", bound="PretrainedTrunk")
+_Output = TypeVar("_Output", bound=FeatureMaps | ModelOutput)
+
+
+class PretrainedTrunk(ConvNextTrunk):
+    """A trunk with weights in and out, device and dtype, gradient checkpointing.
+
+    The names are those of transformers' PreTrainedModel.
+    """
+
+    config_class = ConvNextConfig
+    base_model_prefix = "convnext"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+
+    @classmethod
+    def from_pretrained(
+        cls: type[_Self],
+        source: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        ignore_mismatched_sizes: bool = False,
+        **overrides: Any,
+    ) -> _Self:
+        """Build the model that `source` describes, load it, and set it to evaluation mode.
+
+        Args:
+            source: A file, a directory, a URL, a Hugging Face id or an `arch.tag` of
+                `list_weights()`. The architecture is read from the tensors.
+            revision: The branch, tag or commit of a Hugging Face repository. Nothing else has one;
+                "main", which training scripts give with every source, goes with any.
+            dtype: Of the parameters, also by name ("float16"), or "auto", that of the source; fp32
+                when not given.
+            torch_dtype: Older releases' name of `dtype`.
+            ignore_mismatched_sizes: Start a head of another number of classes afresh.
+            overrides: Any argument of the constructor, and any option of `load_weights`.
+
+        Raises:
+            ValueError: The source is not a ConvNeXt or does not fit, with every misfit listed.
+            TypeError: There is no such argument.
+            FileNotFoundError: There is no such file.
+        """
+        _check_names(cls, overrides)
+        source = at_revision(source, revision)
+        wanted = torch_dtype if dtype is None else dtype
+        chosen = _dtype_of(source, overrides) if wanted == "auto" else _floating(wanted)
+        if ignore_mismatched_sizes:
+            overrides.setdefault("fresh", ("head.",))
+        return load_pretrained_(cls, source, overrides).to(chosen).eval()
+
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
+        """Write config.json and model.safetensors, which transformers loads as they are."""
+        save_pretrained(self, directory)
+
+    # What a call leaves to the config.
+
+    def _wants_hidden_states(self, asked: bool | None) -> bool:
+        return self.config.output_hidden_states if asked is None else asked
+
+    def _answer(self, output: _Output, return_dict: bool | None) -> _Output | tuple[Any, ...]:
+        named = self.config.return_dict if return_dict is None else return_dict
+        return output if named else output.to_tuple()
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """Return False: there is no text to generate. transformers' pipelines ask."""
+        return False
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the parameters."""
+        return next(self.parameters()).dtype
+
+    @property
+    def is_activation_checkpointing(self) -> bool:
+        """Whether activations are recomputed in the backward pass."""
+        return self.with_cp is not False
+
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: Mapping[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """Recompute the blocks' activations in the backward pass instead of keeping them.
+
+        Args:
+            activation_checkpointing_kwargs: For transformers' callers. The non-reentrant variant
+                is the only one here; asking for the other warns.
+            every_n_layers: 1, as in every block; another number warns.
+            offload: False; keeping activations in the host's memory is not done, and warns.
+        """
+        if (activation_checkpointing_kwargs or {}).get("use_reentrant"):
+            warnings.warn(
+                "use_reentrant=True is ignored: activations are recomputed without reentrance, "
+                "which gives the same gradients",
+                stacklevel=2,
+            )
+        if every_n_layers != 1 or offload:
+            warnings.warn(
+                f"every_n_layers={every_n_layers} and offload={offload} are ignored: every block "
+                "is recomputed; with_cp='selective' keeps the part of each that is dear",
+                stacklevel=2,
+            )
+        self.with_cp = True
+
+    def activation_checkpointing_disable(self) -> None:
+        """Keep the activations again."""
+        self.with_cp = False
+
+    # transformers' names of the same up to 5.22.
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """`is_activation_checkpointing`."""
+        return self.is_activation_checkpointing
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None
+    ) -> None:
+        """Do what `activation_checkpointing_enable` does."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Do what `activation_checkpointing_disable` does."""
+        self.activation_checkpointing_disable()
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """Count the parameters, or those that take a gradient."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
+
+
+def _check_names(cls: type[PretrainedTrunk], names: Collection[str]) -> None:
+    """Refuse what neither a constructor of this package nor `load_weights` knows.
+
+    Raises:
+        TypeError: There is no such argument.
+    """
+    init = getattr(cls, "__init__")  # noqa: B009 - mypy takes it for an instance's
+    if init.__module__.partition(".")[0] != __package__:
+        return  # a subclass may take any keyword
+    built = list(inspect.signature(init).parameters.values())[1:]
+    own = tuple(p.name for p in built if p.kind is not p.VAR_KEYWORD)
+    known = {*LOAD_OPTIONS, *own, *(field.name for field in fields(ConvNextConfig))}
+    for name in names:
+        if name not in known:
+            raise TypeError(
+                f"{cls.__name__}.from_pretrained has no argument {name!r}; besides its own it "
+                f"takes options of load_weights, {LOAD_OPTIONS}, arguments of the constructor, "
+                f"{own}, and fields of ConvNextConfig"
+            )
+
+
+def _dtype_of(source: str | os.PathLike[str], overrides: Mapping[str, Any]) -> torch.dtype:
+    options = {name: overrides[name] for name in ("ema", "prefix") if name in overrides}
+    tensors = open_weights(source, **options).tensors.values()
+    return next(tensor.dtype for tensor in tensors if tensor.is_floating_point())
+
+
+def _floating(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """Return a floating-point dtype by itself or by its name.
+
+    Raises:
+        ValueError: It is none.
+    """
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise ValueError(f"dtype must be a floating-point dtype, its name or 'auto', got {dtype!r}")
+    return found

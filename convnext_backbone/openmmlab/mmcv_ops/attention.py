@@ -1,0 +1,173 @@
+"""Multi-scale deformable attention and PSA masks as mmcv calls them.
+
+Papers: Deformable DETR, https://arxiv.org/abs/2010.04159; PSANet, https://hszhao.github.io/papers/
+eccv18_psanet.pdf. Called by `mmcv/ops/multi_scale_deform_attn.py` (on CUDA; on the CPU mmcv has
+its own) and `psa_mask.py`. Semantics: `mmcv/ops/csrc/common/cuda/ms_deform_attn_cuda_kernel.cuh`
+and `psamask_cuda_kernel.cuh`.
+
+N batch, K keys (pixels of all levels in a row), Q queries, M heads, D channels of a head,
+L levels, P points.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .precision import at_least_float32, gradients
+
+
+def ms_deform_attn_forward(
+    value: Tensor,
+    value_spatial_shapes: Tensor,
+    value_level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    im2col_step: int,
+) -> Tensor:
+    """Weighted sum of bilinear samples of each level's map.
+
+    Args:
+        value: `(N, K, M, D)`.
+        value_spatial_shapes: `(L, 2)` heights and widths of the levels.
+        value_level_start_index: `(L,)` where in K each level begins.
+        sampling_locations: `(N, Q, M, L, P, 2)` as (x, y), 0 and 1 being the map's borders;
+            what lies outside reads 0.
+        attention_weights: `(N, Q, M, L, P)`.
+        im2col_step: Images at a time in the compiled kernel, not used.
+
+    Returns:
+        `(N, Q, M * D)`.
+    """
+    attend = _attention(value_spatial_shapes, value_level_start_index)
+    operands = (value, sampling_locations, attention_weights)
+    return attend(*map(at_least_float32, operands)).to(value)
+
+
+def ms_deform_attn_backward(
+    value: Tensor,
+    value_spatial_shapes: Tensor,
+    value_level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    grad_output: Tensor,
+    grad_value: Tensor,
+    grad_sampling_loc: Tensor,
+    grad_attn_weight: Tensor,
+    im2col_step: int,
+) -> None:
+    """Gradients of `ms_deform_attn_forward`, written into the three `grad_*` tensors."""
+    attend = _attention(value_spatial_shapes, value_level_start_index)
+    operands = (value, sampling_locations, attention_weights)
+    targets = (grad_value, grad_sampling_loc, grad_attn_weight)
+    for target, grad in zip(targets, gradients(attend, operands, grad_output), strict=True):
+        target.copy_(grad)
+
+
+def _attention(shapes: Tensor, starts: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """The attention over given levels: a function of value, locations and weights."""
+    levels = [
+        (*shape, start) for shape, start in zip(shapes.tolist(), starts.tolist(), strict=True)
+    ]
+
+    def attend(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+        batch, queries, heads = locations.shape[:3]
+        # (N, Q, M, L, P, 2) -> (L, N * M, Q, P, 2), in grid_sample's -1 .. 1
+        grids = (2 * locations - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)
+        # (N, Q, M, L, P) -> (L, N * M, 1, Q, P)
+        weights = weights.permute(3, 0, 2, 1, 4).flatten(1, 2).unsqueeze(2)
+        total = value.new_zeros(batch * heads, value.shape[3], queries)
+        for (height, width, start), grid, weight in zip(levels, grids, weights, strict=True):
+            # (N, H * W, M, D) -> (N * M, D, H, W)
+            level = value[:, start : start + height * width].permute(0, 2, 3, 1).flatten(0, 1)
+            level = level.unflatten(2, (height, width))
+            samples = F.grid_sample(level, grid, padding_mode="zeros", align_corners=False)
+            total = total + (samples * weight).sum(dim=3)
+        # (N * M, D, Q) -> (N, Q, M * D)
+        return total.view(batch, heads * value.shape[3], queries).transpose(1, 2).contiguous()
+
+    return attend
+
+
+_COLLECT = 0
+
+
+def psamask_forward(
+    input: Tensor,
+    output: Tensor,
+    psa_type: int,
+    num_: int,
+    h_feature: int,
+    w_feature: int,
+    h_mask: int,
+    w_mask: int,
+    half_h_mask: int,
+    half_w_mask: int,
+) -> None:
+    """Spread each pixel's mask, which is centred on it, over the whole map.
+
+    Args:
+        input: `(N, h_mask * w_mask, H, W)`.
+        output: `(N, H * W, H, W)`, filled in place. `[n, q, p]` is what pixel p says of pixel q
+            when collecting, `[n, p, q]` when distributing; 0 where q lies outside p's mask.
+        psa_type: 0 collect, 1 distribute.
+        num_: N.
+        h_feature: H.
+        w_feature: W.
+        h_mask: Height of a mask.
+        w_mask: Width of a mask.
+        half_h_mask: Row of the mask that lies on the pixel itself.
+        half_w_mask: Its column.
+    """
+    mask_size, centre = (h_mask, w_mask), (half_h_mask, half_w_mask)
+    cell, inside = _mask_cells(input, (h_feature, w_feature), mask_size, centre)
+    # [n, q, p] = input[n, cell of q in the mask of p, p]
+    spread = input.flatten(2).gather(1, cell.expand(num_, -1, -1))
+    spread = spread.masked_fill(~inside, 0)
+    if psa_type != _COLLECT:
+        spread = spread.transpose(1, 2)
+    output.copy_(spread.reshape(output.shape))
+
+
+def psamask_backward(
+    grad_output: Tensor,
+    grad_input: Tensor,
+    psa_type: int,
+    num_: int,
+    h_feature: int,
+    w_feature: int,
+    h_mask: int,
+    w_mask: int,
+    half_h_mask: int,
+    half_w_mask: int,
+) -> None:
+    """Gradient of `psamask_forward` for `input`, written into `grad_input`."""
+    mask_size, centre = (h_mask, w_mask), (half_h_mask, half_w_mask)
+    cell, inside = _mask_cells(grad_output, (h_feature, w_feature), mask_size, centre)
+    spread = grad_output.reshape(num_, h_feature * w_feature, h_feature * w_feature)
+    if psa_type != _COLLECT:
+        spread = spread.transpose(1, 2)
+    flat = torch.zeros_like(grad_input).flatten(2)
+    # No two places of the map read one cell of one pixel's mask, so the sums have one term each.
+    flat.scatter_add_(1, cell.expand(num_, -1, -1), spread.masked_fill(~inside, 0).to(flat))
+    grad_input.copy_(flat.view_as(grad_input))
+
+
+def _mask_cells(
+    like: Tensor, size: tuple[int, int], mask_size: tuple[int, int], centre: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Which cell of the mask of pixel p lies on pixel q: index and whether there is one.
+
+    Returns:
+        Two tensors `(H * W, H * W)` as `[q, p]`: int64 (0 where outside) and bool.
+    """
+    axes = []
+    for length, middle in zip(size, centre, strict=True):
+        place = torch.arange(length, device=like.device)
+        axes.append(place[:, None] - place[None, :] + middle)
+    rows, columns = axes[0][:, None, :, None], axes[1][None, :, None, :]
+    inside = (rows >= 0) & (rows < mask_size[0]) & (columns >= 0) & (columns < mask_size[1])
+    cell = torch.where(inside, rows * mask_size[1] + columns, 0)
+    area = size[0] * size[1]
+    return cell.reshape(area, area), inside.reshape(area, area)

@@ -1,0 +1,137 @@
+"""Deformable RoI pooling as `mmcv/ops/deform_roi_pool.py` calls it.
+
+Paper: Deformable ConvNets, https://arxiv.org/abs/1703.06211, section 2.2. Semantics:
+`mmcv/ops/csrc/common/cuda/deform_roi_pool_cuda_kernel.cuh`: `roi_align` (aligned, average), but
+each bin is first shifted by its own offset. N images, C channels, H/W height and width of the
+map, R regions, P/Q pooled height and width, S samples along one side of a bin.
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .precision import at_least_float32, gradients
+from .roi import extents, neighbours, regions_by_grid
+
+
+def deform_roi_pool_forward(
+    input: Tensor,
+    rois: Tensor,
+    offset: Tensor,
+    output: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    gamma: float,
+) -> None:
+    """Average bilinear samples of each shifted bin of each region.
+
+    Args:
+        input: `(N, C, H, W)`.
+        rois: `(R, 5)` as (image index, x1, y1, x2, y2) in pixels of the image.
+        offset: `(R, 2, P, Q)`, shifts (dx, dy) of the bins; empty for none.
+        output: `(R, C, P, Q)`, filled in place.
+        pooled_height: P.
+        pooled_width: Q.
+        spatial_scale: Map pixels per image pixel.
+        sampling_ratio: S; 0 takes as many as the bin is pixels long, for each region anew.
+        gamma: Length of a shift of 1, in widths or heights of the region.
+    """
+    size = (pooled_height, pooled_width)
+    pool = partial(_pool, rois, size, spatial_scale, sampling_ratio, gamma)
+    output.copy_(pool(at_least_float32(input), at_least_float32(offset)))
+
+
+def deform_roi_pool_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    rois: Tensor,
+    offset: Tensor,
+    grad_input: Tensor,
+    grad_offset: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    gamma: float,
+) -> None:
+    """Gradients for `input` and `offset`, written into `grad_input` and `grad_offset`."""
+    size = (pooled_height, pooled_width)
+    pool = partial(_pool, rois, size, spatial_scale, sampling_ratio, gamma)
+    if offset.numel() == 0:
+        without = partial(pool, offset=offset)
+        grad_input.copy_(gradients(without, [input], grad_output)[0])
+        return
+    targets = (grad_input, grad_offset)
+    for target, grad in zip(targets, gradients(pool, [input, offset], grad_output), strict=True):
+        target.copy_(grad)
+
+
+def _pool(
+    rois: Tensor,
+    size: tuple[int, int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    gamma: float,
+    features: Tensor,
+    offset: Tensor,
+) -> Tensor:
+    """The pooled `(R, C, P, Q)`, differentiable in `features` and `offset`."""
+    rois = rois.to(features.dtype)
+    # (R, 2) as (y, x), with room for the bins: (R, 2, 1, 1)
+    start, step = (part[:, :, None, None] for part in extents(rois, size, spatial_scale, True))
+    bins = [torch.arange(count, device=rois.device) for count in size]
+    cell = torch.stack(torch.meshgrid(*bins, indexing="ij")).to(rois)
+    corner = start + cell * step
+    if offset.numel():
+        whole = step * step.new_tensor(size)[:, None, None]
+        corner = corner + gamma * whole * offset.view(len(rois), 2, *size).flip(1)
+    # (N, C, H, W) -> (N * H * W, C): a sample reads all channels of a pixel at once.
+    pixels = features.permute(0, 2, 3, 1).flatten(0, 2)
+    parts, order = [], []
+    for index, grid in regions_by_grid(rois, size, spatial_scale, sampling_ratio, aligned=True):
+        order.append(index)
+        image = rois[index, 0].long()
+        parts.append(_average(pixels, features.shape[2:], image, corner[index], step[index], grid))
+    if not parts:
+        return features.new_zeros(0, features.shape[1], *size)
+    return torch.cat(parts)[torch.cat(order).argsort()]
+
+
+def _average(
+    pixels: Tensor,
+    bounds: torch.Size,
+    image: Tensor,
+    corner: Tensor,
+    step: Tensor,
+    grid: tuple[int, int],
+) -> Tensor:
+    """Mean of a grid of samples in each bin.
+
+    Args:
+        pixels: `(N * H * W, C)`.
+        bounds: (H, W).
+        image: `(R,)` index of each region's image.
+        corner: `(R, 2, P, Q)`, first corner of each bin as (y, x).
+        step: `(R, 2, 1, 1)`, height and width of the bins.
+        grid: Numbers of samples along height and width.
+
+    Returns:
+        `(R, C, P, Q)`.
+    """
+    regions, _, rows, columns = corner.shape
+    total = pixels.new_zeros(regions, rows, columns, pixels.shape[1])
+    base = image[:, None, None] * (bounds[0] * bounds[1])
+    for sample in range(grid[0] * grid[1]):
+        place = divmod(sample, grid[1])
+        y, x = (
+            corner[:, axis] + (place[axis] + 0.5) / grid[axis] * step[:, axis] for axis in (0, 1)
+        )
+        inside = (y >= -1) & (y <= bounds[0]) & (x >= -1) & (x <= bounds[1])
+        for row, row_weight in neighbours(y, bounds[0]):
+            for column, column_weight in neighbours(x, bounds[1]):
+                weight = torch.where(inside, row_weight * column_weight, 0)
+                total = total + pixels[base + row * bounds[1] + column] * weight[..., None]
+    return total.permute(0, 3, 1, 2) / max(grid[0] * grid[1], 1)

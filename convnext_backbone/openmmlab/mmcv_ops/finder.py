@@ -1,0 +1,96 @@
+"""`mmcv._ext` without a compiler.
+
+mmdet and mmseg import mmcv's compiled module `mmcv._ext`, which no wheel provides for a current
+torch. `install_mmcv_ext` appends a finder to `sys.meta_path` that serves a module of that name
+whose functions are those of `table.OPS`. A compiled extension is found before the appended finder
+is asked, so it always wins.
+
+Importing this module imports neither mmcv nor torchvision; that waits for `import mmcv._ext`.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import find_spec, spec_from_loader
+from types import ModuleType
+from typing import Any, Literal, NoReturn
+
+_NAME = "mmcv._ext"
+
+
+class MissingMmcvOpError(RuntimeError):
+    """An operation of compiled mmcv that this package does not carry."""
+
+    def __init__(self, op: str) -> None:
+        super().__init__(
+            f"mmcv's operation {op!r} is not among those that convnext_backbone runs on "
+            "torchvision. It needs compiled mmcv: `pip uninstall mmcv-lite`, then build "
+            "`MMCV_WITH_OPS=1 pip install --no-build-isolation 'mmcv<2.2'` with a C++ compiler "
+            "(and nvcc for CUDA); with the onedl packages the same for onedl-mmcv. A compiled "
+            "extension is then used instead of this one."
+        )
+        self.op = op
+
+
+class _MmcvExtLoader(Loader):
+    """Fills the module `mmcv._ext` with the operations that there are."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        from .table import OPS
+
+        vars(module).update(OPS)
+        vars(module)["__getattr__"] = _missing_op
+
+
+class MmcvExtFinder(MetaPathFinder):
+    """Finds `mmcv._ext` and nothing else."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """See `importlib.abc.MetaPathFinder`."""
+        if fullname != _NAME:
+            return None
+        return spec_from_loader(fullname, _MmcvExtLoader(), origin="convnext_backbone")
+
+
+def _missing_op(name: str) -> Callable[..., NoReturn]:
+    """Stand in for an operation that is not carried: it can be looked up, but not called.
+
+    mmcv looks every operation up when it is imported, so a lookup must not fail.
+    """
+    if name.startswith("_"):
+        raise AttributeError(f"module {_NAME!r} has no attribute {name!r}")
+
+    def call(*args: Any, **kwargs: Any) -> NoReturn:
+        raise MissingMmcvOpError(name)
+
+    call.__name__ = name
+    return call
+
+
+def install_mmcv_ext() -> None:
+    """Serve `mmcv._ext` where no compiled one is found. Calling it again does nothing."""
+    if not any(isinstance(finder, MmcvExtFinder) for finder in sys.meta_path):
+        sys.meta_path.append(MmcvExtFinder())
+
+
+def mmcv_ops_provider() -> Literal["compiled", "torchvision", "absent"]:
+    """Who provides `mmcv._ext`, found out without importing mmcv.
+
+    Returns:
+        "compiled" for an extension beside mmcv, "torchvision" for this package's, "absent" where
+        there is no mmcv or `install_mmcv_ext` was not called.
+    """
+    loaded = sys.modules.get(_NAME)
+    if loaded is not None:
+        own = isinstance(getattr(loaded.__spec__, "loader", None), _MmcvExtLoader)
+        return "torchvision" if own else "compiled"
+    parent = find_spec("mmcv")
+    if parent is None:
+        return "absent"
+    if PathFinder.find_spec(_NAME, parent.submodule_search_locations) is not None:
+        return "compiled"
+    served = any(isinstance(finder, MmcvExtFinder) for finder in sys.meta_path)
+    return "torchvision" if served else "absent"

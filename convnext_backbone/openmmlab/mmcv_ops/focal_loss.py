@@ -1,0 +1,120 @@
+"""Sigmoid and softmax focal loss as `mmcv/ops/focal_loss.py` calls them.
+
+Paper: Focal Loss, https://arxiv.org/abs/1708.02002, equation 5. Semantics:
+`mmcv/ops/csrc/common/cuda/{sigmoid,softmax}_focal_loss_cuda_kernel.cuh`. R rows, C classes.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .precision import at_least_float32
+
+
+def sigmoid_focal_loss_forward(
+    input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
+) -> None:
+    """Binary focal loss of every class of every row.
+
+    The logarithms are taken of the logits, so a loss stays finite and exact beyond the -87.3 at
+    which compiled mmcv clips them.
+
+    Args:
+        input: `(R, C)` logits.
+        target: `(R,)` int64; C (or any other number outside the classes) is background.
+        weight: `(C,)` factor of a row by its target class, or empty. Background rows weigh 1
+            (compiled mmcv reads past the end of `weight` for them).
+        output: `(R, C)`, filled in place.
+        gamma: Exponent of the modulating factor.
+        alpha: Weight of the positive class; the negative one has `1 - alpha`.
+    """
+    logits = at_least_float32(input)
+    positive = alpha * (-logits).sigmoid().pow(gamma) * -F.logsigmoid(logits)
+    negative = (1 - alpha) * logits.sigmoid().pow(gamma) * -F.logsigmoid(-logits)
+    loss = torch.where(_one_hot(target, logits), positive, negative)
+    output.copy_(loss * _row_weight(weight, target, logits)[:, None])
+
+
+def sigmoid_focal_loss_backward(
+    input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
+) -> None:
+    """Derivative of `sigmoid_focal_loss_forward` for each logit, written into `grad_input`."""
+    logits = at_least_float32(input)
+    p, q = logits.sigmoid(), (-logits).sigmoid()
+    log_p, log_q = F.logsigmoid(logits), F.logsigmoid(-logits)
+    positive = alpha * q.pow(gamma) * (gamma * p * log_p - q)
+    negative = (1 - alpha) * p.pow(gamma) * (p - gamma * q * log_q)
+    grad = torch.where(_one_hot(target, logits), positive, negative)
+    grad_input.copy_(grad * _row_weight(weight, target, logits)[:, None])
+
+
+def softmax_focal_loss_forward(
+    input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
+) -> None:
+    """Focal loss of the target class of every row.
+
+    Args:
+        input: `(R, C)` probabilities, the softmax that mmcv takes before it calls.
+        target: `(R,)` int64; a negative one makes the row's loss 0.
+        weight: `(C,)` factor of a row by its target class, or empty.
+        output: `(R,)`, filled in place.
+        gamma: Exponent of the modulating factor.
+        alpha: Factor of every row.
+    """
+    p = _target_probability(input, target)
+    loss = -alpha * (1 - p).pow(gamma) * _safe_log(p)
+    output.copy_(torch.where(target >= 0, loss, 0) * _row_weight(weight, target, p))
+
+
+def softmax_focal_loss_backward(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    buff: Tensor,
+    grad_input: Tensor,
+    gamma: float,
+    alpha: float,
+) -> None:
+    """Derivative of `softmax_focal_loss_forward` for each logit behind the softmax.
+
+    Args:
+        input: `(R, C)` probabilities.
+        target: `(R,)` int64.
+        weight: `(C,)` or empty.
+        buff: `(R,)`, filled with the derivative by the target's logit, but for `1 - p`.
+        grad_input: `(R, C)`, filled in place.
+        gamma: As in the forward function.
+        alpha: As in the forward function.
+    """
+    probabilities = at_least_float32(input)
+    p = _target_probability(input, target)
+    # d/dp of -(1 - p)^gamma log p, times p. The floor keeps 0 * (1 / 0) out where p is 1.
+    rest = (1 - p).clamp(min=torch.finfo(p.dtype).tiny)
+    slope = gamma * rest.pow(gamma - 1) * p * _safe_log(p) - (1 - p).pow(gamma)
+    slope = alpha * torch.where(target >= 0, slope, 0) * _row_weight(weight, target, p)
+    buff.copy_(slope)
+    grad_input.copy_(slope[:, None] * (_one_hot(target, probabilities).to(p) - probabilities))
+
+
+def _one_hot(target: Tensor, rows: Tensor) -> Tensor:
+    """Boolean `(R, C)`; a target outside the classes gives a row without a True."""
+    return target[:, None] == torch.arange(rows.shape[1], device=rows.device)
+
+
+def _row_weight(weight: Tensor, target: Tensor, like: Tensor) -> Tensor:
+    """`(R,)` factors: the weight of each row's class, 1 where there is none."""
+    factors = torch.ones(target.shape, dtype=like.dtype, device=like.device)
+    if weight.numel() == 0:
+        return factors
+    known = (target >= 0) & (target < len(weight))
+    return torch.where(known, weight.to(like)[target.clamp(0, len(weight) - 1)], factors)
+
+
+def _target_probability(probabilities: Tensor, target: Tensor) -> Tensor:
+    index = target.clamp(min=0)[:, None]
+    return at_least_float32(probabilities).gather(1, index).squeeze(1)
+
+
+def _safe_log(p: Tensor) -> Tensor:
+    """Logarithm clipped where a probability underflows (-87.3 in float32, as in mmcv)."""
+    return p.clamp(min=torch.finfo(p.dtype).tiny).log()

@@ -1,0 +1,204 @@
+"""What the flags of tools/train.py and tools/test.py change in a config."""
+
+import argparse
+import copy
+import importlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+from mmengine.device import get_device
+from mmengine.runner import find_latest_checkpoint
+
+from .preflight import UsageError, check_checkpoint, iter_metrics
+from .processes import say
+
+# Devices on which OpenMMLab's AmpOptimWrapper refuses to work.
+FULL_PRECISION_DEVICES = ("cpu", "mps")
+AMP_ONLY_KEYS = ("loss_scale", "dtype", "use_fsdp")
+PLAIN_WRAPPER, AMP_WRAPPER = "OptimWrapper", "AmpOptimWrapper"
+AUTO_AMP_WRAPPER = "AutoAmpOptimWrapper"  # see optim.py
+DUMP_SUFFIXES = (".pkl", ".pickle")
+
+
+# Both commands.
+
+
+def set_run(cfg: Config, args: argparse.Namespace) -> None:
+    """Set where a run writes and what launched it."""
+    cfg.launcher = args.launcher
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get("work_dir") is None:
+        cfg.work_dir = os.path.join("work_dirs", Path(args.config).stem)
+    if cfg.default_scope == "mmdet":
+        limit_recompilation()
+
+
+def limit_recompilation() -> None:
+    """Let DYNAMO_CACHE_SIZE_LIMIT bound recompilation, as mmdet's own tools do."""
+    importlib.import_module("mmdet.utils").setup_cache_size_limit_of_dynamo()
+
+
+# Training.
+
+
+def type_name(type_: Any) -> str:
+    """Name a type that a config gives as a string or as a class."""
+    return type_ if isinstance(type_, str) else getattr(type_, "__name__", str(type_))
+
+
+def enable_amp(cfg: Config) -> None:
+    """Turn on mixed precision as the machine has it; `optim.py` chooses, and says what it chose.
+
+    Raises:
+        UsageError: The config's optimizer wrapper is neither plain nor for mixed precision.
+    """
+    wrapper = cfg.optim_wrapper
+    name = type_name(wrapper.get("type", PLAIN_WRAPPER))
+    if name in (AMP_WRAPPER, AUTO_AMP_WRAPPER):
+        say("--amp: the config has mixed precision already")
+    elif name == PLAIN_WRAPPER:
+        wrapper.type = AUTO_AMP_WRAPPER
+    else:
+        raise UsageError(f"--amp needs optim_wrapper.type {PLAIN_WRAPPER!r}, got {name!r}")
+
+
+def keep_full_precision(cfg: Config) -> None:
+    """Replace a config's `AmpOptimWrapper`, which refuses to work without a GPU, and say so."""
+    wrapper = cfg.optim_wrapper
+    device = get_device()
+    if type_name(wrapper.get("type")) != AMP_WRAPPER or device not in FULL_PRECISION_DEVICES:
+        return
+    wrapper.type = PLAIN_WRAPPER
+    for key in AMP_ONLY_KEYS:
+        wrapper.pop(key, None)
+    say(f"{AMP_WRAPPER} needs a GPU: training in float32, without mixed precision")
+
+
+def enable_auto_scale_lr(cfg: Config, path: str) -> None:
+    """Turn on the scaling of the learning rate.
+
+    Raises:
+        UsageError: The config does not say which batch size its learning rate is for.
+    """
+    settings = cfg.get("auto_scale_lr") or {}
+    if "base_batch_size" not in settings:
+        raise UsageError(f"--auto-scale-lr: config {path!r} has no auto_scale_lr.base_batch_size")
+    cfg.auto_scale_lr.enable = True
+
+
+def check_start(cfg: Config, argument: str) -> None:
+    """Check the checkpoint that training starts from, if any.
+
+    Raises:
+        UsageError: It is missing or unreadable.
+    """
+    path = cfg.get("load_from")
+    if cfg.get("resume") and path is None and os.path.isdir(cfg.work_dir):
+        path = find_latest_checkpoint(cfg.work_dir)
+    if path is not None:
+        check_checkpoint(str(path), argument, resume=bool(cfg.get("resume")))
+
+
+# Testing.
+
+
+def enable_drawing(cfg: Config, args: argparse.Namespace) -> None:
+    """Draw the predictions, in a window or into a folder.
+
+    Raises:
+        UsageError: The config has no hook that draws.
+    """
+    hook = (cfg.get("default_hooks") or {}).get("visualization")
+    if hook is None:
+        raise UsageError("--show and --show-dir need default_hooks.visualization in the config")
+    hook.draw = True
+    if args.show:
+        hook.show = True
+        hook.wait_time = args.wait_time
+    if args.show_dir and cfg.default_scope == "mmdet":
+        hook.test_out_dir = args.show_dir
+    elif args.show_dir:
+        cfg.visualizer.save_dir = args.show_dir
+
+
+def enable_detector_tta(cfg: Config, path: str) -> None:
+    """Wrap a detector for test-time augmentation; the default averages over a mirrored copy.
+
+    Raises:
+        UsageError: The detector predicts masks.
+    """
+    if (cfg.model.get("roi_head") or cfg.model).get("mask_head") is not None:
+        raise UsageError("--tta: mmdet's test-time augmentation merges boxes, not masks")
+    if "tta_model" not in cfg:
+        nms = {"type": "nms", "iou_threshold": 0.5}
+        cfg.tta_model = {"type": "DetTTAModel", "tta_cfg": {"nms": nms, "max_per_img": 100}}
+    dataset = cfg.test_dataloader.dataset
+    while "dataset" in dataset:
+        dataset = dataset.dataset
+    if "tta_pipeline" not in cfg:
+        keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
+        mirror = [{"type": "RandomFlip", "prob": prob} for prob in (1.0, 0.0)]
+        pack = {"type": "PackDetInputs", "meta_keys": (*keys, "flip", "flip_direction")}
+        augment = {"type": "TestTimeAug", "transforms": [mirror, [pack]]}
+        cfg.tta_pipeline = [*copy.deepcopy(dataset.pipeline[:-1]), augment]
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    dataset.pipeline = cfg.tta_pipeline
+
+
+def enable_segmentor_tta(cfg: Config, path: str) -> None:
+    """Wrap a segmentor for test-time augmentation.
+
+    Raises:
+        UsageError: The config does not describe the augmentation.
+    """
+    for key in ("tta_model", "tta_pipeline"):
+        if key not in cfg:
+            raise UsageError(f"--tta: config {path!r} has no {key!r}")
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+
+
+def dump_detections(cfg: Config, out: str) -> None:
+    """Dump a detector's predictions to a pickle file.
+
+    Raises:
+        UsageError: The name is not that of a pickle file.
+    """
+    if not out.endswith(DUMP_SUFFIXES):
+        raise UsageError(f"--out must end in {' or '.join(DUMP_SUFFIXES)}, got {out!r}")
+    metrics = [metric for metric, _ in iter_metrics(cfg.test_evaluator, "")]
+    cfg.test_evaluator = [*metrics, {"type": "DumpDetResults", "out_file_path": out}]
+
+
+def write_label_maps(cfg: Config, out: str) -> None:
+    """Write a segmentor's predictions as label maps beside computing its metrics."""
+    for metric, _ in iter_metrics(cfg.test_evaluator, ""):
+        metric.output_dir = out
+        metric.keep_results = True
+
+
+def for_scope(
+    table: Mapping[str, Callable[[Config, str], None]], cfg: Config, flag: str
+) -> Callable[[Config, str], None]:
+    """Look up what a flag does in the scope of the config.
+
+    Raises:
+        UsageError: The flag has no meaning there.
+    """
+    if cfg.default_scope not in table:
+        known = " and ".join(table)
+        raise UsageError(f"{flag} is for {known}, not for default_scope {cfg.default_scope!r}")
+    return table[cfg.default_scope]
+
+
+ENABLE_TTA: Mapping[str, Callable[[Config, str], None]] = MappingProxyType(
+    {"mmdet": enable_detector_tta, "mmseg": enable_segmentor_tta}
+)
+KEEP_PREDICTIONS: Mapping[str, Callable[[Config, str], None]] = MappingProxyType(
+    {"mmdet": dump_detections, "mmseg": write_label_maps}
+)

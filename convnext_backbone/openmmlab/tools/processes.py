@@ -1,0 +1,118 @@
+"""The processes of a distributed run: which of them speaks, and how they meet without a GPU."""
+
+import datetime
+import os
+import time
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+
+from ..mmcv_ops.finder import mmcv_ops_provider
+from .config_options import iter_dicts
+from .preflight import UsageError
+
+GLOO_REST = 0.2  # seconds
+DDP_WRAPPER: Mapping[str, Any] = MappingProxyType(
+    {"type": "MMDistributedDataParallel", "broadcast_buffers": False}
+)
+# Where torchrun, Slurm and Open MPI tell a process its number.
+RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
+# mmengine's strategies that work without a GPU: the wrapper of a config that names none, and what
+# keeps any wrapper off the GPU whose number is the process's own.
+STRATEGIES_ON_CPU: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = MappingProxyType(
+    {
+        "DDPStrategy": (DDP_WRAPPER, {"device_ids": None}),
+        "FSDPStrategy": ({}, {"device_id": "cpu"}),
+    }
+)
+
+
+def is_main_process() -> bool:
+    """Say whether this is the process that speaks for a distributed run.
+
+    Asked before mmengine has set up the run, when only the launcher's variables are there.
+    """
+    ranks = (os.environ[name] for name in RANKS if name in os.environ)
+    return next(ranks, "0") == "0"
+
+
+def say(message: str) -> None:
+    """Print a line, once per distributed run."""
+    if is_main_process():
+        print(message, flush=True)
+
+
+def prepare_processes(cfg: Config) -> None:
+    """Make a distributed run work without a GPU, where mmengine would ask for one.
+
+    The process group is made here, over gloo; mmengine uses a group that exists. The wrapper of the
+    model must not name a GPU, and batch norm must synchronise without one.
+
+    Raises:
+        UsageError: The launcher cannot be used without a GPU, or did not start this process.
+    """
+    if cfg.launcher == "none" or get_device() != "cpu":
+        return
+    if cfg.launcher != "pytorch":
+        raise UsageError(f"--launcher {cfg.launcher} needs a GPU; without one use pytorch")
+    missing = [
+        name
+        for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        if name not in os.environ
+    ]
+    if missing:
+        raise UsageError(
+            f"--launcher pytorch: {missing[0]} is not set; start with tools/dist_train.sh, "
+            "tools/dist_test.sh or torchrun"
+        )
+    settings = (cfg.get("env_cfg") or {}).get("dist_cfg") or {}
+    seconds = settings.get("timeout")
+    timeout = datetime.timedelta(seconds=seconds) if seconds is not None else None
+    torch.distributed.init_process_group("gloo", timeout=timeout)
+    wrap_on_cpu(cfg)
+    synchronise_on_cpu(cfg)
+    say(f"no GPU: {torch.distributed.get_world_size()} processes on the CPU, over gloo")
+
+
+def wrap_on_cpu(cfg: Config) -> None:
+    """Let the wrapper of the model, mmengine's default or the config's own, name no GPU."""
+    if "strategy" not in cfg:
+        wrapper = cfg.get("model_wrapper_cfg") or {
+            **DDP_WRAPPER,
+            "find_unused_parameters": cfg.get("find_unused_parameters", False),
+        }
+        cfg.model_wrapper_cfg = dict(wrapper, device_ids=None)
+    elif cfg.strategy.type in STRATEGIES_ON_CPU:
+        default, device = STRATEGIES_ON_CPU[cfg.strategy.type]
+        cfg.strategy.model_wrapper = dict(cfg.strategy.get("model_wrapper") or default, **device)
+
+
+def synchronise_on_cpu(cfg: Config) -> None:
+    """Replace torch's synchronised batch norm, which refuses the CPU, by mmcv's.
+
+    The two compute the same and name their tensors alike. mmcv's runs on the CPU by this package's
+    operations only, not by compiled ones.
+    """
+    if mmcv_ops_provider() != "torchvision":
+        return
+    for part in iter_dicts(cfg.model):
+        if part.get("type") == "SyncBN":
+            part.type = "MMSyncBN"
+
+
+def leave_processes() -> None:
+    """End the process group, if there is one.
+
+    A thread of gloo takes Python's lock to drop the tensors of its last operation, and aborts the
+    process if Python ends first. Ending the group waits for its threads only where nothing refers
+    to the group any more, but a sharded model does.
+    """
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return
+    if torch.distributed.get_backend() == "gloo":
+        time.sleep(GLOO_REST)
+    torch.distributed.destroy_process_group()

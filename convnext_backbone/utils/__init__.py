@@ -1,0 +1,1 @@
+"""Argument checks and file writing, shared by every package."""

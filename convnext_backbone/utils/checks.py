@@ -1,0 +1,55 @@
+"""Checks of arguments that many constructors share, and how errors and long lists are told."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+# What importing packages that do not fit together has been seen to raise.
+IMPORT_ERRORS = (
+    ImportError,
+    AssertionError,
+    AttributeError,
+    NameError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error that says something."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+
+
+def one_line(message: object) -> str:
+    """Return a message of several lines, such as an error with a list, as one."""
+    parts = [part.strip() for part in str(message).splitlines()]
+    return "; ".join(part for part in parts if part) or type(message).__name__
+
+
+def shorten_list(names: Sequence[str], most: int = 5) -> str:
+    """List the first names, and count the others."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
+    """Refuse a value that is not among the choices.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {tuple(choices)}, got {value!r}")
+
+
+def check_min(name: str, value: Any, least: int) -> int:
+    """Return an integer that is not below `least`.
+
+    Raises:
+        ValueError: It is below, or no integer.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    return value

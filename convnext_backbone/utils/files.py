@@ -1,0 +1,100 @@
+"""Files that are whole or not there: written beside their place, then moved into it."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+# How the names of files end that may hold weights.
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".h5", ".hdf5", ".keras")
+_CHUNK = 1 << 22  # bytes read at a time
+
+
+@contextmanager
+def errors_naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Let an OSError from within name `path`.
+
+    What a full disk raises names no file, and a file on its way has a name that no user knows.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise OSError(f"{error}: {os.fspath(path)!r}") from error
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a place to write to, and move what was written to `path` at the end.
+
+    A reader finds the old file or the new one, also when the power fails. An error leaves the old
+    one as it was and nothing beside it; a kill may leave a file whose name begins with a dot and
+    ends in `.part`.
+
+    Raises:
+        OSError: The file cannot be written; it names `path`.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with errors_naming(path):
+            partial.touch()
+            mode = partial.stat().st_mode  # as the user's umask has it; safetensors writes 0600
+            yield partial
+            partial.chmod(mode)
+            with open(partial, "r+b") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+    finally:
+        with suppress(OSError):  # an error above is the one to tell
+            partial.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file in one step; see `atomic_write`."""
+    with atomic_write(path) as partial:
+        partial.write_bytes(data)
+
+
+def write_json(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
+    """Write a JSON object in one step; see `atomic_write`."""
+    write_bytes(path, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file holds none.
+    """
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{os.fspath(path)} is not a JSON file: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{os.fspath(path)} must hold a JSON object, got {type(values).__name__}")
+    return values
+
+
+def check_source(source: str | os.PathLike[str]) -> None:
+    """Refuse the empty path, which would stand for the current directory.
+
+    Raises:
+        ValueError: It is empty.
+    """
+    if not os.fspath(source):
+        raise ValueError("source must not be empty; the current directory is '.'")

@@ -1,0 +1,76 @@
+"""The surface of the commands that work on images is this, and changes only on purpose."""
+
+import argparse
+
+import pytest
+
+from convnext_backbone.cli import commands
+from convnext_backbone.deploy.graph_export import PRECISIONS
+from convnext_backbone.features.extractor import DTYPES, POOLS
+from convnext_backbone.features.pictures import METHODS
+
+NETWORK = {
+    "--weights",
+    "--config",
+    "--features",
+    "--size",
+    "--dtype",
+    "--device",
+    "--batch-size",
+    "--workers",
+}
+SURFACE = {
+    "extract": {
+        "SRC",
+        "--out",
+        "--pool",
+        "--no-pad",
+        "--channels-last",
+        "--on-error",
+        "--shard-mb",
+        "--quiet",
+        *NETWORK,
+    },
+    "visualize": {"IMAGE", "--method", "--point", "--out", "--serve", "--port", *NETWORK},
+    "doctor": set(),
+    "export": {"W", "OUT", "--to", "--features", "--logits", "--opset", "--precision"},
+}
+
+
+def _actions(command):
+    parser = argparse.ArgumentParser()
+    getattr(commands, f"add_{command}")(parser)
+    return [action for action in parser._actions if action.dest != "help"]
+
+
+@pytest.mark.parametrize("command", SURFACE)
+def test_surface_is_this(command):
+    flags = {(action.option_strings or [action.metavar])[0] for action in _actions(command)}
+    assert flags == SURFACE[command]
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "choices"),
+    [
+        ("extract", "dtype", tuple(DTYPES)),
+        ("extract", "pool", (*POOLS, "cls")),
+        ("visualize", "method", METHODS),
+        ("export", "precision", PRECISIONS),
+    ],
+)
+def test_choices_are_those_of_the_library(command, flag, choices):
+    (action,) = [action for action in _actions(command) if action.dest == flag]
+    assert tuple(action.choices) == choices
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("native", "native"), ("224", 224), ("480x640", (480, 640))]
+)
+def test_sizes_are_read(text, size):
+    assert commands.image_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "x", "0", "3x", "1x2x3", "-4", "big"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="must be native, a side or HEIGHTxWIDTH"):
+        commands.image_size(text)

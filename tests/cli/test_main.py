@@ -1,0 +1,132 @@
+"""The command line: its surface, its answers, and one line and exit code 2 for bad input."""
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+import timm
+import torch
+
+from convnext_backbone import ConvNextForImageClassification, cli
+from convnext_backbone.cli.main import COMMANDS, Command, main
+
+FIELDS = {"hidden_sizes": (8, 16, 24, 32), "depths": (1, 2, 1, 1)}
+
+
+@pytest.fixture
+def source(tmp_path):
+    model = timm.models.convnext.ConvNeXt(dims=(8, 16, 24, 32), depths=(1, 2, 1, 1), num_classes=5)
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    return tmp_path / "model.pth"
+
+
+def _flags(command):
+    """The flags and positionals of a command, as its help lists them."""
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    COMMANDS[command].add_arguments(parser)
+    actions = [a for a in parser._actions if a.dest != "help"]
+    return {(a.option_strings or [a.metavar])[0] for a in actions}
+
+
+def test_surface_of_the_weights_commands_is_this():
+    assert _flags("convert") == {"SRC", "DST", "--to", "--pointwise", "--ema", "--prefix"}
+    assert _flags("info") == {"SRC", "--ema", "--prefix"}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in COMMANDS)])
+def test_help_is_given_for_every_command(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 0
+    assert "usage: convnext-backbone" in capsys.readouterr().out
+
+
+def test_program_runs_as_it_is_installed():
+    command = [sys.executable, "-m", "convnext_backbone", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert done.stdout.startswith("convnext-backbone ")
+
+
+def test_a_warning_is_one_line(source, capsys, monkeypatch):
+    def warn(args):
+        warnings.warn("first\nsecond", stacklevel=1)
+
+    noisy = Command("", COMMANDS["info"].add_arguments, warn)
+    monkeypatch.setattr(cli, "COMMANDS", {"info": noisy})
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        before = warnings.showwarning
+        assert main(["info", str(source)]) == 0
+        assert warnings.showwarning is before
+    assert capsys.readouterr().err == "convnext-backbone info: warning: first; second\n"
+
+
+def test_info_describes_the_weights(source, capsys):
+    assert main(["info", str(source)]) == 0
+    said = capsys.readouterr().out
+    model = ConvNextForImageClassification(**FIELDS, num_labels=5)
+    count = sum(p.numel() for p in model.parameters())
+    for part in ("timm", "1-2-1-1", "8-16-24-32", "V1, layer scale", "head of 5 classes",
+                 f"{count:,}", "licence       unknown"):  # fmt: skip
+        assert part in said
+
+
+def test_info_names_a_known_architecture(tmp_path, capsys):
+    ConvNextForImageClassification(arch="convnextv2_atto", num_labels=2).save_pretrained(tmp_path)
+    assert main(["info", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "convnextv2_atto" in said
+    assert "V2 (GRN), no layer scale" in said
+
+
+def test_convert_writes_what_it_says(source, tmp_path, capsys):
+    out = tmp_path / "folder" / "out.pth"
+    assert main(["convert", str(source), str(out), "--to", "facebook"]) == 0
+    assert f"written to {out}" in capsys.readouterr().out
+    before = ConvNextForImageClassification.from_pretrained(source).state_dict()
+    after = ConvNextForImageClassification.from_pretrained(out).state_dict()
+    assert all(torch.equal(after[key], tensor) for key, tensor in before.items())
+
+
+def test_convert_onto_its_own_source_works(source):
+    before = ConvNextForImageClassification.from_pretrained(source).state_dict()
+    assert main(["convert", str(source), str(source), "--to", "torchvision"]) == 0
+    after = ConvNextForImageClassification.from_pretrained(source)
+    assert after.load_report.layout == "torchvision"
+    assert all(torch.equal(after.state_dict()[key], tensor) for key, tensor in before.items())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["info", "nothing_here.pth"],
+        ["info", "convnext_tiny.no_such_tag"],
+        ["info", "{empty}"],
+        ["info", "{resnet}"],
+        ["convert", "{source}", "{tmp}/out.xyz", "--to", "timm"],
+        ["convert", "{source}", "{tmp}/out.pth", "--to", "torchvision", "--pointwise", "conv"],
+        ["convert", "{source}", "{tmp}/model.pth/out.pth", "--to", "timm"],
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, source, tmp_path, capsys):
+    (tmp_path / "empty.pth").touch()
+    torch.save({"conv1.weight": torch.ones(1)}, tmp_path / "resnet.pth")
+    names = {"source": source, "tmp": tmp_path, "empty": tmp_path / "empty.pth"}
+    names["resnet"] = tmp_path / "resnet.pth"
+    assert main([a.format(**names) for a in arguments]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"convnext-backbone {arguments[0]}: ")
+    assert len(said.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["convert", "a", "b"], ["info"]])
+def test_bad_usage_is_exit_code_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert "usage:" in capsys.readouterr().err

@@ -1,0 +1,485 @@
+"""FeatureExtractor: what goes in, what comes out, and what happens to images of no use."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+import transformers
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from convnext_backbone import ConvNextBackbone, ConvNextConfig
+from convnext_backbone.features.extractor import FeatureExtractor
+from convnext_backbone.images.processor import ConvNextImageProcessor
+from convnext_backbone.images.sources import find_images, is_single
+from convnext_backbone.models.classifier import ConvNextForImageClassification, ConvNextModel
+
+SHAPE = {"hidden_sizes": (8, 16, 24, 32), "depths": (1, 1, 2, 1)}
+MEAN = torch.tensor((0.485, 0.456, 0.406)).view(3, 1, 1)
+STD = torch.tensor((0.229, 0.224, 0.225)).view(3, 1, 1)
+
+
+def _noise(height, width, seed=0):
+    generator = np.random.default_rng(seed)
+    return generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def backbone():
+    model = ConvNextBackbone(**SHAPE, out_features=("stem", "stage2", "stage4"))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(std=0.2)
+    return model.eval()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    sizes = [(40, 60), (64, 64), (33, 90), (40, 60), (64, 64), (40, 64), (7, 5)]
+    (tmp_path / "images" / "sub").mkdir(parents=True)
+    for i, size in enumerate(sizes):
+        place = tmp_path / "images" / ("sub" if i % 2 else "") / f"{i}.png"
+        Image.fromarray(_noise(*size, seed=i)).save(place)
+    (tmp_path / "images" / "notes.txt").write_text("not an image")
+    return tmp_path / "images"
+
+
+def _normalised(array):
+    x = torch.from_numpy(array).permute(2, 0, 1).float() / 255
+    return (x - MEAN) / STD
+
+
+def _by_hand(backbone, array, stride=32):
+    """Pad, run and cut with plain torch."""
+    x = _normalised(array)
+    height, width = x.shape[1:]
+    x = F.pad(x, (0, -width % stride, 0, -height % stride))
+    with torch.no_grad():
+        maps = backbone(x[None])
+    cut = {}
+    for name, stride_of, m in zip(backbone.out_features, backbone.strides, maps, strict=True):
+        cut[name] = m[0, :, : -(-height // stride_of), : -(-width // stride_of)]
+    return cut
+
+
+def test_native_size_gives_the_maps_of_the_padded_image_cut_to_the_valid_part(backbone):
+    fx = FeatureExtractor(backbone, size="native")
+    for size in ((64, 96), (45, 61), (1, 1), (33, 100)):
+        array = _noise(*size)
+        features = fx(Image.fromarray(array))
+        assert list(features) == ["stem", "stage2", "stage4"]
+        assert features.image_size == size
+        for name, expected in _by_hand(backbone, array).items():
+            torch.testing.assert_close(features[name], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_default_size_is_the_processors(backbone):
+    array = _noise(300, 400)
+    features = FeatureExtractor(backbone)(array)
+    peer = transformers.ConvNextImageProcessor(
+        size={"shortest_edge": 224},
+        image_mean=[0.485, 0.456, 0.406],
+        image_std=[0.229, 0.224, 0.225],
+    )
+    with torch.no_grad():
+        maps = backbone(peer(array, return_tensors="pt").pixel_values)
+    for name, expected in zip(backbone.out_features, maps, strict=True):
+        torch.testing.assert_close(features[name], expected[0], atol=1e-5, rtol=1e-5)
+
+
+def test_a_fixed_size_warps_the_image(backbone):
+    array = _noise(50, 80)
+    fx = FeatureExtractor(backbone, size=(64, 96))
+    warped = torchvision.transforms.v2.functional.resize(
+        torch.from_numpy(array).permute(2, 0, 1),
+        [64, 96],
+        interpolation=torchvision.transforms.InterpolationMode.BICUBIC,
+    )
+    expected = _by_hand(backbone, warped.permute(1, 2, 0).numpy())
+    for name, value in fx(array).items():
+        torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-5)
+    assert FeatureExtractor(backbone, size=64)(array)["stage4"].shape == (32, 2, 2)
+
+
+def test_without_padding_the_border_is_dropped(backbone):
+    fx = FeatureExtractor(backbone, size="native", pad=False)
+    array = _noise(70, 101)
+    with torch.no_grad():
+        maps = backbone(_normalised(array)[None])
+    for name, expected in zip(backbone.out_features, maps, strict=True):
+        torch.testing.assert_close(fx(array)[name], expected[0], atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="20x40 is smaller than the stride 32"):
+        fx(_noise(20, 40))
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_mixed_sizes_come_out_in_order_and_equal_to_one_at_a_time(
+    backbone, folder, workers, batch_size
+):
+    fx = FeatureExtractor(backbone, size="native", num_workers=workers, batch_size=batch_size)
+    results = fx(folder)
+    paths = sorted(p for p in folder.rglob("*.png"))
+    assert [r.name for r in results] == [str(p) for p in paths]
+    assert [r.index for r in results] == list(range(len(paths)))
+    for path, result in zip(paths, results, strict=True):
+        for name, expected in _by_hand(backbone, np.array(Image.open(path))).items():
+            torch.testing.assert_close(result[name], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_every_kind_of_source_gives_the_same_features(backbone, folder):
+    fx = FeatureExtractor(backbone, size="native", batch_size=2)
+    paths = sorted(folder.rglob("*.png"))
+    images = [Image.open(p).copy() for p in paths]
+    expected = [fx(p) for p in paths]
+
+    class Dataset(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(images)
+
+        def __getitem__(self, index):
+            return images[index], index
+
+    class OpenMMLabDataset:
+        def __len__(self):
+            return len(images)
+
+        def __getitem__(self, index):
+            bgr = np.ascontiguousarray(np.array(images[index])[..., ::-1])
+            return {"inputs": torch.from_numpy(bgr).permute(2, 0, 1), "data_samples": None}
+
+    sources = [
+        folder,
+        str(folder / "**" / "*.png"),
+        paths,
+        tuple(map(str, paths)),
+        (image for image in images),
+        [np.array(image) for image in images],
+        [{"image": image, "label": 3} for image in images],
+        Dataset(),
+        OpenMMLabDataset(),
+    ]
+    for source in sources:
+        results = fx(source)
+        assert len(results) == len(expected)
+        for result, want in zip(results, expected, strict=True):
+            for name in want:
+                torch.testing.assert_close(result[name], want[name], atol=1e-6, rtol=1e-6)
+
+
+def test_ready_pixel_values_and_batches_are_taken(backbone):
+    processor = ConvNextImageProcessor(
+        size=64, image_mean=MEAN.flatten().tolist(), image_std=STD.flatten().tolist()
+    )
+    arrays = np.stack([_noise(50, 50, seed) for seed in range(3)])
+    fx = FeatureExtractor(backbone, processor=processor)
+    from_batch = fx(arrays)
+    ready = [{"pixel_values": processor(a, return_tensors="pt").pixel_values} for a in arrays]
+    for a, b in zip(from_batch, fx(ready), strict=True):
+        torch.testing.assert_close(a["stage4"], b["stage4"], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "error"),
+    [
+        (torch.zeros(32, 32), r"must have shape \(3, H, W\), got \(32, 32\)"),
+        (torch.zeros(2, 3, 32, 32), r"must have shape \(3, H, W\), got \(2, 3, 32, 32\)"),
+        (torch.zeros(4, 32, 32), r"must have shape \(3, H, W\), got \(4, 32, 32\)"),
+        (torch.zeros(3, 0, 32), r"must have shape \(3, H, W\), got \(3, 0, 32\)"),
+        (torch.zeros(3, 32, 32, dtype=torch.int64), "must be floating point, got torch.int64"),
+        (torch.full((3, 32, 32), float("nan")), "must not hold NaN or infinite values"),
+    ],
+)
+def test_ready_pixel_values_that_are_none_are_named(pixels, error, backbone):
+    fx = FeatureExtractor(backbone, on_error="skip")
+    good = {"pixel_values": torch.zeros(3, 32, 32)}
+    results = fx([good, {"pixel_values": pixels}])
+    assert [result is None for result in results] == [False, True]
+    with pytest.raises(ValueError, match=f"^1: pixel_values {error}"):
+        FeatureExtractor(backbone)([good, {"pixel_values": pixels}])
+
+
+def test_how_the_callers_model_answers_does_not_matter(backbone):
+    config = backbone.config.replace(return_dict=False, output_hidden_states=True)
+    tuples = ConvNextBackbone(config)
+    tuples.load_state_dict(backbone.state_dict())
+    image = torch.zeros(3, 40, 50, dtype=torch.uint8)
+    expected = FeatureExtractor(backbone)(image)
+    got = FeatureExtractor(tuples)(image)
+    assert got.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(got[name], tensor)
+    assert tuples.config.return_dict is False
+
+
+@pytest.mark.parametrize("pool", ["avg", "max", "gem"])
+def test_pooling_reduces_the_valid_part_of_each_map(backbone, pool):
+    reduce = {
+        "avg": lambda x: x.mean(dim=(1, 2)),
+        "max": lambda x: x.flatten(1).max(dim=1).values,
+        "gem": lambda x: (x.clamp(min=1e-6) ** 2.5).mean(dim=(1, 2)) ** (1 / 2.5),
+    }[pool]
+    array = _noise(45, 70)
+    features = FeatureExtractor(backbone, size="native", pool=pool, gem_p=2.5)(array)
+    for name, x in _by_hand(backbone, array).items():
+        torch.testing.assert_close(features[name], reduce(x), atol=1e-5, rtol=1e-5)
+
+
+def test_cls_is_the_pooled_output_of_transformers():
+    config = transformers.ConvNextConfig(
+        hidden_sizes=list(SHAPE["hidden_sizes"]), depths=list(SHAPE["depths"])
+    )
+    peer = transformers.ConvNextModel(config).eval()
+    names = {
+        "embeddings.patch_embeddings": "downsample_layers.0.0",
+        "embeddings.layernorm": "downsample_layers.0.1",
+    }
+    model = ConvNextModel(ConvNextConfig(**SHAPE))
+    theirs = {}
+    for name, p in peer.state_dict().items():
+        for theirs_part, ours_part in names.items():
+            name = name.replace(theirs_part, ours_part)
+        parts = name.replace("layer_scale_parameter", "gamma").replace("layernorm", "norm")
+        parts = parts.replace("encoder.", "").split(".")
+        if "downsampling_layer" in parts:
+            parts = ["downsample_layers", parts[1], *parts[3:]]
+        theirs[".".join(part for part in parts if part != "layers")] = p
+    model.load_state_dict(theirs)
+    array = _noise(80, 60)
+    features = FeatureExtractor(model, pool="cls", size=64)(array)
+    assert list(features) == ["cls"]
+    processor = transformers.ConvNextImageProcessor(
+        size={"shortest_edge": 64},
+        image_mean=MEAN.flatten().tolist(),
+        image_std=STD.flatten().tolist(),
+    )
+    with torch.no_grad():
+        expected = peer(processor(array, return_tensors="pt").pixel_values).pooler_output[0]
+    torch.testing.assert_close(features["cls"], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_gives_its_raw_maps():
+    model = ConvNextForImageClassification(ConvNextConfig(**SHAPE)).eval()
+    array = _noise(64, 64)
+    fx = FeatureExtractor(model, out_features=["stem", "stage3"], size="native")
+    with torch.no_grad():
+        states = model(_normalised(array)[None], output_hidden_states=True).hidden_states
+    features = fx(array)
+    assert list(features) == ["stem", "stage3"]
+    torch.testing.assert_close(features["stem"], states[0][0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(features["stage3"], states[3][0], atol=1e-5, rtol=1e-5)
+
+
+def test_half_precision_and_channels_last_stay_close(backbone):
+    array = _noise(64, 64)
+    expected = FeatureExtractor(backbone, size="native")(array)
+    half = FeatureExtractor(backbone, size="native", dtype="bfloat16", channels_last=True)(array)
+    for name in expected:
+        assert half[name].dtype == torch.bfloat16
+        # bfloat16 has 8 bits of mantissa; the maps are of order 1 after their norm.
+        torch.testing.assert_close(half[name].float(), expected[name], atol=0.1, rtol=0.1)
+
+
+def test_the_callers_model_is_left_as_it_is(backbone):
+    backbone.train()
+    FeatureExtractor(backbone, out_features=["stage1"], dtype="bfloat16")
+    assert backbone.training
+    assert backbone.out_features == ("stem", "stage2", "stage4")
+    assert next(backbone.parameters()).dtype == torch.float32
+    assert all(p.requires_grad for p in backbone.norms.parameters())
+
+
+def test_weights_files_bring_their_architecture_and_processor(backbone, tmp_path):
+    save_file(backbone.state_dict(), tmp_path / "model.safetensors")
+    ConvNextImageProcessor(size=64, image_mean=0.25, image_std=0.5).save_pretrained(tmp_path)
+    fx = FeatureExtractor(tmp_path / "model.safetensors", out_features=["stage2", "stage4"])
+    assert fx.processor.size == {"shortest_edge": 64}
+    assert fx.processor.image_mean == 0.25
+    array = _noise(64, 64)
+    features = fx(array)
+    direct = FeatureExtractor(backbone, processor=fx.processor)(array)
+    for name in ("stage2", "stage4"):
+        torch.testing.assert_close(features[name], direct[name], atol=1e-6, rtol=1e-6)
+    assert load_file(tmp_path / "model.safetensors").keys() == backbone.state_dict().keys()
+
+
+@pytest.mark.parametrize("dinov3", [False, True])
+def test_a_directory_of_transformers_gives_its_own_pooled_output(dinov3, tmp_path):
+    shape = {name: list(value) for name, value in SHAPE.items()}
+    if dinov3:
+        peer = transformers.DINOv3ConvNextModel(transformers.DINOv3ConvNextConfig(**shape))
+        processor = transformers.DINOv3ViTImageProcessor(size={"height": 64, "width": 64})
+    else:
+        peer = transformers.ConvNextV2Model(transformers.ConvNextV2Config(**shape))
+        processor = transformers.ConvNextImageProcessor(size={"shortest_edge": 64}, resample=2)
+    peer.eval().save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    image = Image.fromarray(_noise(64, 64))
+    with torch.no_grad():
+        expected = peer(**processor(image, return_tensors="pt")).pooler_output[0]
+    got = FeatureExtractor(tmp_path, pool="cls")(image)["cls"]
+    torch.testing.assert_close(got, expected, atol=1e-3 if dinov3 else 1e-5, rtol=1e-4)
+
+
+def test_channels_and_strides_are_told(backbone):
+    fx = FeatureExtractor(backbone)
+    assert fx.channels == {"stem": 8, "stage2": 16, "stage4": 32}
+    assert fx.strides == {"stem": 4, "stage2": 8, "stage4": 32}
+
+
+@pytest.fixture
+def damaged(folder):
+    (folder / "2b.jpg").write_bytes(b"this is text")
+    (folder / "3b.png").write_bytes(b"")
+    (folder / "sub" / "0b.png").write_bytes((folder / "0.png").read_bytes()[:900])
+    return folder
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damaged_images_are_skipped_and_named(backbone, damaged, workers):
+    fx = FeatureExtractor(
+        backbone, size="native", on_error="skip", batch_size=2, num_workers=workers
+    )
+    results = fx(damaged)
+    bad = {"2b.jpg", "3b.png", "0b.png"}
+    assert {failure.name.rsplit("/", 1)[1] for failure in fx.failures} == bad
+    assert all("\n" not in str(failure) for failure in fx.failures)
+    assert [r is None for r in results].count(True) == 3
+    assert [f.index for f in fx.failures] == [i for i, r in enumerate(results) if r is None]
+    assert len(list(fx.stream(damaged))) == 7
+    assert len(fx.failures) == 3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damaged_images_raise_with_their_name(backbone, damaged, workers):
+    fx = FeatureExtractor(backbone, size="native", num_workers=workers)
+    with pytest.raises(ValueError, match=r"cannot read image .*2b\.jpg"):
+        fx(damaged)
+
+
+def test_an_entry_that_fails_in_a_dataset_costs_no_other(backbone):
+    class Dataset:
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, index):
+            if index == 2:
+                raise OSError("disk on fire")
+            return _noise(32, 32, index)
+
+    fx = FeatureExtractor(backbone, size="native", on_error="skip")
+    results = fx(Dataset())
+    assert [r is None for r in results] == [False, False, True, False, False]
+    assert str(fx.failures[0]) == "2: disk on fire"
+
+
+def test_stream_does_not_run_ahead_of_its_reader(backbone):
+    taken = []
+
+    def images():
+        for i in range(1000):
+            taken.append(i)
+            yield _noise(32, 32, i)
+
+    fx = FeatureExtractor(backbone, size="native", batch_size=2, num_workers=1)
+    stream = fx.stream(images())
+    next(stream)
+    assert len(taken) <= 3 * 8 * 2  # three windows of eight batches
+    stream.close()
+
+
+def test_batches_computed_side_by_side_are_those_computed_in_turn(backbone, folder):
+    one = FeatureExtractor(backbone, size="native", batch_size=2)(folder)
+    threads = torch.get_num_threads()
+    many = FeatureExtractor(backbone, size="native", batch_size=2, compute_workers=3)(folder)
+    assert torch.get_num_threads() == threads
+    for a, b in zip(one, many, strict=True):
+        for name in a:
+            assert torch.equal(a[name], b[name])  # the tests run with one thread
+
+
+def test_progress_is_shown_with_rate_and_remaining_time(backbone, capfd):
+    FeatureExtractor(backbone, size="native", progress=True)([_noise(32, 32)] * 5)
+    assert "5/5" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"pool": "median"}, "pool must be one of"),
+        ({"pool": "cls"}, "pool='cls' needs the final norm"),
+        ({"pool": "cls", "out_features": ["stage1"]}, "takes no choice of stages"),
+        ({"on_error": "ignore"}, "on_error must be one of"),
+        ({"dtype": "int8"}, "dtype must be one of"),
+        ({"dtype": torch.int8}, "dtype must be one of"),
+        ({"batch_size": 0}, "batch_size must be an integer of at least 1, got 0"),
+        ({"num_workers": -1}, "num_workers must be an integer of at least 0, got -1"),
+        ({"size": "large"}, "size must be None, a number"),
+        ({"size": (0, 3)}, "size must be an integer of at least 1, got 0"),
+        ({"gem_p": 0}, "gem_p must be positive"),
+        ({"out_features": ["stage9"]}, "out_features must be a subset"),
+        ({"device": "abacus"}, "device 'abacus' cannot be used"),
+        ({"device": "cuda:99"}, "device 'cuda:99' cannot be used"),
+        ({"ema": True}, "a module has its weights already"),
+    ],
+)
+def test_wrong_arguments_are_named(backbone, options, error):
+    with pytest.raises(ValueError, match=error):
+        FeatureExtractor(backbone, **options)
+
+
+def test_an_optimized_module_is_refused(backbone):
+    # Its weights are folded and packed: they can be neither cast nor told from those of another.
+    model = ConvNextModel(ConvNextConfig(**SHAPE))
+    for module, dtype in ((backbone, torch.float32), (model, torch.bfloat16)):
+        optimized = module.optimize_for_inference(dtype=dtype)
+        with pytest.raises(ValueError, match=r"not an optimized one.*dtype= is an argument"):
+            FeatureExtractor(optimized)
+
+
+@pytest.mark.parametrize("given", ["module", "weights", "config"])
+def test_an_unknown_argument_is_named_with_those_there_are(given, backbone, tmp_path):
+    save_file(backbone.state_dict(), tmp_path / "model.safetensors")
+    source = backbone if given == "module" else tmp_path / "model.safetensors"
+    more = {"checkpoint": source} if given == "config" else {}
+    with pytest.raises(TypeError, match=r"no argument 'bogus'; .*'ema', 'prefix', .*'fresh'"):
+        FeatureExtractor(source, bogus=1, **more)
+
+
+def test_too_little_memory_is_told_with_what_to_change(backbone, monkeypatch):
+    def full(self, x):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(ConvNextBackbone, "forward", full)
+    with pytest.raises(ValueError, match=r"1 images of 64x64 do not fit .* lower batch_size"):
+        FeatureExtractor(backbone, size="native")(_noise(64, 60))
+
+
+def test_wrong_sources_are_named(backbone, tmp_path):
+    with pytest.raises(TypeError, match="source must be weights"):
+        FeatureExtractor(3)
+    with pytest.raises(TypeError, match="source must be a ConvNextBackbone"):
+        FeatureExtractor(torch.nn.Linear(2, 2))
+    fx = FeatureExtractor(backbone)
+    with pytest.raises(ValueError, match="no images in folder"):
+        fx(tmp_path)
+    with pytest.raises(ValueError, match=r"no file matches .*\*\.jpg"):
+        fx(str(tmp_path / "*.jpg"))
+    with pytest.raises(ValueError, match="no such image"):
+        fx(tmp_path / "missing.jpg")
+    with pytest.raises(ValueError, match="must not hold NaN"):
+        fx(torch.full((3, 40, 40), torch.nan))
+    with pytest.raises(TypeError, match="images must be"):
+        fx(object())
+    with pytest.raises(TypeError, match="entry 0 holds no image"):
+        fx([{"label": 3}])
+
+
+def test_the_empty_path_is_not_the_current_folder(tmp_path, monkeypatch):
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="source must not be empty"):
+        find_images("")
+    with pytest.raises(ValueError, match="source must not be empty"):
+        is_single("")

@@ -1,0 +1,521 @@
+"""The backbone's contract: outputs, freezing, checkpointing, shapes, precision, bad input."""
+
+import copy
+import inspect
+import warnings
+
+import pytest
+import timm
+import torch
+import transformers
+from helpers.peers import PEERS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from convnext_backbone import ConvNextBackbone, ConvNextConfig, list_archs
+from convnext_backbone.kernels import use_kernels
+from convnext_backbone.models.trunk import Block
+
+TINY = {"hidden_sizes": (8, 16, 24, 32), "depths": (1, 2, 3, 1)}
+ALL = ("stem", "stage1", "stage2", "stage3", "stage4")
+# Classifier included; the papers' and timm's own figures.
+PUBLISHED_PARAMETERS = {
+    "convnext_tiny": 28_589_128,
+    "convnext_small": 50_223_688,
+    "convnext_base": 88_591_464,
+    "convnext_large": 197_767_336,
+    "convnext_xlarge": 350_196_968,
+    "convnext_xxlarge": 846_471_016,
+    "convnextv2_atto": 3_708_400,
+    "convnextv2_femto": 5_233_240,
+    "convnextv2_pico": 9_066_280,
+    "convnextv2_nano": 15_623_800,
+    "convnextv2_tiny": 28_635_496,
+    "convnextv2_base": 88_717_800,
+    "convnextv2_large": 197_956_840,
+    "convnextv2_huge": 660_289_640,
+}
+
+
+def tiny(**kwargs):
+    outputs = {} if "out_indices" in kwargs else {"out_features": ALL}
+    return ConvNextBackbone(**{**TINY, **outputs, **kwargs})
+
+
+# Architectures
+
+
+@pytest.mark.parametrize("arch", list_archs())
+def test_arch_has_the_parameters_of_timm(arch):
+    with torch.device("meta"):
+        ours = ConvNextBackbone(arch, out_indices=(4,))
+        theirs = timm.create_model(arch, num_classes=1000)
+    width = ours.channels[0]
+    head = 1000 * width + 1000  # the final norm is as large as our norm of stage4
+    count = sum(p.numel() for p in ours.parameters()) + head
+    assert count == sum(p.numel() for p in theirs.parameters())
+    assert count == PUBLISHED_PARAMETERS.get(arch, count)
+
+
+@pytest.mark.parametrize("arch", list_archs())
+def test_arch_has_the_norm_epsilon_of_timm(arch):
+    with torch.device("meta"):
+        ours, theirs = ConvNextBackbone(arch), timm.create_model(arch)
+    eps = {m.eps for m in theirs.modules() if isinstance(m, nn.LayerNorm)}
+    assert {m.eps for m in ours.modules() if isinstance(m, nn.LayerNorm)} == eps
+
+
+def test_arch_positional_by_keyword_and_in_full_are_the_same_network():
+    by_name, by_keyword = (
+        ConvNextBackbone("convnextv2_atto"),
+        ConvNextBackbone(arch="convnextv2_atto"),
+    )
+    in_full = ConvNextBackbone(
+        hidden_sizes=[40, 80, 160, 320], depths=[2, 2, 6, 2], use_grn=True, layer_scale_init_value=0
+    )
+    assert by_name.config == by_keyword.config == in_full.config
+
+
+@pytest.mark.parametrize("num", [1, 2, 3, 5])
+def test_any_number_of_stages(num):
+    widths = tuple(8 * (i + 1) for i in range(num))
+    b = ConvNextBackbone(hidden_sizes=widths, depths=(1,) * num, out_indices=range(num + 1))
+    assert b.strides == (4, *(4 * 2**i for i in range(num)))
+    shapes = [m.shape for m in b(torch.randn(1, 3, 128, 64))]
+    expected = zip(b.channels, b.strides, strict=True)
+    assert shapes == [(1, c, 128 // s, 64 // s) for c, s in expected]
+
+
+@pytest.mark.parametrize("num_channels", [1, 2, 4, 6])
+@pytest.mark.parametrize("patch_size", [2, 4, 16])
+@pytest.mark.parametrize("kernel_size", [3, 7])
+def test_any_channels_patch_and_kernel(num_channels, patch_size, kernel_size):
+    b = tiny(num_channels=num_channels, patch_size=patch_size, kernel_size=kernel_size)
+    side = 8 * patch_size
+    maps = b(torch.randn(1, num_channels, side, side))
+    assert [m.shape[-1] for m in maps] == [side // s for s in b.strides] == [8, 8, 4, 2, 1]
+
+
+# Outputs
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.sets(st.sampled_from(range(5)), min_size=1), st.integers(32, 97), st.integers(32, 97))
+def test_maps_have_the_channels_and_strides_that_the_backbone_says(indices, height, width):
+    b = tiny(out_indices=sorted(indices)).eval()
+    maps = b(torch.randn(2, 3, height, width))
+    assert isinstance(maps, tuple)
+    assert len(maps) == len(b.channels) == len(b.strides) == len(indices)
+    reference = timm.create_model("convnext_atto", features_only=True, **_timm_tiny())
+    by_stride = dict(
+        zip(reference.feature_info.reduction(), reference.feature_info.channels(), strict=True)
+    )
+    for m, channels, stride in zip(maps, b.channels, b.strides, strict=True):
+        # Floored once per downsampling, which for powers of two is floored once.
+        assert m.shape == (2, channels, height // stride, width // stride)
+        assert by_stride[stride] == channels
+        assert m.is_contiguous()
+
+
+def _timm_tiny():
+    return {"depths": TINY["depths"], "dims": TINY["hidden_sizes"]}
+
+
+def test_norms_exist_for_the_outputs_only():
+    names = {n.split(".")[1] for n in tiny(out_indices=(1, -1)).state_dict() if "norms" in n}
+    assert names == {"stage1", "stage4"}
+
+
+def test_the_stem_is_normed_twice_as_in_transformers():
+    # Its own norm belongs to the stem, the second to the output; see test_parity for the values.
+    b = tiny(out_features=["stem"])
+    nn.init.constant_(b.norms["stem"].bias, 7.0)
+    assert abs(b(torch.randn(2, 3, 32, 32))[0].mean().item() - 7.0) < 0.05
+
+
+def test_negative_indices_become_positions():
+    assert tiny(out_indices=(0, -1)).out_indices == (0, 4)
+
+
+@pytest.mark.parametrize("through", ["backbone", "config"])
+def test_outputs_can_change_later(through):
+    b = tiny(out_features=["stage1"])
+    with torch.no_grad():
+        b.norms["stage1"].weight.fill_(3.0)
+    target = b if through == "backbone" else b.config
+    target.out_features = ["stage1", "stage3"]
+    maps = b(torch.randn(1, 3, 32, 32))
+    assert [m.shape[1] for m in maps] == [8, 24] == list(b.channels)
+    assert b.norms["stage1"].weight.unique().item() == 3.0
+    assert {p.requires_grad for p in b.stages[2].parameters()} == {True}
+    assert {p.requires_grad for p in b.stages[3].parameters()} == {False}
+
+
+def test_the_callers_config_stays_the_callers():
+    config = ConvNextConfig(**TINY, out_indices=[-1])
+    before = copy.deepcopy(config)
+    b = ConvNextBackbone(config, drop_path_rate=0.3)
+    b.out_features = ["stem"]
+    config.out_features = ["stage2"]
+    assert b.out_features == ("stem",)
+    config.out_features = ["stage4"]
+    assert config.drop_path_rate == before.drop_path_rate == 0.0
+
+
+def test_every_parameter_that_is_run_gets_a_gradient_and_so_does_the_input():
+    b = tiny(out_features=["stage2"], layer_scale_init_value=0.5)
+    x = torch.randn(2, 3, 32, 32, requires_grad=True)
+    b(x)[0].square().sum().backward()
+    assert x.grad.abs().sum() > 0
+    for name, p in b.named_parameters():
+        assert (p.grad is not None) == p.requires_grad, name
+        assert p.requires_grad == (".3" not in name and ".2" not in name[:20]), name
+
+
+def test_outputs_are_those_that_transformers_callers_expect():
+    b = tiny(out_features=["stem", "stage2"])
+    assert (
+        next(iter(inspect.signature(b.forward).parameters)) == b.main_input_name == "pixel_values"
+    )
+    x = torch.randn(2, 3, 64, 96)
+    outputs = b(pixel_values=x)
+    assert type(outputs.feature_maps) is tuple
+    assert outputs.hidden_states is None
+    assert outputs.attentions is None
+    hidden = b(x, output_hidden_states=True).hidden_states
+    theirs = _transformers_twin(b)
+    expected = theirs(x, output_hidden_states=True)
+    for got, want in zip(hidden, expected.hidden_states, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+    assert len(b.stage_names) == len(b.num_features) == len(b.out_feature_channels) == len(hidden)
+    assert list(b.channels) == [b.num_features[i] for i in b.out_indices] == theirs.channels
+
+
+def _transformers_twin(b):
+    config = transformers.ConvNextConfig(
+        hidden_sizes=[8, 16, 24, 32], depths=[1, 2, 3, 1], out_features=list(b.out_features)
+    )
+    theirs = transformers.ConvNextBackbone(config).eval()
+    with torch.no_grad():
+        for name, parameter in b.named_parameters():
+            theirs.get_parameter(PEERS["transformers_v1"].name_of(name)).copy_(parameter)
+    return theirs
+
+
+# Stochastic depth and initialisation
+
+
+def test_drop_path_grows_linearly_over_all_blocks():
+    b = tiny(drop_path_rate=0.6)
+    rates = [m.drop_path.rate for m in b.modules() if isinstance(m, Block)]
+    torch.testing.assert_close(torch.tensor(rates), torch.linspace(0, 0.6, 7))
+
+
+def test_init_on_meta_equals_init_on_cpu():
+    torch.manual_seed(3)
+    on_cpu = tiny(drop_path_rate=0.1)
+    with torch.device("meta"):
+        on_meta = tiny(drop_path_rate=0.1)
+    on_meta.to_empty(device="cpu")
+    torch.manual_seed(3)
+    expected = tiny(drop_path_rate=0.1)
+    expected.init_weights()
+    torch.manual_seed(3)
+    tiny(drop_path_rate=0.1)  # draws what the constructor of `expected` drew
+    on_meta.init_weights()
+    assert on_cpu.state_dict().keys() == on_meta.state_dict().keys()
+    for name, value in expected.state_dict().items():
+        assert torch.equal(value, on_meta.state_dict()[name]), name
+
+
+def test_fresh_weights_follow_the_paper():
+    b = ConvNextBackbone("convnext_atto", layer_scale_init_value=1e-6)
+    for module in b.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            assert abs(module.weight.std().item() - 0.02) < 0.002
+            assert not module.bias.any()
+        if isinstance(module, Block):
+            assert torch.equal(module.gamma, torch.full_like(module.gamma, 1e-6))
+
+
+@pytest.mark.parametrize("value", [0, 0.0])
+def test_layer_scale_zero_builds_none(value):
+    b = tiny(layer_scale_init_value=value)
+    assert not any("gamma" in name for name in b.state_dict())
+
+
+def test_init_weights_loads_what_init_cfg_names(tmp_path):
+    source = tiny(out_features=["stem", "stage4"])
+    torch.save({"state_dict": source.state_dict()}, tmp_path / "b.pth")
+    init_cfg = {"type": "Pretrained", "checkpoint": str(tmp_path / "b.pth"), "map_location": "cpu"}
+    b = tiny(out_features=["stem", "stage4"], init_cfg=init_cfg)
+    assert b.load_report is None
+    b.init_weights()
+    assert len(b.load_report.loaded) == len(source.state_dict())
+    for name, value in source.state_dict().items():
+        assert torch.equal(value, b.state_dict()[name])
+    with torch.no_grad():
+        b.norms["stem"].weight.fill_(2.0)
+    b.init_weights()  # mmengine may call again, and must not undo what came since
+    assert b.norms["stem"].weight.unique().item() == 2.0
+
+
+# Freezing
+
+
+# mmdet's rule: the stem is frozen from 0 on; stage k, with the downsampling before it, from k on.
+FROZEN = {
+    -1: (),
+    0: ("downsample_layers.0.",),
+    1: ("downsample_layers.0.", "stages.0."),
+    2: ("downsample_layers.0.", "stages.0.", "downsample_layers.1.", "stages.1."),
+    4: ("downsample_layers.", "stages."),
+}
+
+
+def check_frozen(b, k):
+    """Frozen parameters take no gradient, and frozen modules are in eval mode; nothing else."""
+    names = FROZEN[k] or ("nothing",)
+    for name, p in b.named_parameters():
+        assert p.requires_grad != name.startswith(names), name
+    for name, module in b.named_modules():
+        if name not in ("", "downsample_layers", "stages", "norms"):
+            assert module.training != f"{name}.".startswith(names), name
+    b.zero_grad()
+    torch.stack([m.square().sum() for m in b(torch.randn(2, 3, 32, 32))]).sum().backward()
+    for name, p in b.named_parameters():
+        assert (p.grad is None) == name.startswith(names), name
+
+
+@pytest.mark.parametrize("k", FROZEN)
+def test_frozen_stages_take_no_gradient_and_stay_in_eval_mode(k):
+    b = tiny(frozen_stages=k, drop_path_rate=0.1)
+    assert b.train() is b
+    assert b.eval() is b
+    check_frozen(b.train(), k)
+
+
+def test_frozen_stages_can_change_later():
+    b = tiny(frozen_stages=2).train()
+    for k in (1, 4, -1):
+        b.frozen_stages = k
+        check_frozen(b, k)
+    with pytest.raises(ValueError, match="frozen_stages must be an integer from -1 to 4, got 5"):
+        b.frozen_stages = 5
+
+
+def test_what_the_user_froze_stays_frozen_when_the_outputs_change():
+    b = tiny(out_features=["stage1", "stage4"]).requires_grad_(False)
+    for names in (["stage1"], ["stage1", "stage4"]):
+        b.out_features = names
+    # A norm that left and came back is a fresh one, which has everything to learn.
+    learning = {name for name, p in b.named_parameters() if p.requires_grad}
+    assert learning == {"norms.stage4.weight", "norms.stage4.bias"}
+
+
+def test_a_list_of_the_config_that_is_edited_in_place_is_checked_at_the_next_call():
+    b, x = tiny(out_features=["stage1", "stage2"]), torch.randn(1, 3, 32, 32)
+    b.config.out_features.append("stage4")
+    assert [m.shape[1] for m in b(x)] == [8, 16, 32]
+    assert (b.channels, b.config.out_indices) == ((8, 16, 32), [1, 2, 4])
+    b.config.out_features.append("stage3")
+    with pytest.raises(ValueError, match="out_features must"):
+        b(x)
+    b.config.out_features.clear()
+    with pytest.raises(ValueError, match="out_features must"):
+        b(x)
+
+
+# Checkpointing
+
+
+def _outputs_and_gradients(backbone, x):
+    torch.manual_seed(5)  # the same paths drop
+    maps = backbone(x)
+    sum(m.square().mean() for m in maps).backward()
+    return [*maps, *(p.grad for p in backbone.parameters())]
+
+
+def test_with_cp_changes_no_output_and_no_gradient():
+    plain = tiny(drop_path_rate=0.5, layer_scale_init_value=0.5).train()
+    checkpointed = copy.deepcopy(plain)
+    checkpointed.with_cp = True
+    x = torch.randn(4, 3, 32, 32)
+    expected = _outputs_and_gradients(plain, x)
+    got = _outputs_and_gradients(checkpointed, x)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+def test_with_cp_recomputes_each_block_once():
+    b = tiny(with_cp=True)
+    calls = []
+    b.stages[1][0].register_forward_pre_hook(lambda *_: calls.append(1))
+    sum(m.sum() for m in b(torch.randn(1, 3, 32, 32))).backward()
+    assert len(calls) == 2
+
+
+# Batches, precision, memory formats, compilers
+
+
+def test_a_row_of_a_batch_equals_the_row_alone():
+    b = tiny(use_grn=True, layer_scale_init_value=0.0).eval()
+    nn.init.normal_(b.stages[0][0].grn.gamma)
+    x = torch.randn(3, 3, 45, 53)
+    for whole, row in zip(b(x), b(x[1:2]), strict=True):
+        torch.testing.assert_close(whole[1:2], row, rtol=0, atol=1e-5)
+
+
+def test_an_empty_batch_gives_empty_maps():
+    shapes = [m.shape for m in tiny()(torch.randn(0, 3, 32, 32))]
+    assert shapes == [(0, 8, 8, 8), (0, 8, 8, 8), (0, 16, 4, 4), (0, 24, 2, 2), (0, 32, 1, 1)]
+
+
+def test_channels_last_and_strided_input_change_nothing():
+    b = tiny().eval()
+    x = torch.randn(2, 3, 40, 48)
+    variants = (
+        x.to(memory_format=torch.channels_last),
+        x.repeat_interleave(2, dim=3)[..., ::2],
+    )
+    for variant in variants:
+        for got, expected in zip(b(variant), b(x), strict=True):
+            torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+            assert got.is_contiguous()
+
+
+@pytest.mark.parametrize("use_grn", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_stays_near_full_precision(dtype, use_grn):
+    b = tiny(use_grn=use_grn, layer_scale_init_value=0.0 if use_grn else 1.0).eval()
+    for module in b.modules():
+        if use_grn and isinstance(module, Block):
+            nn.init.normal_(module.grn.gamma)
+    x = torch.randn(2, 3, 64, 64)
+    expected = b.double()(x.double())
+    b.float()
+    with torch.autocast("cpu", dtype=dtype):
+        got = b(x)
+    for a, e in zip(got, expected, strict=True):
+        assert ((a.double() - e).norm() / e.norm()).item() <= 8 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("quick", [True, False], ids=["quick", "definition"])
+@pytest.mark.parametrize("with_cp", [False, "selective", True])
+@pytest.mark.parametrize("use_grn", [False, True])
+def test_distributed_training_finds_gradients_with_the_strides_of_their_parameters(
+    use_grn, with_cp, quick
+):
+    b = tiny(num_channels=1, use_grn=use_grn, with_cp=with_cp)
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(b)
+        with use_kernels(cpu=quick), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            sum(y.square().mean() for y in model(torch.randn(2, 1, 64, 64))).backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    # torch warns of the first difference in a process only, so look at all of them as well
+    assert {n: p.grad.stride() for n, p in b.named_parameters()} == {
+        n: p.stride() for n, p in b.named_parameters()
+    }
+
+
+def test_export_with_dynamic_sizes_equals_eager():
+    # From 64 pixels: below, stage4 is one pixel wide, a size that torch.export specialises on.
+    b = tiny().eval()
+    sizes = {axis: torch.export.Dim(f"d{axis}", min=64, max=512) for axis in (2, 3)}
+    sizes[0] = torch.export.Dim("n", min=1, max=8)
+    program = torch.export.export(b, (torch.randn(2, 3, 64, 96),), dynamic_shapes=(sizes,))
+    x = torch.randn(3, 3, 65, 112)
+    for got, expected in zip(program.module()(x), b(x), strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
+def test_dynamo_traces_the_backbone_as_one_graph():
+    b = tiny().eval()
+    compiled = torch.compile(b, fullgraph=True, dynamic=True, backend="eager")
+    for size in ((64, 64), (45, 53)):
+        x = torch.randn(1, 3, *size)
+        for got, expected in zip(compiled(x), b(x), strict=True):
+            torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_jit_trace_equals_eager():
+    b = tiny().eval()
+    x = torch.randn(1, 3, 64, 64)
+    for got, expected in zip(torch.jit.trace(b, x)(x), b(x), strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
+
+
+def test_a_copy_and_a_state_dict_round_trip_change_nothing():
+    b = tiny(frozen_stages=1).train()
+    twin = copy.deepcopy(b)
+    fresh = tiny(frozen_stages=1)
+    assert str(fresh.load_state_dict(b.state_dict())) == "<All keys matched successfully>"
+    x = torch.randn(1, 3, 32, 32)
+    for a, c, d in zip(b(x), twin(x), fresh(x), strict=True):
+        assert torch.equal(a, c)
+        assert torch.equal(a, d)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (torch.zeros(1, 4, 32, 32), ValueError, r"shape \(N, 3, H, W\), got \(1, 4, 32, 32\)"),
+        (torch.zeros(3, 32, 32), ValueError, r"shape \(N, 3, H, W\), got \(3, 32, 32\)"),
+        (
+            torch.zeros(1, 3, 31, 64),
+            ValueError,
+            "at least 32x32 pixels to reach 'stage4', got 31x64",
+        ),
+        (
+            torch.zeros(1, 3, 32, 32, dtype=torch.uint8),
+            TypeError,
+            "floating point, got torch.uint8",
+        ),
+        ([1, 2], TypeError, "a tensor, got list"),
+    ],
+)
+def test_bad_pixel_values_are_refused_by_name(value, error, message):
+    with pytest.raises(error, match=f"pixel_values must (have|be) {message}"):
+        tiny()(value)
+
+
+def test_one_patch_is_enough_for_the_stem_and_stage1():
+    assert [
+        m.shape[2:] for m in tiny(out_features=("stem", "stage1"))(torch.randn(1, 3, 4, 5))
+    ] == [
+        (1, 1),
+        (1, 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"arch": "tinny"}, ValueError, "arch must be one of .*'tinny'"),
+        ({"arch": 3}, ValueError, "arch must be one of"),
+        ({"config": ConvNextConfig(), "arch": "convnext_tiny"}, ValueError, "not both"),
+        ({"frozen_stages": 5}, ValueError, "frozen_stages must be an integer from -1 to 4, got 5"),
+        ({"frozen_stages": "all"}, ValueError, "frozen_stages must be"),
+        ({"init_cfg": {"type": "Xavier"}}, ValueError, "init_cfg must be None or"),
+        ({"init_cfg": {"type": "Pretrained"}}, ValueError, "must name a checkpoint"),
+        (
+            {"init_cfg": {"type": "Pretrained", "checkpoint": "x", "chekpoint": "y"}},
+            ValueError,
+            "init_cfg takes .*'map_location'.*got .'chekpoint'",
+        ),
+        ({"out_feature": ["stem"]}, TypeError, "out_feature"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(arguments, error, message):
+    with pytest.raises(error, match=message):
+        ConvNextBackbone(**arguments)

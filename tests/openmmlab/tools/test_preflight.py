@@ -1,0 +1,37 @@
+"""Which files of a config are looked for before a run."""
+# ruff: noqa: E402 - imports follow the check that OpenMMLab is there
+
+import pytest
+
+pytestmark = pytest.mark.openmmlab
+pytest.importorskip("mmdet")
+pytest.importorskip("mmseg")
+
+from convnext_backbone.openmmlab.tools.preflight import check_checkpoint, check_data, iter_datasets
+
+
+def test_wrapped_data_sets_are_found_with_their_names():
+    leaf = {"type": "CocoDataset"}
+    wrapped = {
+        "type": "ClassBalancedDataset",
+        "dataset": {"type": "ConcatDataset", "datasets": [dict(leaf), {"dataset": leaf}]},
+    }
+    names = [name for _, name in iter_datasets(wrapped, "d")]
+    assert names == ["d.dataset.datasets.0", "d.dataset.datasets.1.dataset"]
+
+
+def test_remote_files_are_not_looked_for():
+    dataset = {
+        "type": "CocoDataset",
+        "data_root": "s3://bucket/coco/",
+        "ann_file": "annotations/train.json",
+        "data_prefix": {"img": "train/"},
+    }
+    check_data({"train_dataloader": {"dataset": dataset}}, ("train",))
+    check_checkpoint("https://example.org/weights.pth", "load_from")
+
+
+def test_absolute_paths_do_not_hang_below_the_data_root(tmp_path):
+    (tmp_path / "a.json").touch()
+    dataset = {"data_root": "gone/", "ann_file": str(tmp_path / "a.json")}
+    check_data({"test_dataloader": {"dataset": dataset}}, ("test",))

@@ -1,0 +1,101 @@
+"""What a distributed run without a GPU needs of its config."""
+# ruff: noqa: E402 - imports follow the check that OpenMMLab is there
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.openmmlab
+pytest.importorskip("mmdet")
+pytest.importorskip("mmseg")
+
+from mmengine.config import Config
+
+from convnext_backbone.openmmlab.tools import processes as run_processes
+from convnext_backbone.openmmlab.tools.preflight import UsageError
+
+
+def test_only_pytorch_launches_processes_without_a_gpu(monkeypatch):
+    monkeypatch.setattr(run_processes, "get_device", lambda: "cpu")
+    with pytest.raises(UsageError, match="slurm"):
+        run_processes.prepare_processes(Config({"launcher": "slurm"}))
+    assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize("variable", ["RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"])
+def test_one_process_of_a_launcher_speaks(variable, monkeypatch, capsys):
+    for name in run_processes.RANKS:
+        monkeypatch.delenv(name, raising=False)
+    for number in ("0", "1", "10"):
+        monkeypatch.setenv(variable, number)
+        run_processes.say(f"from {number}")
+    assert capsys.readouterr().out == "from 0\n"
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    """A process that a launcher started, on a machine without a GPU; the group is not made."""
+    monkeypatch.setattr(run_processes, "get_device", lambda: "cpu")
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+
+
+def prepared(**settings):
+    cfg = Config({"launcher": "pytorch", "model": {}, **settings})
+    run_processes.prepare_processes(cfg)
+    return cfg
+
+
+DDP = {"type": "MMDistributedDataParallel", "broadcast_buffers": False}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, {**DDP, "find_unused_parameters": False, "device_ids": None}),
+        ({"type": "Mine", "x": 1}, {"type": "Mine", "x": 1, "device_ids": None}),
+    ],
+)
+def test_the_runners_wrapper_names_no_gpu(given, expected, joined):
+    assert prepared(model_wrapper_cfg=given).model_wrapper_cfg == expected
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [
+        ({"type": "DDPStrategy"}, {**DDP, "device_ids": None}),
+        ({"type": "FSDPStrategy"}, {"device_id": "cpu"}),
+        (
+            {"type": "FSDPStrategy", "model_wrapper": {"auto_wrap_policy": "p"}},
+            {"auto_wrap_policy": "p", "device_id": "cpu"},
+        ),
+    ],
+)
+def test_the_wrapper_of_a_strategy_names_no_gpu(strategy, expected, joined):
+    cfg = prepared(strategy=strategy)
+    assert cfg.strategy.model_wrapper == expected
+    assert "model_wrapper_cfg" not in cfg
+
+
+def test_synchronised_batch_norm_is_the_one_that_works_without_a_gpu(joined, monkeypatch):
+    model = {"head": [{"norm_cfg": {"type": "SyncBN", "eps": 1e-3}}, {"norm_cfg": {"type": "GN"}}]}
+    monkeypatch.setattr(run_processes, "mmcv_ops_provider", lambda: "torchvision")
+    heads = prepared(model=model).model.head
+    assert heads[0].norm_cfg == {"type": "MMSyncBN", "eps": 1e-3}
+    assert heads[1].norm_cfg == {"type": "GN"}
+    monkeypatch.setattr(run_processes, "mmcv_ops_provider", lambda: "compiled")
+    assert prepared(model=model).model.head[0].norm_cfg.type == "SyncBN"
+
+
+def test_a_group_is_left(monkeypatch):
+    waits = []
+    monkeypatch.setattr(run_processes.time, "sleep", waits.append)
+    run_processes.leave_processes()
+    assert waits == []
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    run_processes.leave_processes()
+    assert not torch.distributed.is_initialized()
+    assert waits == [run_processes.GLOO_REST]

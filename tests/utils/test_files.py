@@ -1,0 +1,107 @@
+"""Files appear whole or not at all, and what cannot be written is told by its own name."""
+
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from convnext_backbone.utils.files import atomic_write, read_json, write_bytes, write_json
+from convnext_backbone.weights.export import write_tensors
+
+_WRITE_TOO_MUCH = """
+import resource, sys, torch
+from pathlib import Path
+from convnext_backbone.utils.files import write_bytes
+from convnext_backbone.weights.export import write_tensors
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+path = Path(sys.argv[1])
+try:
+    if path.suffix == ".json":
+        write_bytes(path, bytes(10_000))
+    else:
+        write_tensors({"a": torch.zeros(2_500)}, path)
+except OSError as error:
+    print(error)
+"""
+
+
+def test_a_file_is_replaced_at_once_and_nothing_is_left_beside_it(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"a": 1})
+    with atomic_write(path) as partial:
+        partial.write_text('{"a": 2}')
+        assert read_json(path) == {"a": 1}
+    assert read_json(path) == {"a": 2}
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_an_error_leaves_the_old_file_and_nothing_beside_it(tmp_path):
+    path = tmp_path / "a.bin"
+    write_bytes(path, b"old")
+
+    def fail():
+        with atomic_write(path) as partial:
+            partial.write_bytes(b"new")
+            raise RuntimeError("in the midst")
+
+    with pytest.raises(RuntimeError, match="in the midst"):
+        fail()
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+@pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="no limit on files here")
+@pytest.mark.parametrize("name", ["a.json", "a.safetensors", "a.pth"])
+def test_a_file_that_does_not_fit_is_told_by_name_and_the_old_one_stays(name, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(b"old")
+    arguments = [sys.executable, "-c", _WRITE_TOO_MUCH, str(path)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
+    assert "File too large" in done.stdout, done.stderr
+    assert repr(str(path)) in done.stdout
+    assert done.stdout.count("\n") == 1
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.safetensors", "a.pth"])
+def test_files_are_as_open_to_others_as_the_umask_says(name, tmp_path):
+    path = tmp_path / name
+    before = os.umask(0o027)
+    try:
+        if path.suffix == ".json":
+            write_json(path, {})
+        else:
+            write_tensors({"a": torch.zeros(1)}, path)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_folder_that_is_not_there_is_an_error_of_the_same_kind(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no/a\.json"):
+        write_json(tmp_path / "no" / "a.json", {})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match=r"file/a\.json"):
+        write_json(tmp_path / "file" / "a.json", {})
+
+
+@pytest.mark.parametrize("text", ["", "{", "\xff", "[1]"])
+def test_what_is_no_json_object_is_told_by_name(text, tmp_path):
+    (tmp_path / "a.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"a\.json (is not a JSON file|must hold a JSON object)"):
+        read_json(tmp_path / "a.json")
+
+
+def test_tensors_written_by_name_are_read_back(tmp_path):
+    tensors = {"a": torch.arange(3.0), "b": torch.ones(2, 2, dtype=torch.bfloat16)}
+    write_tensors(tensors, tmp_path / "a.safetensors")
+    write_tensors({"state_dict": tensors}, tmp_path / "a.pth")
+    again = torch.load(tmp_path / "a.pth", weights_only=True)["state_dict"]
+    for name, tensor in tensors.items():
+        assert torch.equal(load_file(tmp_path / "a.safetensors")[name], tensor)
+        assert torch.equal(again[name], tensor)

@@ -1,0 +1,428 @@
+"""Downloads against a server on this machine that fails in every way a server fails."""
+
+import errno
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.originals import V1
+
+from convnext_backbone import ConvNextBackbone
+from convnext_backbone.utils.files import WEIGHT_SUFFIXES
+from convnext_backbone.weights import DownloadError, catalogue, download
+from convnext_backbone.weights.download import cached_path, fetch_url, locate
+
+
+class _Server(ThreadingHTTPServer):
+    """Serves one content; `behaviour` says how it misbehaves, `requests` what it was asked."""
+
+    daemon_threads = True
+
+    def __init__(self, content):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.content, self.behaviour, self.requests = content, "sound", []
+        self.tag = '"v1"'
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+
+    def url(self, name="weights.pth"):
+        return f"http://127.0.0.1:{self.server_port}/{name}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        server = self.server
+        server.requests.append(self.headers.get("Range"))
+        content, start = server.content, 0
+        if server.behaviour == "missing":
+            self.send_error(404)
+            return
+        asked = self.headers.get("Range")
+        if asked and self.headers.get("If-Range") == server.tag and server.behaviour != "no_range":
+            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        else:
+            self.send_response(200)
+        body = content[start:]
+        if server.behaviour != "no_length":
+            self.send_header("Content-Length", str(len(body)))
+        if server.tag:
+            self.send_header("ETag", server.tag)
+        self.end_headers()
+        drops = server.behaviour == "always_drops" or (
+            server.behaviour in ("drops_once", "no_range") and len(server.requests) == 1
+        )
+        if server.behaviour == "slow":
+            time.sleep(0.5)
+        self.wfile.write(body[: len(body) // 2] if drops else body)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    monkeypatch.setattr(download, "TIMEOUT", 5.0)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "torch_home"
+
+
+@pytest.fixture
+def server(tmp_path):
+    torch.save(V1.state_dict(), tmp_path / "served.pth")
+    server = _Server((tmp_path / "served.pth").read_bytes())
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def _left(cache):
+    """The files of the cache that could be taken for weights."""
+    return [p for p in cache.rglob("*") if p.suffix not in (".lock", ".part", ".tag", "")]
+
+
+def test_file_of_a_url_is_fetched_once_into_torchs_cache(server, cache):
+    module = ConvNextBackbone.from_pretrained(server.url())
+    again = ConvNextBackbone.from_pretrained(server.url())
+    assert len(server.requests) == 1
+    assert torch.equal(module.stages[0][0].gamma, V1.stages[0][0].gamma)
+    assert torch.equal(again.stages[0][0].gamma, V1.stages[0][0].gamma)
+    (file,) = _left(cache)
+    assert file.read_bytes() == server.content
+    assert file.is_relative_to(cache / "hub" / "checkpoints")
+    assert module.load_report.source == server.url()
+
+
+def test_cached_file_is_used_when_the_server_is_gone(server):
+    path = fetch_url(server.url())
+    server.shutdown()
+    server.server_close()
+    assert fetch_url(server.url()) == path
+
+
+def test_same_name_at_another_address_is_another_file(server):
+    assert cached_path(server.url("a/model.pth")) != cached_path(server.url("b/model.pth"))
+    known = "https://download.pytorch.org/models/convnext_tiny-983f1562.pth"
+    assert cached_path(known) == Path(torch.hub.get_dir()) / "checkpoints" / known[-26:]
+
+
+def test_dead_host_is_one_error_and_leaves_nothing(server, cache):
+    url = server.url()
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(DownloadError, match=rf"{url}: the server cannot be reached"):
+        fetch_url(url)
+    assert _left(cache) == []
+
+
+def test_unknown_host_is_one_error(cache):
+    with pytest.raises(DownloadError, match="cannot be reached"):
+        fetch_url("http://host.invalid/weights.pth")
+    assert _left(cache) == []
+
+
+def test_404_is_one_error_and_leaves_nothing(server, cache):
+    server.behaviour = "missing"
+    with pytest.raises(DownloadError, match=r"weights\.pth: the server answered 404"):
+        fetch_url(server.url())
+    assert _left(cache) == []
+    assert list(cache.rglob("*.part")) == []
+
+
+def test_dropped_connection_is_taken_up_where_it_broke(server, cache):
+    server.behaviour = "drops_once"
+    path = fetch_url(server.url())
+    assert path.read_bytes() == server.content
+    half = len(server.content) // 2
+    assert server.requests == [None, f"bytes={half}-"]
+    assert list(cache.rglob("*.part*")) == []
+
+
+def test_transfer_that_never_ends_is_one_error_and_goes_on_next_time(server, cache):
+    server.behaviour = "always_drops"
+    with pytest.raises(DownloadError, match=r"cut off after \d+ of \d+ bytes"):
+        fetch_url(server.url())
+    assert _left(cache) == []
+    (part,) = cache.rglob("*.part")
+    came = part.stat().st_size
+    assert 0 < came < len(server.content)
+    server.behaviour = "sound"
+    assert fetch_url(server.url()).read_bytes() == server.content
+    assert server.requests[-1] == f"bytes={came}-"
+
+
+def test_file_that_changed_meanwhile_is_fetched_from_its_start(server, cache):
+    server.behaviour = "always_drops"
+    with pytest.raises(DownloadError):
+        fetch_url(server.url())
+    server.behaviour, server.tag = "sound", '"v2"'
+    server.content = bytes(reversed(server.content))
+    assert fetch_url(server.url()).read_bytes() == server.content
+
+
+def test_server_without_ranges_or_tags_starts_over(server):
+    server.behaviour, server.tag = "no_range", ""
+    assert fetch_url(server.url()).read_bytes() == server.content
+    assert server.requests == [None, None]
+
+
+def test_server_that_does_not_tell_the_length_is_believed(server):
+    server.behaviour = "no_length"
+    assert fetch_url(server.url()).read_bytes() == server.content
+
+
+def test_truncated_file_of_unknown_length_fails_on_its_hash(server, cache):
+    digits = hashlib.sha256(server.content).hexdigest()[:8]
+    server.behaviour, server.content = "no_length", server.content[:1000]
+    with pytest.raises(DownloadError, match=f"corrupt.*must be {digits}"):
+        fetch_url(server.url(), sha256=digits)
+    assert _left(cache) == []
+
+
+def test_hash_in_the_name_is_checked(server, cache):
+    right = hashlib.sha256(server.content).hexdigest()[:8]
+    path = fetch_url(server.url(f"weights-{right}.pth"))
+    assert path.read_bytes() == server.content
+    with pytest.raises(DownloadError, match=f"corrupt: its SHA-256 starts with {right}"):
+        fetch_url(server.url("weights-0badf00d.pth"))
+    assert _left(cache) == [path]
+    assert list(cache.rglob("*.part*")) == []
+
+
+def test_empty_answer_is_one_error(server, cache):
+    server.content = b""
+    with pytest.raises(DownloadError, match="got 0 bytes"):
+        fetch_url(server.url())
+    assert _left(cache) == []
+
+
+_FETCH_WITH_A_FULL_DISK = """
+import resource, sys
+from convnext_backbone.weights.download import DownloadError, fetch_url
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
+try:
+    fetch_url(sys.argv[1])
+except OSError as error:
+    print(isinstance(error, DownloadError), error)
+"""
+
+
+def test_a_disk_that_is_full_is_no_broken_connection(server, cache):
+    pytest.importorskip("resource")
+    command = [sys.executable, "-c", _FETCH_WITH_A_FULL_DISK, server.url(), "10000"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout == f"False [Errno 27] File too large: '{cached_path(server.url())}'\n"
+    assert len(server.requests) == 1
+    assert _left(cache) == []
+    (part,) = cache.rglob("*.part")  # and once there is room, it goes on from there
+    assert part.read_bytes() == server.content[:10_000]
+    assert fetch_url(server.url()).read_bytes() == server.content
+    assert server.requests[1] == "bytes=10000-"
+
+
+def test_a_cache_of_the_hub_that_is_full_is_named(monkeypatch):
+    def no_room(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device", "blob")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", no_room)
+    with pytest.raises(DownloadError, match=r"someone/else: it cannot be written .*No space left"):
+        download.fetch_hub("someone/else")
+
+
+_FETCH_ON_DEMAND = """
+import sys
+from convnext_backbone.weights.download import fetch_url
+print("ready", flush=True)
+sys.stdin.readline()
+print(fetch_url(sys.argv[1], progress=False))
+"""
+
+
+def test_two_processes_at_once_fetch_once(server):
+    server.behaviour = "slow"
+    command = [sys.executable, "-c", _FETCH_ON_DEMAND, server.url()]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    workers = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    assert [worker.stdout.readline() for worker in workers] == ["ready\n"] * 2
+    for worker in workers:
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
+    paths = [Path(worker.communicate(timeout=60)[0].strip()) for worker in workers]
+    assert paths[0] == paths[1] == cached_path(server.url())
+    assert paths[0].read_bytes() == server.content
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("url", ["ftp://127.0.0.1/x.pth", "file:///etc/passwd"])
+def test_other_schemes_are_not_fetched(url):
+    with pytest.raises(ValueError, match="http"):
+        fetch_url(url)
+    with pytest.raises(FileNotFoundError):
+        locate(url)
+
+
+# ------------------------------------------------------------------------------ names and ids
+
+
+def test_name_of_the_catalogue_is_fetched_checked_and_described(server, monkeypatch):
+    entry = catalogue.WeightEntry("convnext_atto.local", "MIT", "nothing", server.url())
+    for module in (catalogue, download):
+        monkeypatch.setattr(module, "WEIGHTS", {entry.name: entry})
+    path, found = locate("convnext_atto.local")
+    assert found is entry
+    assert path == Path(torch.hub.get_dir()) / "checkpoints" / "weights.pth"
+    assert locate(server.url()) == (path, entry)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("convnext_atto_ols.a2_in1k", "overlapping"),
+        ("convnext_iso_small.fb_in1k", "isotropic"),
+        ("convnext_tiny.fb_dinov3_lvd1689m", "no public link.*21b726bb"),
+        ("convnext_tiny.no_such_tag", "convnext_tiny.fb_in1k"),
+    ],
+)
+def test_name_that_cannot_be_had_says_why(name, message):
+    with pytest.raises(ValueError, match=message):
+        locate(name)
+
+
+def test_the_empty_source_is_not_the_current_directory(tmp_path, monkeypatch):
+    torch.save(V1.state_dict(), tmp_path / "weights.pth")
+    monkeypatch.chdir(tmp_path)
+    assert locate(".") == (Path("."), None)
+    with pytest.raises(ValueError, match="source must not be empty"):
+        ConvNextBackbone.from_pretrained("")
+
+
+@pytest.mark.parametrize("ending", [*WEIGHT_SUFFIXES, ".json"])
+def test_a_missing_file_is_not_asked_of_the_hub(ending, monkeypatch):
+    monkeypatch.setattr(download, "fetch_hub", None)
+    with pytest.raises(FileNotFoundError, match=r"weights/model.*: there is no such file"):
+        locate(f"weights/model{ending}")
+
+
+def test_file_on_disk_comes_before_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(V1.state_dict(), "convnext_tiny.fb_in1k")
+    assert locate("convnext_tiny.fb_in1k") == (Path("convnext_tiny.fb_in1k"), None)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The hub's cache with one repository, as huggingface_hub lays it out."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path / "hub"),
+                        raising=False)  # fmt: skip
+    repository = tmp_path / "hub" / "models--someone--convnext"
+    snapshot = repository / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    return snapshot
+
+
+@pytest.mark.parametrize("source", ["someone/convnext", "hf_hub:someone/convnext",
+                                    "someone/convnext@main"])  # fmt: skip
+def test_cached_repository_is_used_without_a_request(source, hub):
+    torch.save(V1.state_dict(), hub / "pytorch_model.bin")
+    module = ConvNextBackbone.from_pretrained(source)
+    assert torch.equal(module.stages[0][0].gamma, V1.stages[0][0].gamma)
+
+
+def test_repository_that_is_not_cached_is_one_error_offline(hub):
+    with pytest.raises(DownloadError, match=r"someone/else: it is not in the cache"):
+        ConvNextBackbone.from_pretrained("someone/else")
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """Answers as the hub does: the repository's name says how."""
+
+    def log_message(self, *args):
+        pass
+
+    def do_HEAD(self):
+        self._answer()
+
+    def do_GET(self):
+        body = self._answer()
+        if body:
+            self.wfile.write(body)
+
+    def _answer(self):
+        name, file = self.path.split("/")[2], self.path.rpartition("/")[2]
+        refusals = {
+            "gated": (403, "GatedRepo"),
+            "missing": (404, "RepoNotFound"),
+            "empty": (404, "EntryNotFound"),
+            "broken": (400, ""),
+        }
+        if name == "sound" and file != "pytorch_model.bin":
+            refusals["sound"] = (404, "EntryNotFound")
+        if name in refusals:
+            status, code = refusals[name]
+            self.send_response(status)
+            self.send_header("X-Error-Code", code)
+            self.send_header("X-Error-Message", "refused")
+            body = b""
+        else:
+            self.send_response(200)
+            self.send_header("X-Repo-Commit", "a" * 40)
+            self.send_header("ETag", '"0123456789abcdef"')
+            body = self.server.content
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        return body
+
+
+_ASK_THE_HUB = """
+import sys
+from convnext_backbone.weights import DownloadError, open_weights
+for name in sys.argv[1:]:
+    try:
+        print(name, open_weights(f"someone/{name}").match)
+    except DownloadError as error:
+        print(name, str(error).replace(chr(10), " "))
+"""
+
+
+def _ask_the_hub(endpoint, tmp_path, names):
+    # The hub's address is read when huggingface_hub is imported, hence the process of its own.
+    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0"}
+    environment |= {"HF_HOME": str(tmp_path / "hf_home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    environment |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    command = [sys.executable, "-c", _ASK_THE_HUB, *names]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(line.split(" ", 1) for line in done.stdout.splitlines())
+
+
+def test_hub_is_read_and_each_of_its_refusals_is_one_error(server, tmp_path):
+    hub_server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
+    hub_server.content = server.content
+    threading.Thread(target=hub_server.serve_forever, args=(0.01,), daemon=True).start()
+    endpoint = f"http://127.0.0.1:{hub_server.server_port}"
+    names = ("sound", "gated", "missing", "empty", "broken")
+    said = _ask_the_hub(endpoint, tmp_path, names)
+    hub_server.shutdown()
+    hub_server.server_close()
+    assert said["sound"] == "facebook-v1"
+    assert "is gated: accept its licence" in said["gated"]
+    assert "there is no such repository" in said["missing"]
+    assert "holds none of model.safetensors" in said["empty"]
+    assert "out of reach" in said["broken"]
+    again = _ask_the_hub(endpoint, tmp_path, ("sound",))  # the server is gone by now
+    assert again["sound"] == "facebook-v1"

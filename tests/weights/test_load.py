@@ -1,0 +1,458 @@
+"""Loading is strict: what does not fit is listed, what is left out is reported."""
+
+import warnings
+
+import pytest
+import torch
+import torchvision
+from helpers.originals import DINOV3, ORIGINALS, V1, WIDTHS
+from torch import nn
+
+from convnext_backbone import ConvNextBackbone, ConvNextForImageClassification, load_weights
+from convnext_backbone.weights import UnknownLayoutError, to_native_
+from convnext_backbone.weights.load import adapt_input_channels
+from convnext_backbone.weights.read import read_checkpoint
+
+FIELDS = {"hidden_sizes": WIDTHS, "depths": (1, 2, 1, 1)}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    def save(state):
+        path = tmp_path / "saved" / "weights.pth"  # never the file that `state` is mapped from
+        path.parent.mkdir(exist_ok=True)
+        torch.save(state, path)
+        return path
+
+    return save
+
+
+def _tensors(name, tmp_path):
+    return dict(read_checkpoint(ORIGINALS[name].write(tmp_path)).tensors)
+
+
+LAYOUTS = ("facebook_v1", "facebook_v2", "facebook_detector", "facebook_fcmae_sparse", "timm_v1",
+           "timm_v2_conv_mlp", "torchvision", "mmpretrain_v1", "huggingface_dinov3_in_memory",
+           "timm_features")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_one_renamed_key_is_named_whichever_it_is(name, tmp_path, saved):
+    state = _tensors(name, tmp_path)
+    inside = [k for k in state if "stages" in k or "features" in k]
+    for key in inside[:: max(1, len(inside) // 12)]:
+        renamed = {k + "x" * (k == key): v for k, v in state.items()}
+        with pytest.raises(ValueError, match=rf"{key}x"):
+            ConvNextBackbone.from_pretrained(saved(renamed))
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_one_missing_key_is_an_error(name, tmp_path, saved):
+    state = _tensors(name, tmp_path)
+    inside = [k for k in state if "stages" in k or "features" in k]
+    for key in inside[:: max(1, len(inside) // 12)]:
+        if key.endswith("norms.3.weight"):
+            continue
+        fewer = {k: v for k, v in state.items() if k != key}
+        with pytest.raises(ValueError, match=r"weights\.pth"):
+            ConvNextBackbone.from_pretrained(saved(fewer))
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_one_tensor_of_the_wrong_shape_is_named(name, tmp_path, saved):
+    state = _tensors(name, tmp_path)
+    inside = [k for k in state if "stages" in k and k.endswith("bias")]
+    for key in inside[:: max(1, len(inside) // 6)]:
+        with pytest.raises(ValueError, match=rf"{key}"):
+            ConvNextBackbone.from_pretrained(saved({**state, key: torch.zeros(7)}))
+
+
+def test_all_misfits_are_in_one_error(tmp_path, saved):
+    state = V1.state_dict()
+    state["stages.0.0.norm.bias"] = torch.zeros(3)
+    state["stages.1.0.extra.weight"] = state.pop("stages.1.0.norm.weight")
+    module = ConvNextBackbone(**FIELDS)
+    with pytest.raises(ValueError, match=r"(?s)missing: stages\.1\.0\.norm\.weight") as caught:
+        load_weights(module, saved(state))
+    text = str(caught.value)
+    assert "unexpected: stages.1.0.extra.weight" in text
+    assert "stages.0.0.norm.bias is (3,), must be (8,)" in text
+
+
+def test_nothing_is_loaded_when_something_does_not_fit(saved):
+    state = V1.state_dict()
+    state["stages.3.0.norm.bias"] = torch.zeros(3)
+    module = ConvNextBackbone(**FIELDS)
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    with pytest.raises(ValueError, match="wrong shape"):
+        load_weights(module, saved(state))
+    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+
+
+def test_another_architecture_does_not_fit(saved):
+    with pytest.raises(ValueError, match=r"(?s)do not fit ConvNextBackbone.*must be"):
+        load_weights(ConvNextBackbone(arch="convnext_atto"), saved(V1.state_dict()))
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        lambda: torchvision.models.resnet18().state_dict(),
+        lambda: torchvision.models.swin_t().state_dict(),
+        lambda: torchvision.models.mobilenet_v2().state_dict(),
+        lambda: {"weight": torch.ones(3)},
+    ],
+    ids=["resnet", "swin", "mobilenet", "one_tensor"],
+)
+def test_another_network_is_said_not_to_be_a_convnext(foreign, saved):
+    with pytest.raises(UnknownLayoutError, match=r"weights\.pth: .*no known ConvNeXt layout"):
+        ConvNextBackbone.from_pretrained(saved(foreign()))
+
+
+def test_relatives_of_timm_are_refused_with_the_reason(saved):
+    import timm
+
+    for name, reason in (
+        ("convnext_atto_ols", "overlapping stem"),
+        ("convnext_nano_ols", "overlapping stem"),
+        ("convnext_zepto_rms_ols", "overlapping stem"),
+        ("convnext_atto_rms", "norms without a bias"),
+        ("convnext_zepto_rms", "norms without a bias"),
+    ):
+        state = timm.create_model(name, depths=(1, 1, 1, 1), dims=WIDTHS).state_dict()
+        with pytest.raises(ValueError, match=reason):
+            ConvNextBackbone.from_pretrained(saved(state))
+
+
+def test_isotropic_convnext_is_refused_with_the_reason(saved):
+    state = {"stem.weight": torch.ones(8, 3, 16, 16), "stem.bias": torch.ones(8)}
+    state["blocks.0.dwconv.weight"] = torch.ones(8, 1, 7, 7)
+    with pytest.raises(ValueError, match="isotropic"):
+        ConvNextBackbone.from_pretrained(saved(state))
+
+
+def test_head_that_the_classifier_cannot_hold_is_refused_there_and_dropped_elsewhere(saved):
+    import timm
+
+    for more in ({"head_hidden_size": 32}, {"head_norm_first": True}):
+        model = timm.models.convnext.ConvNeXt(depths=(1, 2, 1, 1), dims=WIDTHS, **more)
+        path = saved(model.state_dict())
+        with pytest.raises(ValueError, match="part of a head"):
+            ConvNextForImageClassification.from_pretrained(path)
+        assert ConvNextBackbone.from_pretrained(path).load_report.fresh
+
+
+def test_two_convnexts_in_one_file_need_a_prefix(tmp_path, saved):
+    student = {f"student.{k}": v for k, v in V1.state_dict().items()}
+    teacher = {f"teacher.{k}": v + 1 for k, v in V1.state_dict().items()}
+    path = saved({**student, **teacher})
+    with pytest.raises(ValueError, match=r"'student\.', 'teacher\.'"):
+        ConvNextBackbone.from_pretrained(path)
+    ours = ConvNextBackbone.from_pretrained(path, prefix="teacher.").state_dict()
+    assert torch.equal(ours["stages.0.0.gamma"], V1.state_dict()["stages.0.0.gamma"] + 1)
+    same = ConvNextBackbone.from_pretrained(path, prefix="teacher").state_dict()
+    assert torch.equal(same["stages.0.0.gamma"], ours["stages.0.0.gamma"])
+    with pytest.raises(UnknownLayoutError, match=r"prefix 'other\.'"):
+        ConvNextBackbone.from_pretrained(path, prefix="other.")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_tensors_that_are_not_finite_warn_and_are_noted(bad, saved):
+    state = {k: v.clone() for k, v in V1.state_dict().items()}
+    state["stages.1.1.dwconv.weight"].fill_(bad)
+    with pytest.warns(UserWarning, match=r"NaN or infinity: stages\.1\.1\.dwconv\.weight"):
+        module = ConvNextBackbone.from_pretrained(saved(state))
+    assert "NaN" in module.load_report.notes[0]
+
+
+# ------------------------------------------------------------------------------ the report
+
+
+def test_report_accounts_for_every_tensor(tmp_path):
+    path = ORIGINALS["facebook_detector"].write(tmp_path)
+    module = ConvNextBackbone(**FIELDS, out_features=["stem", "stage2"])
+    report = load_weights(module, path)
+    theirs = read_checkpoint(path).tensors
+    assert sorted(report.loaded + report.fresh) == sorted(module.state_dict())
+    assert report.fresh == ("norms.stem.weight", "norms.stem.bias")
+    assert len(report.loaded) + len(report.dropped) == len(theirs)
+    assert {"neck.fpn_convs.0.conv.weight", "backbone.norm0.weight"} <= set(report.dropped)
+    assert module.load_report is report
+
+
+def test_report_prints_as_a_short_table(tmp_path):
+    report = ConvNextBackbone.from_pretrained(ORIGINALS["timm_v1"].write(tmp_path)).load_report
+    lines = str(report).splitlines()
+    assert [line.split()[0] for line in lines] == [
+        "source", "layout", "loaded", "fresh", "dropped", "reshaped"]  # fmt: skip
+    assert "head.fc.weight" in lines[4]
+    assert all(len(line) < 300 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "choice", "expected"),
+    [
+        ("facebook_v1", None, "drop"),
+        ("facebook_v1", "stage", "stage"),
+        ("facebook_dinov3", None, "stage"),
+        ("facebook_dinov3", "drop", "drop"),
+        ("huggingface_dinov3", None, "stage"),
+        ("timm_v1", None, "drop"),
+        ("mmpretrain_v1", None, "drop"),
+        ("keras_h5", "stage", "stage"),
+    ],
+)
+def test_final_norm_goes_where_the_recipe_or_the_caller_says(name, choice, expected, tmp_path):
+    path = ORIGINALS[name].write(tmp_path)
+    module = ConvNextBackbone.from_pretrained(path, final_norm=choice)
+    is_fresh = "norms.stage4.weight" in module.load_report.fresh
+    assert is_fresh == (expected == "drop")
+    assert torch.equal(module.norms["stage4"].weight, torch.ones(32)) == is_fresh
+    assert any("final norm" in note for note in module.load_report.notes) != is_fresh
+
+
+def test_lone_norm_of_an_mmpretrain_backbone_is_the_last_stages(tmp_path, saved):
+    state = _tensors("mmpretrain_v1", tmp_path)
+    bare = {k: v for k, v in state.items() if not k.startswith("head.")}
+    module = ConvNextBackbone.from_pretrained(saved({"state_dict": bare}))
+    assert torch.equal(module.norms["stage4"].weight, V1.norm.weight)
+
+
+def test_final_norm_of_dinov3_is_found_under_its_second_name(saved):
+    """A file that may hold a shared tensor once, such as safetensors, may keep either name."""
+    state = {k: v for k, v in DINOV3.state_dict().items() if not k.startswith("norm.")}
+    module = ConvNextBackbone.from_pretrained(saved(state))
+    assert torch.equal(module.norms["stage4"].weight, DINOV3.norm.weight)
+    assert module.load_report.fresh == ()
+
+
+def test_unknown_final_norm_names_the_choices(saved):
+    with pytest.raises(ValueError, match=r"final_norm .*'stage', 'drop'.*'last'"):
+        ConvNextBackbone.from_pretrained(saved(V1.state_dict()), final_norm="last")
+
+
+def test_missing_head_is_an_error_unless_it_may_be_fresh(tmp_path):
+    path = ORIGINALS["mmpretrain_downstream"].write(tmp_path)
+    module = ConvNextForImageClassification(**FIELDS, num_labels=3)
+    with pytest.raises(ValueError, match=r"missing: norm\.weight, norm\.bias, head\.weight"):
+        load_weights(module, path)
+    report = load_weights(module, path, fresh=("head.", "norm."))
+    assert set(report.fresh) == {"norm.weight", "norm.bias", "head.weight", "head.bias"}
+
+
+def test_head_of_another_size_may_be_fresh(saved):
+    path = saved(V1.state_dict())
+    module = ConvNextForImageClassification(**FIELDS, num_labels=3)
+    with pytest.raises(ValueError, match=r"head\.weight is \(5, 32\), must be \(3, 32\)"):
+        load_weights(module, path)
+    report = load_weights(module, path, fresh=("head.",))
+    assert set(report.fresh) == set(report.dropped) == {"head.weight", "head.bias"}
+    assert torch.equal(module.norm.weight, V1.norm.weight)
+
+
+def test_half_precision_file_loads_into_a_module_of_full_precision(saved):
+    half = {k: v.half() for k, v in V1.state_dict().items()}
+    module = ConvNextBackbone.from_pretrained(saved(half))
+    assert module.stages[0][0].gamma.dtype == torch.float32
+    assert torch.equal(module.stages[0][0].gamma, half["stages.0.0.gamma"].float())
+
+
+def test_quantized_weights_are_refused_by_name(saved):
+    state = V1.state_dict()
+    state["stages.1.0.pwconv1.weight"] = state["stages.1.0.pwconv1.weight"].to(torch.int8)
+    with pytest.raises(ValueError, match=r"stages\.1\.0\.pwconv1\.weight is torch\.int8"):
+        ConvNextBackbone.from_pretrained(saved(state))
+
+
+def test_module_on_the_meta_device_takes_the_tensors(saved):
+    with torch.device("meta"):
+        module = ConvNextForImageClassification(**FIELDS, num_labels=5)
+    load_weights(module, saved(V1.state_dict()))
+    assert torch.equal(module.head.weight, V1.head.weight)
+
+
+def test_module_that_is_no_convnext_is_refused(saved):
+    with pytest.raises(ValueError, match="module must be a ConvNeXt of this package, got Linear"):
+        load_weights(nn.Linear(2, 2), saved(V1.state_dict()))
+
+
+def test_loaded_weights_do_not_share_memory_with_the_file(saved):
+    path = saved(V1.state_dict())
+    module = ConvNextBackbone.from_pretrained(path)
+    content = path.read_bytes()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+    assert path.read_bytes() == content
+
+
+# ------------------------------------------------------------------------------ input channels
+
+
+def test_other_number_of_input_channels_is_refused_with_a_hint(saved):
+    path = saved(V1.state_dict())
+    with pytest.raises(ValueError, match=r"(?s)3 input channels.*adapt_in_channels=True"):
+        load_weights(ConvNextBackbone(**FIELDS, num_channels=4), path)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 6])
+def test_adapted_stem_answers_equal_channels_alike(channels, saved):
+    """An image whose channels are all equal gives what the grey RGB image gives."""
+    path = saved(V1.state_dict())
+    plain = ConvNextBackbone.from_pretrained(path).eval()
+    ours = ConvNextBackbone.from_pretrained(
+        path, num_channels=channels, adapt_in_channels=True
+    ).eval()
+    grey = torch.rand(1, 1, 32, 32)
+    weight = plain.downsample_layers[0][0].weight
+    adapted = ours.downsample_layers[0][0].weight
+    assert adapted.shape[1] == channels
+    if channels in (1, 6):  # whole copies of the three channels: exactly the same answer
+        assert torch.allclose(adapted.sum(1), weight.sum(1), atol=1e-6)
+        with torch.no_grad():
+            gap = ours(grey.expand(1, channels, -1, -1))[0] - plain(grey.expand(1, 3, -1, -1))[0]
+        assert gap.abs().max() <= 1e-4
+    assert f"from 3 to {channels}" in ours.load_report.notes[0]
+
+
+def test_adapted_channels_are_timms():
+    from timm.models import adapt_input_conv
+
+    weight = torch.randn(8, 3, 4, 4)
+    for channels in (1, 2, 4, 6):
+        expected = adapt_input_conv(channels, weight)
+        assert torch.allclose(adapt_input_channels(weight, channels), expected, atol=1e-6)
+
+
+def test_same_number_of_channels_is_left_alone(saved):
+    path = saved(V1.state_dict())
+    module = ConvNextBackbone.from_pretrained(path, adapt_in_channels=True)
+    assert torch.equal(module.downsample_layers[0][0].weight, V1.downsample_layers[0][0].weight)
+    assert module.load_report.notes == ()
+
+
+# ------------------------------------------------------------------------------ load_state_dict
+
+
+@pytest.mark.parametrize("name", ORIGINALS)
+@pytest.mark.parametrize("place", ["", "backbone.", "detector.backbone."])
+def test_load_state_dict_takes_every_layout_under_any_prefix(name, place, tmp_path):
+    path = ORIGINALS[name].write(tmp_path)
+    expected = ConvNextBackbone.from_pretrained(path, out_features=["stage1", "stage4"])
+    module = ConvNextBackbone(
+        **{**FIELDS, "use_grn": expected.config.use_grn},
+        layer_scale_init_value=expected.config.layer_scale_init_value,
+        out_features=["stage1", "stage4"],
+    )
+    outer = nn.Module()
+    outer.backbone = module
+    whole = nn.Module()
+    whole.detector = outer
+    target = {"": module, "backbone.": outer, "detector.backbone.": whole}[place]
+    state = {place + k: v for k, v in read_checkpoint(path).tensors.items()}
+    result = target.load_state_dict(state, strict=False)
+    assert result.unexpected_keys == []
+    assert set(result.missing_keys) == {place + k for k in expected.load_report.fresh}
+    for key, tensor in expected.state_dict().items():
+        assert torch.equal(module.state_dict()[key], tensor), key
+
+
+def test_load_state_dict_leaves_our_own_as_it_is():
+    module = ConvNextBackbone(**FIELDS, out_features=["stem", "stage4"])
+    other = ConvNextBackbone(**FIELDS, out_features=["stem", "stage4"])
+    state = module.state_dict()
+    assert str(other.load_state_dict(state)) == "<All keys matched successfully>"
+    narrow = ConvNextBackbone(**FIELDS, out_features=["stage4"])
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*norms\.stem"):
+        narrow.load_state_dict(state)
+
+
+def test_load_state_dict_does_not_change_the_callers_dict(tmp_path):
+    state = _tensors("timm_v1", tmp_path)
+    keys = list(state)
+    ConvNextBackbone(**FIELDS).load_state_dict(state, strict=False)
+    assert list(state) == keys
+
+
+def test_load_state_dict_of_another_network_reports_it_as_torch_does():
+    result = ConvNextBackbone(**FIELDS).load_state_dict(
+        torchvision.models.resnet18().state_dict(), strict=False
+    )
+    assert "conv1.weight" in result.unexpected_keys
+    assert "downsample_layers.0.0.weight" in result.missing_keys
+
+
+def test_head_beside_the_backbone_marks_the_final_norm_of_mmpretrain(tmp_path):
+    """mmengine hands the whole state dict to every module, so the hook sees the head."""
+    keys = ConvNextBackbone(**FIELDS).state_dict().keys()
+    state = _tensors("mmpretrain_v1", tmp_path)
+    to_native_(state, "backbone.", keys)
+    assert {"head.fc.weight", "head.fc.bias"} == {k for k in state if not k.startswith("backbone")}
+    assert {k[9:] for k in state if k.startswith("backbone")} == {
+        k for k in keys if not k.startswith("norms.")
+    }
+
+
+def test_strict_load_state_dict_names_a_renamed_key(tmp_path):
+    state = _tensors("facebook_detector", tmp_path)
+    state = {k[9:]: v for k, v in state.items() if k.startswith("backbone.")}
+    state["stages.0.0.dwconv.weightx"] = state.pop("stages.0.0.dwconv.weight")
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    with pytest.raises(RuntimeError, match=r"stages\.0\.0\.dwconv\.weightx"):
+        ConvNextBackbone(**FIELDS, out_features=stages).load_state_dict(state)
+
+
+# ------------------------------------------------------------------------------ config.json
+
+
+def test_config_beside_the_weights_says_what_tensors_do_not(tmp_path):
+    import transformers
+
+    fields = {"hidden_act": "relu", "layer_norm_eps": 1e-3, "drop_path_rate": 0.2}
+    config = transformers.ConvNextConfig(
+        hidden_sizes=list(WIDTHS), depths=[1, 2, 1, 1], id2label={0: "cat", 1: "dog", 2: "owl"},
+        out_features=["stage2", "stage4"], **fields,
+    )  # fmt: skip
+    model = transformers.ConvNextForImageClassification(config).eval()
+    model.save_pretrained(tmp_path)
+    ours = ConvNextForImageClassification.from_pretrained(tmp_path).eval()
+    assert {name: getattr(ours.config, name) for name in fields} == fields
+    assert ours.config.id2label == {0: "cat", 1: "dog", 2: "owl"}
+    assert ConvNextBackbone.from_pretrained(tmp_path).out_features == ("stage2", "stage4")
+    other = ConvNextBackbone.from_pretrained(tmp_path, out_indices=(1,), drop_path_rate=0.0)
+    assert (other.out_features, other.config.drop_path_rate) == (("stage1",), 0.0)
+    x = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(ours(x).logits, model(x).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "eps"),
+    [("facebook_v1", 1e-6), ("timm_v1", 1e-6), ("torchvision", 1e-6), ("tf_v1", 1e-12),
+     ("huggingface-v1_classifier", 1e-12), ("huggingface_dinov3", 1e-6), ("keras_h5", 1e-6)],
+)  # fmt: skip
+def test_epsilon_of_the_final_norm_is_that_of_the_layouts_home(name, eps, tmp_path):
+    config = ConvNextBackbone.from_pretrained(ORIGINALS[name].write(tmp_path)).config
+    assert config.layer_norm_eps == eps
+    assert config.norm_eps == 1e-6
+
+
+def test_timms_config_names_the_architecture_that_has_another_epsilon(tmp_path):
+    (tmp_path / "config.json").write_text('{"architecture": "test_convnext2", "num_classes": 5}')
+    ORIGINALS["timm_v1"].write(tmp_path).rename(tmp_path / "pytorch_model.bin")
+    config = ConvNextBackbone.from_pretrained(tmp_path).config
+    assert (config.norm_eps, config.layer_norm_eps) == (1e-5, 1e-5)
+    assert config.hidden_act == "gelu_pytorch_tanh"
+
+
+def test_config_beside_a_file_of_another_name_is_not_its_own(tmp_path):
+    (tmp_path / "config.json").write_text('{"architecture": "test_convnext2"}')
+    config = ConvNextBackbone.from_pretrained(ORIGINALS["timm_v1"].write(tmp_path)).config
+    assert (config.norm_eps, config.hidden_act) == (1e-6, "gelu")
+
+
+def test_loading_a_sound_file_warns_of_nothing(tmp_path):
+    path = ORIGINALS["facebook_v1"].write(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ConvNextBackbone.from_pretrained(path)
