@@ -154,7 +154,3 @@ def _warnings_as_lines(command: str) -> Iterator[None]:
         yield
     finally:
         setattr(warnings, "showwarning", before)  # noqa: B010
-
-
-if __name__ == "__main__":
-    sys.exit(main())
