@@ -8,24 +8,24 @@ Axes: N batch, C channels, H height, W width.
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from types import MappingProxyType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .depthwise import depthwise_conv2d
+
 _gelu_tanh = partial(nn.GELU, approximate="tanh")
 # Hugging Face's names for `hidden_act`.
-ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = MappingProxyType(
-    {
-        "gelu": nn.GELU,
-        "gelu_new": _gelu_tanh,
-        "gelu_pytorch_tanh": _gelu_tanh,
-        "relu": nn.ReLU,
-        "silu": nn.SiLU,
-        "swish": nn.SiLU,
-    }
-)
+ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_new": _gelu_tanh,
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "swish": nn.SiLU,
+}
 
 
 class Conv2d(nn.Conv2d):
@@ -36,10 +36,67 @@ class Conv2d(nn.Conv2d):
     copies.
     """
 
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve `input` (N, C_in, H, W) to (N, C_out, H_out, W_out)."""
+        weight = self.weight
         if self.in_channels == self.groups:
             weight = weight.squeeze(1).unsqueeze(1)  # the gradient passes the same views back
-        return super()._conv_forward(input, weight, bias)
+        return self._conv_forward(input, weight, self.bias)
+
+
+class DepthwiseConv2d(Conv2d):
+    """A convolution of each channel with a kernel of its own: (N, C, H, W) to (N, C, H, W).
+
+    The value is that of `torch.nn.Conv2d(groups=channels)`. In training on the CPU the gradient of
+    the weight is computed by `depthwise.depthwise_conv2d`, which is several times as fast. What
+    that does not cover (a stride, another padding, tensor subclasses, tracing) is torch's own.
+
+    Args:
+        channels: C.
+        kernel_size: Side of the kernel, odd, in pixels.
+    """
+
+    def __init__(self, channels: int, kernel_size: int) -> None:
+        super().__init__(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve `input` (N, C, H, W)."""
+        if not self._has_fast_gradient(input):
+            return super().forward(input)
+        x, weight, bias = _autocast_to_common_dtype(input, self.weight, self.bias)
+        with torch.autocast("cpu", enabled=False):
+            return depthwise_conv2d(x, weight, bias, self.dilation)
+
+    def _has_fast_gradient(self, input: Tensor) -> bool:
+        # A traced graph has no use for Python's loop over tiles, and a subclass (DTensor,
+        # FakeTensor, a quantized weight) has operations of its own.
+        return (
+            torch.is_grad_enabled()
+            and self.weight.requires_grad
+            and input.device.type == "cpu"
+            and type(input) is Tensor
+            and type(self.weight) in (Tensor, nn.Parameter)
+            and input.dim() == 4
+            and self._keeps_size()
+            and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+        )
+
+    def _keeps_size(self) -> bool:
+        spans = zip(self.dilation, self.weight.shape[2:], strict=False)
+        return (
+            self.groups == self.in_channels == self.out_channels
+            and self.stride == (1, 1)
+            and self.padding_mode == "zeros"
+            and self.padding == tuple(dilation * (side - 1) / 2 for dilation, side in spans)
+        )
+
+
+def _autocast_to_common_dtype(*tensors: Tensor | None) -> list[Any]:
+    """Cast as autocast does for a convolution, fp64 excepted; otherwise return them unchanged."""
+    if not torch.is_autocast_enabled("cpu"):
+        return [*tensors]
+    dtype = torch.get_autocast_dtype("cpu")
+    return [t if t is None or t.dtype is torch.float64 else t.to(dtype) for t in tensors]
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -72,16 +129,28 @@ class GlobalResponseNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Rescale every channel of `x` (N, H, W, C) by its share of the image's response."""
-        # A sum of squares over a large map leaves the range of fp16: reduce in fp32 at least.
-        wide = torch.promote_types(x.dtype, torch.float32)
-        norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=wide)  # (N, 1, 1, C)
+        norm = _norm_over_pixels(x)
         share = norm / (norm.mean(dim=-1, keepdim=True) + self.eps)
-        scale = torch.addcmul(torch.ones((), dtype=wide, device=x.device), self.gamma, share)
+        scale = torch.addcmul(norm.new_ones(()), self.gamma, share)
         return torch.addcmul(self.beta.to(x.dtype), x, scale.to(x.dtype))
 
     def extra_repr(self) -> str:
         """Show the width and the epsilon in `print(module)`."""
         return f"{self.gamma.numel()}, eps={self.eps}"
+
+
+def _norm_over_pixels(x: Tensor) -> Tensor:
+    """Return the L2 norm of every channel of `x` (N, H, W, C) over H and W: (N, 1, 1, C).
+
+    On the CPU `vector_norm` over any axes but the last is several times as slow as a sum. It is
+    summed in fp32 at least. Squares leave the range of fp16, so there they are fp32 too.
+    """
+    sum_dtype = torch.promote_types(x.dtype, torch.float32)
+    squares = (x.to(sum_dtype) if x.dtype is torch.float16 else x).square()
+    total = squares.sum(dim=(1, 2), keepdim=True, dtype=sum_dtype)
+    # The root has no gradient at 0; like vector_norm's, it shall be 0 for a channel of zeros.
+    is_silent = total == 0
+    return total.masked_fill(is_silent, 1).sqrt().masked_fill(is_silent, 0)
 
 
 class DropPath(nn.Module):

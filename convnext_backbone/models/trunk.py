@@ -4,68 +4,23 @@ Papers: ConvNeXt (arXiv 2201.03545, section 2 and appendix A.4) and ConvNeXt V2 
 section 3.3). Parameter names are those of facebookresearch/ConvNeXt (models/convnext.py), the names
 that most published detectors and segmentors carry.
 
-Axes: N batch, C channels, H height, W width. Maps are (N, C, H, W) in channels-last memory, so the
-norm and the pointwise layers work on (N, H, W, C) views without a copy.
+Axes: N batch, C channels, H height, W width. Maps are (N, C, H, W); the stem's norm leaves them in
+channels-last memory, so the norms and pointwise layers behind it work on (N, H, W, C) views without
+a copy.
 """
 
 import copy
-from collections.abc import Callable, Collection, Iterator
-from functools import partial
-from typing import Any, TypeVar
+from collections.abc import Collection, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from ..kernels import block as ways
-from ..kernels import to_channels_last
+from ..inference import OptimizedModule, optimize_for_inference
 from ..weights import to_native_
+from .block import WITH_CP, Block, Stage
 from .config import ConvNextConfig
-from .layers import ACTIVATIONS, Conv2d, DropPath, GlobalResponseNorm, LayerNorm2d
-
-_MLP_RATIO = 4  # hidden width of the block over its width, in every published ConvNeXt
-T = TypeVar("T", bound="ConvNextTrunk")
-WITH_CP = (False, "selective", True)
-
-
-class Block(nn.Module):
-    """Depthwise convolution, norm, two pointwise layers, residual: (N, C, H, W) to the same.
-
-    `define` says what it computes; `kernels/block.py` has quicker ways to the same.
-    """
-
-    def __init__(self, config: ConvNextConfig, channels: int, drop_path_rate: float) -> None:
-        super().__init__()
-        hidden = _MLP_RATIO * channels
-        size = config.kernel_size
-        self.dwconv = Conv2d(channels, channels, size, padding=size // 2, groups=channels)
-        self.norm = nn.LayerNorm(channels, eps=config.norm_eps)
-        self.pwconv1 = nn.Linear(channels, hidden)
-        self.act = ACTIVATIONS[config.hidden_act]()
-        self.grn = GlobalResponseNorm(hidden) if config.use_grn else nn.Identity()
-        self.pwconv2 = nn.Linear(hidden, channels)
-        scale = config.layer_scale_init_value
-        self.gamma = nn.Parameter(torch.full((channels,), float(scale))) if scale > 0 else None
-        self.drop_path = DropPath(drop_path_rate)
-
-    def forward(self, x: Tensor, keep: str = "all", way: ways.Way | None = None) -> Tensor:
-        """Add the block's residual branch to `x` (N, C, H, W), in the quickest way that suits.
-
-        Args:
-            x: The input map.
-            keep: What to hold for the backward pass: "all", or "dear", what is dear to recompute.
-            way: The way to take, chosen before.
-        """
-        return (way or ways.choose(self, x, keep))(self, x, keep)
-
-    def define(self, x: Tensor) -> Tensor:
-        """Add the block's residual branch to `x` (N, C, H, W): what every quick way must equal."""
-        y = self.dwconv(x).permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
-        y = self.pwconv2(self.grn(self.act(self.pwconv1(self.norm(y)))))
-        if self.gamma is not None:
-            y = y * self.gamma
-        y = y.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
-        return x + self.drop_path(y)
+from .layers import Conv2d, GlobalResponseNorm, LayerNorm2d
 
 
 class ConvNextTrunk(nn.Module):
@@ -74,8 +29,8 @@ class ConvNextTrunk(nn.Module):
     Args:
         config: The architecture; copied, so later changes of the caller's object do not reach in.
         with_cp: What the blocks hold for the backward pass: False, everything; "selective", the
-            maps that are dear to recompute, the depthwise and pointwise layers' outputs; True, the
-            blocks' inputs. Assignable.
+            outputs of convolutions and linear layers, so norm and activation are recomputed; True,
+            the blocks' inputs. Assignable.
 
     Raises:
         ValueError: `with_cp` is none of these.
@@ -84,7 +39,6 @@ class ConvNextTrunk(nn.Module):
     def __init__(self, config: ConvNextConfig, *, with_cp: bool | str = False) -> None:
         super().__init__()
         self.config = copy.deepcopy(config)
-        self.with_cp = with_cp
         self.load_report: Any = None
         # mmengine's BaseModule.init_weights passes over a child that says it is initialised.
         self.is_init = False
@@ -94,9 +48,10 @@ class ConvNextTrunk(nn.Module):
         downsamples = map(self._downsample, widths, widths[1:])
         self.downsample_layers = nn.ModuleList([self._stem(), *downsamples])
         self.stages = nn.ModuleList(
-            nn.Sequential(*(Block(config, width, next(rates)) for _ in range(depth)))
+            Stage(*(Block(config, width, next(rates)) for _ in range(depth)))
             for width, depth in zip(widths, config.depths, strict=True)
         )
+        self.with_cp = with_cp
 
     @property
     def with_cp(self) -> bool | str:
@@ -108,6 +63,9 @@ class ConvNextTrunk(nn.Module):
         if not isinstance(value, bool | str) or value not in WITH_CP:
             raise ValueError(f"with_cp must be one of {WITH_CP}, got {value!r}")
         self._with_cp = value
+        for module in self.stages.modules():  # also within what a user has put around a stage
+            if isinstance(module, Stage):
+                module.with_cp = value
 
     def _stem(self) -> nn.Sequential:
         c = self.config
@@ -155,14 +113,12 @@ class ConvNextTrunk(nn.Module):
                 self._reset(module)
 
     def optimize_for_inference(
-        self: T, *, dtype: torch.dtype | None = None, compile: bool = False
-    ) -> T:
+        self, *, dtype: torch.dtype | None = None, compile: bool = False
+    ) -> OptimizedModule:
         """Return a module that computes the same in less time. This one stays as it is.
 
-        See `convnext_backbone.inference.optimize.optimize_for_inference`.
+        See `convnext_backbone.inference.optimize_for_inference`.
         """
-        from ..inference.optimize import optimize_for_inference
-
         return optimize_for_inference(self, dtype=dtype, compile=compile)
 
     def iter_maps(self, pixel_values: Tensor, last: int) -> Iterator[Tensor]:
@@ -173,31 +129,13 @@ class ConvNextTrunk(nn.Module):
             ValueError: It is not (N, num_channels, H, W), or too small for stage `last`.
         """
         self._check_input(pixel_values, last)
-        x = to_channels_last(pixel_values)
-        x = self.downsample_layers[0](x)
+        x = self.downsample_layers[0](pixel_values)
         yield x
         for index in range(last):
             if index > 0:
                 x = self.downsample_layers[index](x)
-            x = self._run_stage(self.stages[index], x)
+            x = self.stages[index](x)
             yield x
-
-    def _run_stage(self, stage: nn.Module, x: Tensor) -> Tensor:
-        with ways.stage_workspace(x, self.config.use_grn):
-            for block in stage.children():
-                x = self._run_block(block, x)
-        return x
-
-    def _run_block(self, block: Callable[..., Tensor], x: Tensor) -> Tensor:
-        # Without a gradient to take, there is nothing to keep and so nothing to recompute.
-        if not self.with_cp or not torch.is_grad_enabled():
-            return block(x)
-        if self.with_cp == "selective":
-            return block(x, keep="dear")
-        if isinstance(block, Block):
-            # Chosen once: what suits now may not suit in the backward pass, which must do the same.
-            block = partial(block, way=ways.choose(block, x, "all"))
-        return checkpoint(block, x, use_reentrant=False)
 
     def _check_input(self, pixel_values: Tensor, last: int) -> None:
         if not isinstance(pixel_values, Tensor):

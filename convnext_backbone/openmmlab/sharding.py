@@ -6,7 +6,7 @@ backbone runs one by one; either leaves a layer with its weights still sharded.
 
 from torch import nn
 
-from ..models.trunk import Block
+from ..models.block import Block
 
 
 def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:

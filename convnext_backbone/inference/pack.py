@@ -1,0 +1,231 @@
+"""Convolutions and blocks with weights packed for oneDNN, on the CPU.
+
+oneDNN packs a weight anew at every call; here it is packed once. The hidden map of a block is four
+times as wide as the block. Written out whole it leaves the cache, so it exists one tile of pixels
+at a time, with GELU and the residual in the passes of the two matrix products.
+
+Axes: N batch, C channels, H height, W width, P pixels of one image or of a tile.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..models.block import Block
+from ..models.layers import GlobalResponseNorm
+from .unmodified import is_unmodified
+
+# Bytes of the hidden map in one tile and for one thread. Measured for widths 96 to 768 in fp32 and
+# bf16: a fourth of it loses a tenth of the speed, twice as much gains nothing.
+_TILE = 3 << 20
+_MIN_ROWS = 256
+# Bytes of a hidden map that the C library's heap no longer serves from memory it has at hand.
+_LARGE = 8 << 20
+# Size hints for oneDNN's weight packing; other input sizes run at nearly the same speed.
+_ROWS_HINT, _SIDE_HINT = 256, 56
+
+
+def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether oneDNN has matrix products with packed weights for this dtype on this device."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    ops = torch.ops.mkldnn
+    supported: Mapping[torch.dtype, Callable[[], bool]] = {
+        torch.float32: lambda: True,
+        torch.bfloat16: ops._is_mkldnn_bf16_supported,
+        torch.float16: ops._is_mkldnn_fp16_supported,
+    }
+    return dtype in supported and bool(supported[dtype]())
+
+
+class _PackedTensor:
+    """A packed weight: opaque to state dicts and never written to, so copies share it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def __deepcopy__(self, memo: Any) -> "_PackedTensor":
+        return self
+
+
+class PackedLinear(nn.Module):
+    """A linear layer with a packed weight: (..., C_in) to (..., C_out).
+
+    Args:
+        weight: (C_out, C_in).
+        bias: (C_out,), or None.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.out_features = weight.shape[0]
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _ROWS_HINT)
+        bias = weight.new_zeros(self.out_features) if bias is None else bias
+        self._weight, self._bias = _PackedTensor(packed), _PackedTensor(bias.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x @ weight.T + bias`."""
+        return self._run(x, "none")
+
+    def gelu(self, x: Tensor, approximate: str) -> Tensor:
+        """Return the GELU of the layer's output."""
+        return self._run(x, "gelu", approximate)
+
+    def add(self, x: Tensor, other: Tensor) -> Tensor:
+        """Return the sum of the layer's output and `other`."""
+        weight, bias = self._weight.tensor, self._bias.tensor
+        return torch.ops.mkldnn._linear_pointwise.binary(x, other, weight, bias, "add")
+
+    def _run(self, x: Tensor, activation: str, approximate: str = "") -> Tensor:
+        if x.numel() == 0:  # oneDNN takes no empty batch
+            return x.new_empty(*x.shape[:-1], self.out_features)
+        weight, bias = self._weight.tensor, self._bias.tensor
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], approximate)
+
+
+class PackedPatchConv(nn.Module):
+    """A convolution whose stride is its kernel, as a matrix product over the patches.
+
+    A convolution's weight packed for one image size can be a hundred times slower at another. A
+    matrix's is not.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self._side = conv.stride[0]
+        weight = conv.weight.permute(0, 2, 3, 1).flatten(1)  # (out, in, k, k) -> (out, k * k * in)
+        self.linear = PackedLinear(weight, conv.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve `x` (N, C, H, W) to (N, C_out, H // k, W // k)."""
+        n, c, h, w = x.shape
+        k = self._side
+        h, w = h // k, w // k
+        x = x.permute(0, 2, 3, 1)[:, : h * k, : w * k]  # (N, C, H, W) -> (N, H, W, C)
+        patches = x.reshape(n, h, k, w, k, c).transpose(2, 3).reshape(n, h, w, k * k * c)
+        return self.linear(patches).permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
+
+
+class PackedDepthwiseConv(nn.Module):
+    """A depthwise convolution with its weight packed, in a format that serves all image sizes."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self._options = (conv.padding, conv.stride, conv.dilation, conv.groups)
+        size = (1, conv.in_channels, _SIDE_HINT, _SIDE_HINT)
+        packed = torch.ops.mkldnn._reorder_convolution_weight(
+            conv.weight.detach(), *self._options, size
+        )
+        bias = conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
+        self._weight, self._bias = _PackedTensor(packed), _PackedTensor(bias.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve `x` (N, C, H, W)."""
+        return torch.ops.mkldnn._convolution_pointwise(
+            x, self._weight.tensor, self._bias.tensor, *self._options, "none", [], ""
+        )
+
+
+def can_pack_block(block: Block) -> bool:
+    """Whether `PackedBlock` can hold an unmodified block: its activation must be GELU."""
+    return is_unmodified(block.act, nn.GELU)
+
+
+class PackedBlock(nn.Module):
+    """A folded block with packed weights: (N, C, H, W) to the same.
+
+    GRN needs the response of the whole image before it can scale anything, so the hidden map of an
+    image is held in V2, as tiles.
+
+    Args:
+        block: What `fold.fold_block` returned, in a dtype that `can_pack` admits.
+    """
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.dwconv = PackedDepthwiseConv(block.dwconv)
+        self.pwconv1 = PackedLinear(block.pwconv1.weight, block.pwconv1.bias)
+        self.pwconv2 = PackedLinear(block.pwconv2.weight, block.pwconv2.bias)
+        self._norm_eps, self._approximate = block.norm.eps, str(block.act.approximate)
+        row_bytes = block.pwconv1.out_features * block.pwconv1.weight.element_size()
+        self._tile_rows = max(_MIN_ROWS, _TILE // row_bytes)
+        grn = block.grn if isinstance(block.grn, GlobalResponseNorm) else None
+        self._grn = None if grn is None else (_PackedTensor(grn.gamma.detach()), grn.eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the block's residual branch to `x` (N, C, H, W)."""
+        if x.numel() == 0:
+            return x
+        n, c, h, w = x.shape
+        y = self.dwconv(x).contiguous(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=torch.channels_last)
+        # (N, C, H, W) -> (N, H * W, C), views
+        y, x = (t.permute(0, 2, 3, 1).view(n, h * w, c) for t in (y, x))
+        rows = self._tile_rows * torch.get_num_threads()
+        if self._grn is None:
+            y = self._add_pixels(y.view(-1, c), x.view(-1, c), rows)
+        elif h * w <= rows:
+            for ys, xs in zip(y.split(rows // (h * w)), x.split(rows // (h * w)), strict=True):
+                self._add_images(ys, xs)
+        else:
+            for yi, xi in zip(y, x, strict=True):
+                self._add_large_image(yi, xi, rows)
+        return y.view(n, h, w, c).permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
+
+    # Each of these may overwrite `y`, the output of the depthwise convolution, and does not write
+    # to `x`, the input of the block.
+
+    def _add_pixels(self, y: Tensor, x: Tensor, rows: int) -> Tensor:
+        """Return the output of a block without GRN for pixels (P, C)."""
+        if y.shape[0] <= rows:
+            return self.pwconv2.add(self._hidden(y), x)
+        for yt, xt in zip(y.split(rows), x.split(rows), strict=True):
+            yt.copy_(self.pwconv2.add(self._hidden(yt), xt))
+        return y
+
+    def _add_images(self, y: Tensor, x: Tensor) -> None:
+        """Write the output of a block with GRN for whole images (N, P, C) into `y`."""
+        a = self._hidden(y)
+        a.mul_(self._scale(_norm_over_pixels(a)).to(a.dtype))
+        y.copy_(self.pwconv2.add(a.flatten(0, 1), x.flatten(0, 1)).view_as(y))
+
+    def _add_large_image(self, y: Tensor, x: Tensor, rows: int) -> None:
+        """Write the output of a block with GRN for the pixels (P, C) of one image into `y`."""
+        hidden = [self._hidden(tile) for tile in y.split(rows)]
+        norms = torch.cat([_norm_over_pixels(a) for a in hidden])
+        scale = self._scale(_norm_over_pixels(norms)).to(y.dtype)
+        for yt, a, xt in zip(y.split(rows), hidden, x.split(rows), strict=True):
+            yt.copy_(self.pwconv2.add(a.mul_(scale), xt))
+
+    def _hidden(self, y: Tensor) -> Tensor:
+        y = F.layer_norm(y, y.shape[-1:], eps=self._norm_eps)
+        return self.pwconv1.gelu(y, self._approximate)
+
+    def _scale(self, norm: Tensor) -> Tensor:
+        """Return GRN's factor of every hidden channel for its norms (..., 1, 4C), in fp32."""
+        assert self._grn is not None
+        gamma, eps = self._grn[0].tensor, self._grn[1]
+        share = norm / (norm.mean(dim=-1, keepdim=True) + eps)
+        return torch.addcmul(norm.new_ones(()), gamma.to(norm.dtype), share)
+
+
+def _norm_over_pixels(a: Tensor) -> Tensor:
+    """Return the L2 norm over the pixels of `a` (..., P, 4C), (..., 1, 4C), in fp32."""
+    if a.dtype == torch.float32:
+        return (a * a).sum(dim=-2, keepdim=True).sqrt_()
+    norms = [_narrow_norm(image) for image in a.reshape(-1, *a.shape[-2:])]
+    return torch.stack(norms).view(*a.shape[:-2], 1, a.shape[-1])
+
+
+def _narrow_norm(a: Tensor) -> Tensor:
+    """Return the norm (4C,) of one image (P, 4C) in bf16 or fp16.
+
+    Batch norm's statistics read it as it is and add up in fp32; a sum of squares in fp32 would
+    first write the whole map in fp32, and takes up to 1.7 times as long.
+    """
+    unused = a.new_zeros((2, a.shape[-1]), dtype=torch.float32)  # fp32 here makes fp32 statistics
+    mean, var = torch.batch_norm_update_stats(a, unused[0], unused[1], 0.0)
+    return torch.addcmul(var, mean, mean).mul_(a.shape[0]).sqrt_()

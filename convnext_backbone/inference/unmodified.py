@@ -1,0 +1,101 @@
+"""Whether a part of a network is as its constructor made it, so that it may be replaced.
+
+Whatever has a hook, a parametrization, a pruned or a computed weight, a forward method of its own,
+or is of another class, is not: it stays in the optimized network and runs as it is.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TypeGuard
+
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from ..models.block import Block, Stage
+from ..models.layers import Conv2d, DepthwiseConv2d, DropPath, GlobalResponseNorm, LayerNorm2d
+
+# torch's hooks on all modules of the process.
+_GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
+
+
+def has_global_hooks() -> bool:
+    """Whether hooks on all modules are registered, which would miss the parts replaced."""
+    return any(getattr(torch_module, name) for name in _GLOBAL_HOOKS)
+
+
+def is_unmodified(module: nn.Module | None, *classes: type[nn.Module]) -> bool:
+    """Whether `module` is exactly of one of the classes, without hooks or computed weights.
+
+    Its children are not looked at. A parametrized module is of a class of its own, and a pruned
+    one has a hook.
+    """
+    return (
+        module is not None
+        and type(module) in classes
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+        and "forward" not in vars(module)
+        and not any(isinstance(value, Tensor) for value in vars(module).values())
+        and all(type(p) in (nn.Parameter, type(None)) for p in module._parameters.values())
+    )
+
+
+def is_unmodified_norm(norm: nn.Module, cls: type[nn.LayerNorm]) -> bool:
+    """Whether `norm` is a layer norm over the channels, affine or not."""
+    return is_unmodified(norm, cls) and isinstance(norm, cls) and len(norm.normalized_shape) == 1
+
+
+def is_patch_conv(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether `conv` is a dense convolution of patches that do not overlap: stem, downsampling."""
+    return (
+        is_unmodified(conv, Conv2d, nn.Conv2d)
+        and isinstance(conv, nn.Conv2d)
+        and conv.stride == conv.kernel_size
+        and (conv.padding, conv.dilation, conv.groups) == ((0, 0), (1, 1), 1)
+        and conv.stride[0] == conv.stride[1]
+    )
+
+
+def is_chain(module: nn.Module) -> bool:
+    """Whether `module` does nothing but call its children in turn; it may have hooks."""
+    return type(module) in (nn.Sequential, Stage) and "forward" not in vars(module)
+
+
+def is_downsampling(layers: nn.Module) -> TypeGuard[nn.Sequential]:
+    """Whether `layers` is the norm and convolution between two stages, nothing else."""
+    parts = list(layers.children())
+    return (
+        is_chain(layers)
+        and len(parts) == 2
+        and is_unmodified_norm(parts[0], LayerNorm2d)
+        and is_patch_conv(parts[1])
+    )
+
+
+def _is_depthwise(conv: nn.Module) -> bool:
+    return (
+        is_unmodified(conv, DepthwiseConv2d)
+        and isinstance(conv, nn.Conv2d)
+        and conv.padding_mode == "zeros"
+        and isinstance(conv.padding, tuple)
+    )
+
+
+# The parts of a block, and whether one is as built.
+_PARTS: Mapping[str, Callable[[nn.Module], bool]] = {
+    "dwconv": _is_depthwise,
+    "norm": lambda norm: is_unmodified_norm(norm, nn.LayerNorm),
+    "pwconv1": lambda linear: is_unmodified(linear, nn.Linear),
+    "act": lambda act: True,  # it stays as it is
+    "grn": lambda grn: is_unmodified(grn, nn.Identity, GlobalResponseNorm),
+    "pwconv2": lambda linear: is_unmodified(linear, nn.Linear),
+    "drop_path": lambda drop: is_unmodified(drop, DropPath, nn.Identity),
+}
+
+
+def is_unmodified_block(block: nn.Module) -> TypeGuard[Block]:
+    """Whether a block and all its parts are as built; its activation may be another."""
+    return (
+        is_unmodified(block, Block)
+        and block._modules.keys() == _PARTS.keys()
+        and all(is_as_built(block.get_submodule(name)) for name, is_as_built in _PARTS.items())
+    )

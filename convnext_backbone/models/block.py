@@ -1,0 +1,100 @@
+"""The ConvNeXt block and the stage, a chain of blocks.
+
+Papers: ConvNeXt (arXiv 2201.03545, section 2 and figure 4), ConvNeXt V2 (arXiv 2301.00808, section
+3.3). Parameter names are those of facebookresearch/ConvNeXt (models/convnext.py).
+
+Axes: N batch, C channels, H height, W width.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import (
+    checkpoint,
+    create_selective_checkpoint_contexts,
+    noop_context_fn,
+)
+
+from .config import ConvNextConfig
+from .layers import ACTIVATIONS, DepthwiseConv2d, DropPath, GlobalResponseNorm
+
+_MLP_RATIO = 4  # hidden width of the block over its width, in every published ConvNeXt
+WITH_CP = (False, "selective", True)
+# Outputs of convolutions and linear layers, which "selective" saves: they are expensive to compute
+# again. What lies between them (norm, activation, GRN) is recomputed in the backward pass.
+_SAVED_OPS = [
+    torch.ops.aten.convolution.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.mm.default,
+    torch.ops.aten.linear.default,
+]
+_CHECKPOINT_CONTEXTS: Mapping[bool | str, Callable[[], Any]] = {
+    "selective": partial(create_selective_checkpoint_contexts, _SAVED_OPS),
+    True: noop_context_fn,
+}
+
+
+class Block(nn.Module):
+    """Depthwise convolution, norm, two pointwise layers, residual: (N, C, H, W) to the same.
+
+    Every part is called as a module, so each can be hooked, parametrized, pruned and replaced.
+
+    Args:
+        config: The architecture.
+        channels: C.
+        drop_path_rate: Probability with which a sample skips the block in training.
+    """
+
+    def __init__(self, config: ConvNextConfig, channels: int, drop_path_rate: float) -> None:
+        super().__init__()
+        hidden = _MLP_RATIO * channels
+        self.dwconv = DepthwiseConv2d(channels, config.kernel_size)
+        self.norm = nn.LayerNorm(channels, eps=config.norm_eps)
+        self.pwconv1 = nn.Linear(channels, hidden)
+        self.act = ACTIVATIONS[config.hidden_act]()
+        self.grn = GlobalResponseNorm(hidden) if config.use_grn else nn.Identity()
+        self.pwconv2 = nn.Linear(hidden, channels)
+        scale = config.layer_scale_init_value
+        self.gamma = nn.Parameter(torch.full((channels,), float(scale))) if scale > 0 else None
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the block's residual branch to `x` (N, C, H, W)."""
+        y = self.dwconv(x)
+        y = y.permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
+        y = self.norm(y)
+        y = self.pwconv1(y)  # (N, H, W, C) -> (N, H, W, 4C)
+        y = self.act(y)
+        y = self.grn(y)
+        y = self.pwconv2(y)  # (N, H, W, 4C) -> (N, H, W, C)
+        if self.gamma is not None:
+            y = y * self.gamma
+        y = y.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
+        return x + self.drop_path(y)
+
+
+class Stage(nn.Sequential):
+    """The blocks of one stage, one after the other: (N, C, H, W) to the same.
+
+    Attributes:
+        with_cp: What its blocks hold for the backward pass, one of `WITH_CP`: False, everything;
+            "selective", the outputs of convolutions and linear layers; True, the blocks' inputs.
+    """
+
+    with_cp: bool | str = False
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Run the blocks on `input` (N, C, H, W)."""
+        x = input
+        for block in self:
+            # Without gradients nothing is held, so there is nothing to recompute.
+            if self.with_cp and torch.is_grad_enabled():
+                x = checkpoint(
+                    block, x, use_reentrant=False, context_fn=_CHECKPOINT_CONTEXTS[self.with_cp]
+                )
+            else:
+                x = block(x)
+        return x
