@@ -18,12 +18,19 @@ from mmengine.runner import load_checkpoint
 from PIL import Image, ImageDraw, ImageFont
 from torchvision.ops import nms
 
-from convnext_backbone.openmmlab.tools.config import BUILD_ERRORS, NEEDED, described, load_config
-from convnext_backbone.openmmlab.tools.launch import EXIT_USAGE, ConfigOptions, OneLineParser
+from convnext_backbone.openmmlab.tools.config import (
+    BUILD_ERRORS,
+    NEEDED,
+    describe_error,
+    load_config,
+)
+from convnext_backbone.openmmlab.tools.launch import ConfigOptions
 from convnext_backbone.openmmlab.tools.preflight import UsageError, check_checkpoint, check_data
+from convnext_backbone.utils.commandline import OneLineParser, print_error
 
 # H, W height and width of an image in pixels
 
+PROGRAM = "draw_quickstart.py"
 COLOURS = (
     (230, 25, 75),
     (60, 180, 75),
@@ -51,7 +58,7 @@ INSTANCE_OPACITY, LABEL_OPACITY = 0.55, 0.85
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read and check the command line."""
-    parser = OneLineParser(prog="draw_quickstart.py", description=__doc__)
+    parser = OneLineParser(prog=PROGRAM, description=__doc__)
     parser.add_argument("config", help="config file")
     parser.add_argument("checkpoint", help="checkpoint file")
     parser.add_argument("--out", required=True, help="picture to write, .png or .jpg")
@@ -266,10 +273,9 @@ def main(argv: list[str] | None = None) -> int:
         try:
             samples = predict(cfg, args.checkpoint, args.num)
         except BUILD_ERRORS as error:
-            raise UsageError(f"config {args.config!r}: {described(error)}") from error
+            raise UsageError(f"config {args.config!r}: {describe_error(error)}") from error
     except UsageError as error:
-        print(f"draw_quickstart.py: error: {error}", file=sys.stderr)
-        return EXIT_USAGE
+        return print_error(PROGRAM, error)
     classes = tuple(cfg.test_dataloader.dataset.metainfo.classes)
     pairs = []
     for sample in samples:

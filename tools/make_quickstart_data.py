@@ -31,15 +31,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 from sklearn.datasets import load_digits, load_sample_images
 
+from convnext_backbone.utils.commandline import OneLineParser, print_error
+
 # H, W height and width of an image in pixels
 
+PROGRAM = "make_quickstart_data.py"
 FORMAT = 1  # raised whenever the same arguments would no longer give the same bytes
 CLASSES = tuple(str(digit) for digit in range(10))
 BACKGROUND_LABEL = 1
@@ -95,18 +98,10 @@ class Digit:
     ink: int
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """A parser whose errors are one line on stderr and exit code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        """Exit with `message`, without argparse's usage block."""
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read and check the command line."""
     parser = OneLineParser(
-        prog="make_quickstart_data.py",
+        prog=PROGRAM,
         description="Compose the quickstart data from what scikit-learn ships.",
     )
     parser.add_argument("--out", default="data/quickstart", help="folder to make")
@@ -408,7 +403,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     out = Path(args.out)
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and read_manifest(out) is None):
-        return fail(f"--out {out} exists and was not made by this tool; it is left as it is")
+        return print_error(
+            PROGRAM, f"--out {out} exists and was not made by this tool; it is left as it is"
+        )
     if out.is_dir() and read_manifest(out) == manifest_of(args):
         print(f"{out}: already there")
         return 0
@@ -416,7 +413,7 @@ def main(argv: list[str] | None = None) -> int:
         out.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     except OSError as error:
-        return fail(f"--out {out} cannot be made: {error.strerror}")
+        return print_error(PROGRAM, f"--out {out} cannot be made: {error.strerror}")
     try:
         # A folder inside the temporary one, which only its owner may read.
         fresh = work / "set"
@@ -424,17 +421,11 @@ def main(argv: list[str] | None = None) -> int:
         build(args, fresh)
         replace_folder(fresh, out, work / "old")
     except OSError as error:
-        return fail(f"--out {out} cannot be written: {error.strerror}")
+        return print_error(PROGRAM, f"--out {out} cannot be written: {error.strerror}")
     finally:
         shutil.rmtree(work)
     print(f"{out}: done")
     return 0
-
-
-def fail(message: str) -> int:
-    """Say what is wrong on one line of stderr; the exit code is 2."""
-    print(f"make_quickstart_data.py: error: {message}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ are counted from the configs themselves, on the meta device, by the convention t
 convnext_backbone/openmmlab/complexity.py describes.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,11 +21,12 @@ from convnext_backbone.openmmlab.tools.complexity import (
     count_parameters,
     input_size,
 )
+from convnext_backbone.utils.commandline import OneLineParser, print_error
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN = "<!-- begin: tools/model_table.py -->"
 END = "<!-- end: tools/model_table.py -->"
-EXIT_USAGE = 2
+PROGRAM = "model_table.py"
 _UNKNOWN = "-"
 
 
@@ -120,14 +120,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0; 1 when --check found an outdated table; 2 for a mistake.
     """
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = OneLineParser(prog=PROGRAM, description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if outdated")
     args = parser.parse_args(argv)
     try:
         found = list(outdated())
     except (OSError, ValueError) as error:
-        print(f"model_table.py: error: {error}", file=sys.stderr)
-        return EXIT_USAGE
+        return print_error(PROGRAM, error)
     for readme, wanted in found:
         if not args.check:
             readme.write_text(wanted, encoding="utf-8")

@@ -1,7 +1,6 @@
 #!/usr/bin/env python
 """Print the learning rate and weight decay of every layer of a config, without training it."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 
@@ -12,8 +11,9 @@ from convnext_backbone.openmmlab.layer_decay import format_layer_groups, layer_g
 from convnext_backbone.openmmlab.tools.complexity import build_model
 from convnext_backbone.openmmlab.tools.config_options import apply_options
 from convnext_backbone.openmmlab.tools.preflight import UsageError
+from convnext_backbone.utils.commandline import OneLineParser, print_error
 
-EXIT_USAGE = 2
+PROGRAM = "print_layer_decay.py"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or 2 for a mistake in what the user gave.
     """
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = OneLineParser(prog=PROGRAM, description=__doc__)
     parser.add_argument("config", help="config file")
     parser.add_argument(
         "--cfg-options", nargs="+", action=DictAction, default={}, metavar="KEY=VALUE"
@@ -31,8 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         print(table(args.config, args.cfg_options))
     except (OSError, KeyError, ValueError, UsageError) as error:
-        print(f"print_layer_decay.py: error: {error}", file=sys.stderr)
-        return EXIT_USAGE
+        return print_error(PROGRAM, error)
     return 0
 
 

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from .._version import __version__
-from ..utils.checks import one_line
+from ..utils.commandline import one_line
 from . import commands
 
 _ERRORS = (ValueError, TypeError, OSError, ImportError)

@@ -1,4 +1,4 @@
-"""Checks of arguments that many constructors share, and how errors and long lists are told."""
+"""Checks of arguments that many constructors share, and texts of errors and long lists."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -20,12 +20,6 @@ IMPORT_ERRORS = (
 def first_line(error: BaseException) -> str:
     """Return the first line of an error that says something."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
-
-
-def one_line(message: object) -> str:
-    """Return a message of several lines, such as an error with a list, as one."""
-    parts = [part.strip() for part in str(message).splitlines()]
-    return "; ".join(part for part in parts if part) or type(message).__name__
 
 
 def shorten_list(names: Sequence[str], most: int = 5) -> str:

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from helpers.tool_process import ROOT
 from PIL import Image
 
 FEW = ("--num-train", "6", "--num-val", "3", "--size", "64")
@@ -234,7 +235,6 @@ def test_mmseg_reads_background_and_digits_as_eleven_classes(digits):
     pytest.importorskip("mmseg")
     from mmengine.config import Config
     from mmengine.registry import DATASETS, DefaultScope
-    from tool_process import ROOT
 
     import convnext_backbone  # noqa: F401  (mmseg needs mmcv's operations)
 

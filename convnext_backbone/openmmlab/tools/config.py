@@ -10,8 +10,9 @@ from typing import Any
 
 from mmengine.config import Config
 
+from ...utils.commandline import one_line
 from .config_options import apply_options
-from .preflight import UsageError, iter_datasets, one_line
+from .preflight import UsageError, iter_datasets
 
 SCOPES = ("mmdet", "mmseg")
 NEEDED = MappingProxyType(
@@ -65,7 +66,7 @@ def load_config(path: str, options: Mapping[str, Any] | None, needed: Sequence[s
     try:
         cfg = Config.fromfile(path)
     except CONFIG_ERRORS as error:
-        raise UsageError(f"config {path!r} cannot be read: {described(error)}") from error
+        raise UsageError(f"config {path!r} cannot be read: {describe_error(error)}") from error
     merge_options(cfg, options)
     missing = [key for key in needed if cfg.get(key) is None]
     if missing:
@@ -74,7 +75,7 @@ def load_config(path: str, options: Mapping[str, Any] | None, needed: Sequence[s
     try:
         apply_options(cfg)
     except BUILD_ERRORS as error:
-        raise UsageError(f"config {path!r}, model.backbone: {described(error)}") from error
+        raise UsageError(f"config {path!r}, model.backbone: {describe_error(error)}") from error
     return cfg
 
 
@@ -146,7 +147,7 @@ def is_own_type(scope: str, registry: str, name: str) -> bool:
     return name in own.module_dict
 
 
-def described(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Name an error, its message and the line that raised it, in one line."""
     text = one_line(error)
     if isinstance(error, SyntaxError):

@@ -11,20 +11,20 @@ import argparse
 import copy
 import os
 import shutil
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any
 
 from mmengine.config import Config, DictAction
 from mmengine.hooks import Hook
 from mmengine.registry import MODELS, RUNNERS, DefaultScope
 from mmengine.runner import Runner
 
-from .config import BUILD_ERRORS, NEEDED, described, load_config
+from ...utils.commandline import EXIT_USAGE, OneLineParser, print_error
+from .config import BUILD_ERRORS, NEEDED, describe_error, load_config
 from .data_checks import check_data_contents
 from .flags import (
     ENABLE_TTA,
@@ -40,20 +40,11 @@ from .flags import (
 from .preflight import UsageError, check_checkpoint, check_data, check_types
 from .processes import is_main_process, leave_processes, prepare_processes
 
-EXIT_USAGE = 2
 # Which data loaders and evaluators a command uses.
 PARTS = MappingProxyType({"train": ("train", "val"), "test": ("test",)})
 
 
 # The command line.
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """A parser whose errors are one line on stderr and exit code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        """Exit with `message`, without argparse's usage block."""
-        self.exit(EXIT_USAGE, f"{self.prog}: error: {message}\n")
 
 
 class ConfigOptions(DictAction):
@@ -184,7 +175,7 @@ def _run(
             getattr(runner, command)()
     except UsageError as error:
         if is_main_process():
-            print(f"{command}.py: error: {error}", file=sys.stderr)
+            print_error(f"{command}.py", error)
         return EXIT_USAGE
     finally:
         leave_processes()
@@ -281,7 +272,7 @@ def build_errors(cfg: Config, path: str) -> Iterator[StartedFlag]:
             raise
         if is_main_process():
             remove_folders(missing)
-        raise UsageError(f"config {path!r} cannot be built: {described(error)}") from error
+        raise UsageError(f"config {path!r} cannot be built: {describe_error(error)}") from error
 
 
 def missing_folders(path: str) -> list[Path]:
@@ -318,7 +309,7 @@ def check_model(cfg: Config, path: str) -> None:
         try:
             MODELS.build(model)
         except BUILD_ERRORS as error:
-            raise UsageError(f"config {path!r}, model: {described(error)}") from error
+            raise UsageError(f"config {path!r}, model: {describe_error(error)}") from error
 
 
 def build_runner(cfg: Config) -> Runner:

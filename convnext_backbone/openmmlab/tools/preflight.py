@@ -247,10 +247,3 @@ def refusal(error: BaseException) -> str:
     if isinstance(error, pickle.UnpicklingError) and refused:
         return f"holds {refused[1]}, which safe loading refuses: only tensors and plain data load"
     return "is not a readable checkpoint: it is damaged, or torch.save did not write it"
-
-
-def one_line(error: BaseException) -> str:
-    """Put the message of an error on one line of readable length."""
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    text = " ".join(text.split()) or type(error).__name__
-    return text if len(text) <= 800 else text[:797] + "..."
