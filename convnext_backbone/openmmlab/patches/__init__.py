@@ -1,1 +1,1 @@
-"""Repairs of published packages for current torch, NumPy and setuptools; one file a fault."""
+"""Repairs of the published OpenMMLab packages, one file a package or fault; see apply.py."""

@@ -1,12 +1,24 @@
-"""`mmcv.image.adjust_hue` for NumPy 2, which no longer wraps a negative number into uint8."""
+"""`mmcv.image.adjust_hue` for NumPy 2, which no longer wraps a negative number into uint8.
+
+Goes with mmcv-lite 2.1.0; onedl-mmcv takes the number modulo 256 already.
+"""
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from types import ModuleType
 
-import cv2
-import mmcv.image.io
 import numpy as np
 from PIL import Image
+
+from .replace import replace_function
+
+
+def repair(photometric: ModuleType) -> None:
+    """Replace `adjust_hue` of `mmcv.image.photometric` where it overflows."""
+    original = photometric.adjust_hue
+    try:
+        original(np.zeros((1, 1, 3), np.uint8), -0.25, backend="cv2")
+    except OverflowError:
+        replace_function(original, adjust_hue)
 
 
 def adjust_hue(img: np.ndarray, hue_factor: float, backend: str | None = None) -> np.ndarray:
@@ -19,8 +31,14 @@ def adjust_hue(img: np.ndarray, hue_factor: float, backend: str | None = None) -
 
     Returns:
         An image of the same shape and type.
+
+    Raises:
+        ValueError: `hue_factor` or `backend` is out of its range.
+        TypeError: `img` is no array of three dimensions.
     """
-    backend = mmcv.image.io.imread_backend if backend is None else backend
+    from mmcv.image import io
+
+    backend = io.imread_backend if backend is None else backend
     if backend not in _CONVERSIONS:
         raise ValueError(f"backend must be one of {tuple(_CONVERSIONS)}, got {backend!r}")
     if not -0.5 <= hue_factor <= 0.5:
@@ -29,15 +47,19 @@ def adjust_hue(img: np.ndarray, hue_factor: float, backend: str | None = None) -
         raise TypeError(f"img must be an array (H, W, 3), got {type(img).__name__}")
     to_hsv, to_bgr = _CONVERSIONS[backend]
     hsv = to_hsv(img)
-    hsv[..., 0] += np.uint8(int(hue_factor * 255) % 256)
+    hsv[..., 0] += np.uint8(int(hue_factor * 255) % 256)  # uint8 wraps, as the circle does
     return to_bgr(hsv).astype(img.dtype)
 
 
 def _hsv_by_cv2(bgr: np.ndarray) -> np.ndarray:
+    import cv2
+
     return cv2.cvtColor(bgr.astype(np.uint8), cv2.COLOR_BGR2HSV_FULL)
 
 
 def _bgr_by_cv2(hsv: np.ndarray) -> np.ndarray:
+    import cv2
+
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR_FULL)
 
 
@@ -50,6 +72,7 @@ def _bgr_by_pillow(hsv: np.ndarray) -> np.ndarray:
 
 
 _Conversion = Callable[[np.ndarray], np.ndarray]
-_CONVERSIONS: Mapping[str, tuple[_Conversion, _Conversion]] = MappingProxyType(
-    {"cv2": (_hsv_by_cv2, _bgr_by_cv2), "pillow": (_hsv_by_pillow, _bgr_by_pillow)}
-)
+_CONVERSIONS: Mapping[str, tuple[_Conversion, _Conversion]] = {
+    "cv2": (_hsv_by_cv2, _bgr_by_cv2),
+    "pillow": (_hsv_by_pillow, _bgr_by_pillow),
+}

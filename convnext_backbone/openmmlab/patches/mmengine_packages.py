@@ -1,18 +1,28 @@
-"""Where an OpenMMLab package lies, asked of the import system.
+"""Where an OpenMMLab package is installed, by the import system.
 
-`_base_ = 'mmdet::...'`, `get_config` and `get_model` ask `mmengine.utils.package_utils`, which in
-mmengine 0.10.7 asks `pkg_resources`, and in onedl-mmengine 0.10.12 does not know that the package
-`mmsegmentation` may come as `onedl-mmsegmentation`. Names and meaning are mmengine's: a package is
-named by its distribution (`mmsegmentation`) or by its module (`mmseg`).
+`_base_ = 'mmdet::...'`, `get_config` and `get_model` call `mmengine.utils.package_utils`, which in
+mmengine 0.10.7 needs `pkg_resources` (setuptools >= 81 has none), and in onedl-mmengine 0.10.12
+does not find the package `mmsegmentation` when it comes as `onedl-mmsegmentation`. Names and
+meaning are mmengine's: a package is named by its distribution (`mmsegmentation`) or by its module
+(`mmseg`). Goes with these two releases.
 """
 
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
+
+from .replace import replace_function
+
+
+def repair(package_utils: ModuleType) -> None:
+    """Replace the functions of `mmengine.utils.package_utils`."""
+    for repaired in (is_installed, get_installed_path, package2module):
+        replace_function(getattr(package_utils, repaired.__name__), repaired)
 
 
 def is_installed(package: str) -> bool:
-    """Whether there is a distribution or a module of this name."""
+    """Return whether there is a distribution or a module of this name."""
     try:
         distribution(package)
     except PackageNotFoundError:
@@ -22,11 +32,11 @@ def is_installed(package: str) -> bool:
 
 
 def get_installed_path(package: str) -> str:
-    """The directory of the module of this name, or of the first one of the distribution.
+    """Return the directory of the module of this name, or of the distribution's first module.
 
     Raises:
-        PackageNotFoundError: If there is neither.
-        RuntimeError: If the module is a namespace package, which has no one directory.
+        PackageNotFoundError: There is neither.
+        RuntimeError: The module is a namespace package, which has no single directory.
     """
     spec = find_spec(_module_by_name(package)) or find_spec(package2module(package))
     if spec is None:
@@ -37,11 +47,11 @@ def get_installed_path(package: str) -> str:
 
 
 def package2module(package: str) -> str:
-    """The first module of a distribution.
+    """Return the first module of a distribution.
 
     Raises:
-        PackageNotFoundError: If there is no such distribution.
-        ValueError: If it does not say what its modules are.
+        PackageNotFoundError: There is no such distribution.
+        ValueError: Its metadata do not list its modules.
     """
     modules = (distribution(package).read_text("top_level.txt") or "").split()
     if not modules:
@@ -50,7 +60,7 @@ def package2module(package: str) -> str:
 
 
 def _module_by_name(package: str) -> str:
-    """The module that mmengine knows a package by, else the same name."""
+    """Return the module that mmengine's table gives for a package, else the same name."""
     from mmengine.config.utils import MODULE2PACKAGE
 
     modules = {name: module for module, name in MODULE2PACKAGE.items()}

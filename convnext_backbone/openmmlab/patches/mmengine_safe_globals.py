@@ -1,12 +1,14 @@
 """The types in mmengine's checkpoints that `torch.load(weights_only=True)` may build.
 
 Beside tensors, a checkpoint of mmengine holds the histories of its logs: `HistoryBuffer` objects
-(`mmengine/logging/history_buffer.py`) with numpy arrays and scalars in them. torch refuses these
-unless they are on its allow-list.
+(`mmengine/logging/history_buffer.py`) with numpy arrays and scalars in them. torch >= 2.6 refuses
+these unless they are on its allow-list. Goes when mmengine allows its types itself; onedl-mmengine
+does so only while it loads, and with the real `getattr` among them.
 """
 
 from functools import cache
 from pickle import UnpicklingError
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -14,11 +16,16 @@ import torch
 from ...weights.read import numpy_globals
 
 
+def repair(history_buffer: ModuleType) -> None:
+    """Allow the types once `mmengine.logging.history_buffer` is imported."""
+    allow_mmengine_types()
+
+
 def allow_mmengine_types() -> None:
     """Let `torch.load(weights_only=True)` read what mmengine writes, and nothing else.
 
-    To be called again before each load: whoever leaves `torch.serialization.safe_globals` takes
-    its types off the list, even those that stood there before.
+    To be called again before each load: leaving `torch.serialization.safe_globals` takes its types
+    off the list, even those that were on it before.
     """
     torch.serialization.add_safe_globals(_allowed())
 
@@ -28,10 +35,10 @@ def _allowed() -> list[Any]:
     from mmengine.logging.history_buffer import HistoryBuffer
 
     class RestoredBuffer(HistoryBuffer):
-        """Becomes a HistoryBuffer when its state comes, but for the methods in it.
+        """Becomes a HistoryBuffer when its state is set, without the methods in that state.
 
-        A buffer carries its statistics with it, and would put whatever a file says in the place
-        of those that all buffers share.
+        A buffer pickles its statistics methods, and would overwrite those that all buffers share
+        with whatever a file holds.
         """
 
         def __setstate__(self, state: dict[str, Any]) -> None:
@@ -40,19 +47,19 @@ def _allowed() -> list[Any]:
 
     return [
         (RestoredBuffer, "mmengine.logging.history_buffer.HistoryBuffer"),
-        (_name_statistic, "builtins.getattr"),
+        (_statistics_method, "builtins.getattr"),
         *numpy_globals(),
     ]
 
 
-def _name_statistic(owner: Any, name: str) -> None:
-    """Stand in for `getattr`, by which a buffer names its methods; they are not needed.
+def _statistics_method(owner: object, name: str) -> None:
+    """Replace `getattr`, by which a pickled buffer names its methods; they are not needed.
 
-    The real `getattr` would hand out all that can be reached from any allowed object.
+    The real `getattr` would return whatever can be reached from any allowed object.
 
     Raises:
-        UnpicklingError: If it is asked for anything else.
+        UnpicklingError: The owner is no buffer.
     """
-    # By its class's name, as another reader may have put one of its own in the buffer's place.
+    # By the name of its class: another reader may have put a class of its own in its place.
     if not getattr(owner, "__name__", "").endswith(("HistoryBuffer", "RestoredBuffer")):
         raise UnpicklingError(f"GLOBAL getattr({owner!r}, {name!r}) was not an allowed global")

@@ -19,7 +19,7 @@ apply_compat()
 from mmengine.logging import HistoryBuffer, MessageHub  # noqa: E402
 from mmengine.runner import checkpoint as mm  # noqa: E402
 
-from convnext_backbone.openmmlab.patches import mmengine_loaders as safe_loaders  # noqa: E402
+from convnext_backbone.openmmlab.patches import mmengine_loaders  # noqa: E402
 from convnext_backbone.openmmlab.patches.mmengine_loaders import CheckpointError  # noqa: E402
 from convnext_backbone.openmmlab.patches.mmengine_safe_globals import allow_mmengine_types  # noqa: E402
 
@@ -229,8 +229,59 @@ def test_a_reader_with_a_stand_in_for_buffers_leaves_the_real_ones_alone(saved):
 def test_every_scheme_of_mmengine_has_a_safe_loader():
     schemes = mm.CheckpointLoader._schemes
     assert set(schemes) == set(SCHEMES)
-    assert {loader.__module__ for loader in schemes.values()} == {safe_loaders.__name__}
+    assert {loader.__module__ for loader in schemes.values()} == {mmengine_loaders.__name__}
     assert all(loader.__name__.startswith("load_from_") for loader in schemes.values())
+
+
+class FallingBack:
+    """mmengine.runner.checkpoint of a release whose loader gives up safety, as onedl's does."""
+
+    class CheckpointLoader(mm.CheckpointLoader):
+        _schemes = {}  # noqa: RUF012
+
+    @staticmethod
+    def _safe_torch_load(file, map_location=None):
+        return torch.load(file, map_location=map_location, weights_only=False)
+
+
+@FallingBack.CheckpointLoader.register_scheme(prefixes="odd://")
+def load_from_odd(filename, map_location=None):
+    return torch.load(filename.removeprefix("odd://"), weights_only=False)
+
+
+@FallingBack.CheckpointLoader.register_scheme(prefixes="")
+def load_from_local(filename, map_location=None):
+    return FallingBack._safe_torch_load(filename, map_location=map_location)
+
+
+@pytest.mark.parametrize("scheme", ["", "odd://"])
+def test_a_loader_that_asks_for_unsafe_loading_does_not_get_it(scheme, saved, mark, monkeypatch):
+    mmengine_loaders.repair(FallingBack)
+    load = FallingBack.CheckpointLoader.load_checkpoint
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    with pytest.raises(CheckpointError, match=r"refused .*: it asks for \S*mkdir"):
+        load(f"{scheme}{saved(RunsCode(mark))}")
+    assert not mark.exists()
+    assert os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1"
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+    assert load(f"{scheme}{saved(training_checkpoint())}")["meta"]["epoch"] == 1
+
+
+def test_a_loader_that_ends_leaves_another_one_safe(saved, mark):
+    path = str(saved(RunsCode(mark)))
+
+    def load():
+        with pytest.raises(CheckpointError):
+            mm._load_checkpoint(path)
+
+    with mmengine_loaders._weights_only():
+        other = threading.Thread(target=load)
+        other.start()
+        other.join(0.2)  # it has ended, or waits until this one has
+        with pytest.raises(pickle.UnpicklingError):
+            torch.load(path, weights_only=False)
+    other.join()
+    assert not mark.exists()
 
 
 @pytest.mark.parametrize(
@@ -349,7 +400,7 @@ def test_an_object_store_is_read_safely(saved, mark, monkeypatch):
     class Store:
         get = files.__getitem__
 
-    monkeypatch.setattr(safe_loaders, "get_file_backend", lambda uri, backend_args: Store)
+    monkeypatch.setattr(mm, "get_file_backend", lambda uri, backend_args: Store)
     assert mm._load_checkpoint("s3://bucket/good.pth") == {"state_dict": {}}
     with pytest.raises(CheckpointError, match=r"refused .*s3://bucket/bad\.pth"):
         mm._load_checkpoint("s3://bucket/bad.pth")
