@@ -2,8 +2,8 @@
 
 The rules are those of facebookresearch/ConvNeXt (object_detection/mmcv_custom/
 layer_decay_optimizer_constructor.py and optim_factory.py) and ConvNeXt-V2 (optim_factory.py), which
-mmdet and mmsegmentation carry as `LearningRateDecayOptimizerConstructor`. They are keyed on what
-the trunk says of its own depths instead of on class names and fixed prefixes.
+mmdet and mmsegmentation carry as `LearningRateDecayOptimizerConstructor`. They use the depths in
+the trunk's own config instead of class names and fixed prefixes.
 
 A parameter's learning rate is `lr * decay_rate ** (num_layers + 1 - id)`. Id 0 is the stem and id
 `num_layers + 1`, with the full rate, is everything outside the trunk: the norms of the outputs,
@@ -14,7 +14,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
-from types import MappingProxyType
 from typing import Any
 
 from mmengine.dist import is_main_process
@@ -24,6 +23,7 @@ from torch import nn
 
 from ..models.layers import GlobalResponseNorm
 from ..models.trunk import ConvNextTrunk
+from ..utils.checks import check_choice
 
 _BLOCKS_PER_LAYER = 3  # how many blocks of the deep third stage share one rate
 _GROUP_NUM_LAYERS = 12  # `group` of the ImageNet recipes, whatever the depth
@@ -38,12 +38,18 @@ _MATRICES = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding)
 _NO_DECAY_NAME = re.compile(r"(^|\.)(bias|gamma|beta|grn\.weight)$")
 # Name components that wrappers put between a trunk and its parts.
 _WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+_OPTIONS = ("decay_rate", "decay_type", "num_layers", "custom_keys", "bypass_duplicate")
+_CUSTOM_OPTIONS = ("lr_mult", "decay_mult")
 
-# A rule: (depths, num_layers, stage, block or None for the downsampling layer) -> layer id.
-_Rule = Callable[[Sequence[int], int, int, int | None], int]
+Depths = Sequence[int]
 
 
-def _layer_wise_id(depths: Sequence[int], num_layers: int, stage: int, block: int | None) -> int:
+# --------------------------------------------------------------------------- numbering of layers
+# A rule takes the depths, num_layers, the stage from 0, and the block, which is None for the stem
+# or the downsampling layer in front of the stage.
+
+
+def _layer_wise_id(depths: Depths, num_layers: int, stage: int, block: int | None) -> int:
     last = len(depths) - 1
     if stage == 0 and block is None:
         return 0
@@ -54,51 +60,82 @@ def _layer_wise_id(depths: Sequence[int], num_layers: int, stage: int, block: in
     return stage + 1
 
 
-def _stage_wise_id(depths: Sequence[int], num_layers: int, stage: int, block: int | None) -> int:
+def _stage_wise_id(depths: Depths, num_layers: int, stage: int, block: int | None) -> int:
     return 0 if block is None else stage + 1
 
 
-def _single_id(depths: Sequence[int], num_layers: int, stage: int, block: int | None) -> int:
+def _single_id(depths: Depths, num_layers: int, stage: int, block: int | None) -> int:
     return sum(depths[:stage]) + (block or 0) + 1
 
 
-def _num_layers_of_groups(depths: Sequence[int]) -> int:
+def _published_num_layers(depths: Depths) -> int:
+    """Return 6 for tiny and 12 for small to huge: the last stage but one counts as several."""
     if len(depths) == 1:
         return 1
     return len(depths) - 1 + ceil(depths[-2] / _BLOCKS_PER_LAYER)
 
 
-def _at_least_twelve(depths: Sequence[int]) -> int:
-    return max(_GROUP_NUM_LAYERS, _num_layers_of_groups(depths))
+def _num_layers_of_group(depths: Depths) -> int:
+    return max(_GROUP_NUM_LAYERS, _published_num_layers(depths))
 
 
 @dataclass(frozen=True)
-class _DecayType:
+class DecayType:
     """How one `decay_type` numbers the layers.
 
     Attributes:
         layer_id: The rule that numbers a layer.
         default: `num_layers` of an architecture when the user gives none.
-        least: The smallest `num_layers` with which no two ids swap their order.
-        exact: Whether any other `num_layers` than `least` makes no sense.
+        least: The smallest `num_layers` with which deeper layers have higher ids.
+        exact: Whether `least` is the only `num_layers` that makes sense.
     """
 
-    layer_id: _Rule
-    default: Callable[[Sequence[int]], int]
-    least: Callable[[Sequence[int]], int]
+    layer_id: Callable[[Depths, int, int, int | None], int]
+    default: Callable[[Depths], int]
+    least: Callable[[Depths], int]
     exact: bool = False
 
 
-DECAY_TYPES: Mapping[str, _DecayType] = MappingProxyType(
-    {
-        "layer_wise": _DecayType(_layer_wise_id, _num_layers_of_groups, _num_layers_of_groups),
-        "stage_wise": _DecayType(_stage_wise_id, _num_layers_of_groups, len),
-        "group": _DecayType(_layer_wise_id, _at_least_twelve, _num_layers_of_groups),
-        "single": _DecayType(_single_id, sum, sum, exact=True),
-    }
-)
-_OPTIONS = ("decay_rate", "decay_type", "num_layers", "custom_keys", "bypass_duplicate")
-_CUSTOM_OPTIONS = ("lr_mult", "decay_mult")
+DECAY_TYPES: Mapping[str, DecayType] = {
+    "layer_wise": DecayType(_layer_wise_id, _published_num_layers, _published_num_layers),
+    "stage_wise": DecayType(_stage_wise_id, _published_num_layers, len),
+    "group": DecayType(_layer_wise_id, _num_layers_of_group, _published_num_layers),
+    "single": DecayType(_single_id, sum, sum, exact=True),
+}
+
+
+@dataclass(frozen=True)
+class _TrunkLayers:
+    """The layers of one trunk.
+
+    Attributes:
+        name: Name of the trunk in the model, "" for the model itself.
+        depths: Number of blocks of each stage.
+        num_layers: Number of layers of the decay.
+        decay: How they are numbered.
+    """
+
+    name: str
+    depths: Depths
+    num_layers: int
+    decay: DecayType
+
+    def holds(self, param_name: str) -> bool:
+        return not self.name or param_name.startswith(f"{self.name}.")
+
+    def layer_id(self, param_name: str) -> int:
+        parts = param_name[len(self.name) :].split(".")
+        kind, *inside = [part for part in parts if part and part not in _WRAPPERS]
+        if kind not in ("downsample_layers", "stages"):
+            return self.num_layers + 1  # a norm of an output
+        stage, block = int(inside[0]), None
+        if kind == "stages":
+            # A part that a user has added to a stage learns as its last block does.
+            block = int(inside[1]) if inside[1].isdecimal() else self.depths[stage] - 1
+        return self.decay.layer_id(self.depths, self.num_layers, stage, block)
+
+
+# --------------------------------------------------------------------------- parameter groups
 
 
 @dataclass
@@ -158,34 +195,75 @@ def layer_groups(
         ValueError: An option is out of its range, `num_layers` does not fit the depths of a trunk,
             or the model holds no trunk.
     """
-    decay = _check_choice(decay_type)
-    _check_rate(decay_rate)
-    keys = _check_custom_keys(custom_keys or {})
-    trunks = find_trunks(model)
-    layers = {
-        name: _check_num_layers(num_layers, trunk, decay, decay_type)
-        for name, trunk in trunks.items()
-    }
-    norms = set(_names_in(model, _NORMS))
-    matrices = {name for name in _names_in(model, _MATRICES) if name.endswith("weight")}
+    check_choice("decay_type", decay_type, DECAY_TYPES)
+    if not isinstance(decay_rate, int | float) or not 0.0 < decay_rate <= 1.0:
+        raise ValueError(f"decay_rate must lie in (0, 1], got {decay_rate!r}")
+    keys = _sort_custom_keys(custom_keys or {})
+    trunks = [
+        _number_layers(name, trunk.config.depths, decay_type, num_layers)
+        for name, trunk in find_trunks(model).items()
+    ]
+    outside = max(trunk.num_layers for trunk in trunks) + 1
+    undecayed = set(_undecayed_names(model))
     groups: dict[str, LayerGroup] = {}
     for name, param in model.named_parameters():
         if not param.requires_grad:
             continue
-        owner = _owner(name, trunks)
-        layer_id, above = _place(name, owner, trunks, layers, decay)
-        flat = param.ndim <= 1 and name not in matrices
-        no_decay = flat or name in norms or bool(_NO_DECAY_NAME.search(name))
+        trunk = next((trunk for trunk in trunks if trunk.holds(name)), None)
+        layer_id = trunk.layer_id(name) if trunk else outside
+        layers_above = trunk.num_layers + 1 - layer_id if trunk else 0
         key = next((key for key in keys if key in name), None)
-        custom = keys[key] if key is not None else {}
-        wd = weight_decay * custom.get("decay_mult", 0.0 if no_decay else 1.0)
-        parts = [f"layer_{layer_id}", "no_decay" if no_decay else "decay"]
-        parts = [*([owner] if owner and len(trunks) > 1 else []), *parts, *([key] if key else [])]
-        scale = decay_rate**above * custom.get("lr_mult", 1.0)
-        group = groups.setdefault("_".join(parts), LayerGroup("_".join(parts), layer_id, scale, wd))
+        custom = {} if key is None else keys[key]
+        owner = trunk.name if trunk and len(trunks) > 1 else ""
+        kind = "no_decay" if name in undecayed else "decay"
+        group_name = "_".join(filter(None, (owner, f"layer_{layer_id}", kind, key)))
+        lr_scale = decay_rate**layers_above * custom.get("lr_mult", 1.0)
+        wd = weight_decay * custom.get("decay_mult", float(name not in undecayed))
+        group = groups.setdefault(group_name, LayerGroup(group_name, layer_id, lr_scale, wd))
         group.param_names.append(name)
         group.params.append(param)
     return list(groups.values())
+
+
+def _sort_custom_keys(
+    custom_keys: Mapping[str, Mapping[str, float]],
+) -> dict[str, Mapping[str, float]]:
+    """Return the keys, longest first and then in alphabetical order, as mmengine tries them."""
+    for key, options in custom_keys.items():
+        unknown = sorted(set(options) - set(_CUSTOM_OPTIONS))
+        if unknown:
+            raise ValueError(f"custom_keys[{key!r}] takes {_CUSTOM_OPTIONS}, got {unknown}")
+    return {key: custom_keys[key] for key in sorted(custom_keys, key=lambda k: (-len(k), k))}
+
+
+def _number_layers(
+    name: str, depths: Depths, decay_type: str, num_layers: int | None
+) -> _TrunkLayers:
+    decay = DECAY_TYPES[decay_type]
+    least, default = decay.least(depths), decay.default(depths)
+    if num_layers is None:
+        return _TrunkLayers(name, depths, default, decay)
+    fits = isinstance(num_layers, int) and not isinstance(num_layers, bool)
+    fits = fits and (num_layers == least if decay.exact else num_layers >= least)
+    if not fits:
+        raise ValueError(
+            f"num_layers must be {least if decay.exact else f'at least {least}'} for decay_type "
+            f"{decay_type!r} and depths {tuple(depths)} (None takes {default}), got {num_layers!r}"
+        )
+    return _TrunkLayers(name, depths, num_layers, decay)
+
+
+def _undecayed_names(model: nn.Module) -> Iterator[str]:
+    """Yield the names of norms, biases, layer scales and everything one-dimensional."""
+    for prefix, module in model.named_modules():
+        for name, param in module.named_parameters(prefix=prefix, recurse=False):
+            is_matrix = isinstance(module, _MATRICES) and name.endswith("weight")
+            if (
+                isinstance(module, _NORMS)
+                or (param.ndim <= 1 and not is_matrix)
+                or _NO_DECAY_NAME.search(name)
+            ):
+                yield name
 
 
 def find_trunks(model: nn.Module) -> dict[str, ConvNextTrunk]:
@@ -203,7 +281,7 @@ def find_trunks(model: nn.Module) -> dict[str, ConvNextTrunk]:
 
 
 def format_layer_groups(groups: Sequence[LayerGroup], lr: float) -> str:
-    """Draw `groups` as a table, one line per group, slowest first."""
+    """Return `groups` as a table, one line per group, lowest learning rate first."""
     rows = [("group", "lr scale", "lr", "weight decay", "tensors", "parameters")]
     rows += [
         (
@@ -265,79 +343,3 @@ class ConvNextLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             }
             for group in groups
         )
-
-
-def _owner(name: str, trunks: Mapping[str, ConvNextTrunk]) -> str | None:
-    """Return the name of the trunk that parameter `name` belongs to."""
-    return next((t for t in trunks if not t or name.startswith(f"{t}.")), None)
-
-
-def _place(
-    name: str,
-    owner: str | None,
-    trunks: Mapping[str, ConvNextTrunk],
-    layers: Mapping[str, int],
-    decay: _DecayType,
-) -> tuple[int, int]:
-    """Return the layer id of a parameter and the number of layers above it."""
-    if owner is None:
-        return max(layers.values()) + 1, 0
-    num_layers = layers[owner]
-    inside = name[len(owner) :].split(".")
-    parts = [p for p in inside if p and p not in _WRAPPERS]
-    depths = trunks[owner].config.depths
-    if parts[0] == "downsample_layers":
-        layer_id = decay.layer_id(depths, num_layers, int(parts[1]), None)
-    elif parts[0] == "stages":
-        layer_id = decay.layer_id(depths, num_layers, int(parts[1]), int(parts[2]))
-    else:
-        layer_id = num_layers + 1
-    return layer_id, num_layers + 1 - layer_id
-
-
-def _names_in(model: nn.Module, types: tuple[type[nn.Module], ...]) -> Iterator[str]:
-    """Yield the names of the parameters that modules of these types hold themselves."""
-    for prefix, module in model.named_modules():
-        if isinstance(module, types):
-            for name, _ in module.named_parameters(prefix=prefix, recurse=False):
-                yield name
-
-
-def _check_choice(decay_type: str) -> _DecayType:
-    if decay_type not in DECAY_TYPES:
-        raise ValueError(f"decay_type must be one of {tuple(DECAY_TYPES)}, got {decay_type!r}")
-    return DECAY_TYPES[decay_type]
-
-
-def _check_rate(decay_rate: float) -> None:
-    if not isinstance(decay_rate, int | float) or not 0.0 < decay_rate <= 1.0:
-        raise ValueError(f"decay_rate must lie in (0, 1], got {decay_rate!r}")
-
-
-def _check_custom_keys(
-    custom_keys: Mapping[str, Mapping[str, float]],
-) -> dict[str, Mapping[str, float]]:
-    """Return the keys, longest first and then in alphabetical order, as mmengine tries them."""
-    for key, options in custom_keys.items():
-        unknown = sorted(set(options) - set(_CUSTOM_OPTIONS))
-        if unknown:
-            raise ValueError(f"custom_keys[{key!r}] takes {_CUSTOM_OPTIONS}, got {unknown}")
-    return {key: custom_keys[key] for key in sorted(custom_keys, key=lambda k: (-len(k), k))}
-
-
-def _check_num_layers(
-    num_layers: int | None, trunk: ConvNextTrunk, decay: _DecayType, decay_type: str
-) -> int:
-    depths = trunk.config.depths
-    if num_layers is None:
-        return decay.default(depths)
-    least = decay.least(depths)
-    fits = isinstance(num_layers, int) and not isinstance(num_layers, bool)
-    fits = fits and (num_layers == least if decay.exact else num_layers >= least)
-    if not fits:
-        need = f"{least}" if decay.exact else f"at least {least}"
-        raise ValueError(
-            f"num_layers must be {need} for decay_type {decay_type!r} and depths {tuple(depths)} "
-            f"(None takes {decay.default(depths)}), got {num_layers!r}"
-        )
-    return num_layers

@@ -270,6 +270,14 @@ def _replace(module, name, wrap):
     return module
 
 
+def test_what_a_user_adds_to_a_stage_learns_as_its_last_block():
+    model = detector((1, 2, 7, 1))
+    model.backbone.stages[2].adapter = nn.Linear(16, 16)
+    groups = layer_groups(model, decay_rate=0.7)
+    ids = {name: group.layer_id for group in groups for name in group.param_names}
+    assert ids["backbone.stages.2.adapter.weight"] == ids["backbone.stages.2.6.pwconv1.weight"]
+
+
 def test_frozen_parameters_are_in_no_group():
     model = detector(frozen_stages=2)
     grouped = {id(p) for g in layer_groups(model, decay_rate=0.9) for p in g.params}

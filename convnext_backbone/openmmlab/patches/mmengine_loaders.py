@@ -55,7 +55,7 @@ def repair(checkpoint: ModuleType) -> None:
         loaders.register_scheme(prefix, _load_safely(loader), force=True)
     if hasattr(checkpoint, "_safe_torch_load"):
         # onedl's function would put the real `getattr` on torch's allow-list.
-        checkpoint._safe_torch_load = torch.load
+        vars(checkpoint)["_safe_torch_load"] = torch.load
 
 
 def _load_safely(loader: _Loader) -> _Loader:

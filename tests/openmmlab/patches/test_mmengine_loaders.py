@@ -5,6 +5,7 @@ import io
 import os
 import pickle
 import threading
+import types
 from collections import OrderedDict
 
 import numpy as np
@@ -233,31 +234,35 @@ def test_every_scheme_of_mmengine_has_a_safe_loader():
     assert all(loader.__name__.startswith("load_from_") for loader in schemes.values())
 
 
-class FallingBack:
-    """mmengine.runner.checkpoint of a release whose loader gives up safety, as onedl's does."""
+@pytest.fixture
+def unsafe_release():
+    """mmengine.runner.checkpoint of a release that falls back to unsafe loading, as onedl does."""
+    module = types.ModuleType("checkpoint")
 
     class CheckpointLoader(mm.CheckpointLoader):
         _schemes = {}  # noqa: RUF012
 
-    @staticmethod
-    def _safe_torch_load(file, map_location=None):
+    def safe_torch_load(file, map_location=None):
         return torch.load(file, map_location=map_location, weights_only=False)
 
+    @CheckpointLoader.register_scheme(prefixes="")
+    def load_from_local(filename, map_location=None):
+        return module._safe_torch_load(filename, map_location=map_location)
 
-@FallingBack.CheckpointLoader.register_scheme(prefixes="odd://")
-def load_from_odd(filename, map_location=None):
-    return torch.load(filename.removeprefix("odd://"), weights_only=False)
+    @CheckpointLoader.register_scheme(prefixes="odd://")
+    def load_from_odd(filename, map_location=None):
+        return torch.load(filename.removeprefix("odd://"), weights_only=False)
 
-
-@FallingBack.CheckpointLoader.register_scheme(prefixes="")
-def load_from_local(filename, map_location=None):
-    return FallingBack._safe_torch_load(filename, map_location=map_location)
+    module.CheckpointLoader, module._safe_torch_load = CheckpointLoader, safe_torch_load
+    return module
 
 
 @pytest.mark.parametrize("scheme", ["", "odd://"])
-def test_a_loader_that_asks_for_unsafe_loading_does_not_get_it(scheme, saved, mark, monkeypatch):
-    mmengine_loaders.repair(FallingBack)
-    load = FallingBack.CheckpointLoader.load_checkpoint
+def test_a_loader_that_asks_for_unsafe_loading_does_not_get_it(
+    scheme, unsafe_release, saved, mark, monkeypatch
+):
+    mmengine_loaders.repair(unsafe_release)
+    load = unsafe_release.CheckpointLoader.load_checkpoint
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     with pytest.raises(CheckpointError, match=r"refused .*: it asks for \S*mkdir"):
         load(f"{scheme}{saved(RunsCode(mark))}")
