@@ -18,14 +18,11 @@ from mmengine.runner import load_checkpoint
 from PIL import Image, ImageDraw, ImageFont
 from torchvision.ops import nms
 
-from convnext_backbone.openmmlab.tools.config import (
-    BUILD_ERRORS,
-    NEEDED,
-    describe_error,
-    load_config,
-)
+from convnext_backbone.openmmlab.tools.checkpoint_checks import check_checkpoint
+from convnext_backbone.openmmlab.tools.config import NEEDED, load_config
+from convnext_backbone.openmmlab.tools.config_checks import check_files
+from convnext_backbone.openmmlab.tools.errors import BUILD_ERRORS, UsageError, describe_error
 from convnext_backbone.openmmlab.tools.launch import ConfigOptions
-from convnext_backbone.openmmlab.tools.preflight import UsageError, check_checkpoint, check_data
 from convnext_backbone.utils.commandline import OneLineParser, print_error
 
 # H, W height and width of an image in pixels
@@ -269,7 +266,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         cfg = load_config(args.config, args.cfg_options, NEEDED["test"])
         check_checkpoint(args.checkpoint, "checkpoint")
-        check_data(cfg, ("test",))
+        check_files(cfg, ("test",))
         try:
             samples = predict(cfg, args.checkpoint, args.num)
         except BUILD_ERRORS as error:

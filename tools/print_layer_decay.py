@@ -10,7 +10,7 @@ import convnext_backbone  # noqa: F401 - registers the backbone
 from convnext_backbone.openmmlab.layer_decay import format_layer_groups, layer_groups
 from convnext_backbone.openmmlab.tools.complexity import build_model
 from convnext_backbone.openmmlab.tools.config_options import apply_options
-from convnext_backbone.openmmlab.tools.preflight import UsageError
+from convnext_backbone.openmmlab.tools.errors import UsageError
 from convnext_backbone.utils.commandline import OneLineParser, print_error
 
 PROGRAM = "print_layer_decay.py"

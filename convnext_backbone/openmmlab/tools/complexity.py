@@ -91,7 +91,7 @@ def _run_heads(model: Any, maps: Sequence[Tensor]) -> None:
 
 
 class _Uncomputed(TorchDispatchMode):
-    """Gives zeros of the right shape for what is counted, and for the sampling of deformable heads.
+    """Returns zeros of the right shape for products and for the sampling of deformable heads.
 
     The rest, such as the sizes of levels that a head reads, is computed.
     """

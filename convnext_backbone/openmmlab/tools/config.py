@@ -1,50 +1,23 @@
-"""Reading the config of tools/train.py and tools/test.py, and telling mmdet's from mmseg's."""
+"""Reading the config of tools/train.py and tools/test.py, and whether it is mmdet's or mmseg's."""
 
 import importlib
 import os
-import traceback
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from mmengine.config import Config
 
 from ...utils.commandline import one_line
+from ..config_walk import split_datasets
 from .config_options import apply_options
-from .preflight import UsageError, iter_datasets
+from .errors import BUILD_ERRORS, CONFIG_ERRORS, UsageError, describe_error
 
 SCOPES = ("mmdet", "mmseg")
-NEEDED = MappingProxyType(
-    {
-        "train": ("model", "train_dataloader", "train_cfg", "optim_wrapper"),
-        "test": ("model", "test_dataloader", "test_cfg", "test_evaluator"),
-    }
-)
-# A config is a program: these are what its mistakes raise.
-CONFIG_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    NameError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-)
-# What OpenMMLab's constructors raise for arguments that they do not like.
-BUILD_ERRORS = (
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    OSError,
-    TypeError,
-    ValueError,
-)
+# The keys that a command needs.
+NEEDED: Mapping[str, Sequence[str]] = {
+    "train": ("model", "train_dataloader", "train_cfg", "optim_wrapper"),
+    "test": ("model", "test_dataloader", "test_cfg", "test_evaluator"),
+}
 
 
 def load_config(path: str, options: Mapping[str, Any] | None, needed: Sequence[str]) -> Config:
@@ -52,7 +25,7 @@ def load_config(path: str, options: Mapping[str, Any] | None, needed: Sequence[s
 
     Args:
         path: The config file.
-        options: What `--cfg-options` gave.
+        options: The parsed `--cfg-options`.
         needed: Keys that it must have.
 
     Returns:
@@ -67,7 +40,11 @@ def load_config(path: str, options: Mapping[str, Any] | None, needed: Sequence[s
         cfg = Config.fromfile(path)
     except CONFIG_ERRORS as error:
         raise UsageError(f"config {path!r} cannot be read: {describe_error(error)}") from error
-    merge_options(cfg, options)
+    for key, value in (options or {}).items():
+        try:
+            cfg.merge_from_dict({key: value})
+        except BUILD_ERRORS as error:
+            raise UsageError(f"--cfg-options {key}: {one_line(error)}") from error
     missing = [key for key in needed if cfg.get(key) is None]
     if missing:
         raise UsageError(f"config {path!r} has no {missing[0]!r}")
@@ -79,23 +56,10 @@ def load_config(path: str, options: Mapping[str, Any] | None, needed: Sequence[s
     return cfg
 
 
-def merge_options(cfg: Config, options: Mapping[str, Any] | None) -> None:
-    """Merge `--cfg-options` into the config.
-
-    Raises:
-        UsageError: A key does not fit the config's structure.
-    """
-    for key, value in (options or {}).items():
-        try:
-            cfg.merge_from_dict({key: value})
-        except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
-            raise UsageError(f"--cfg-options {key}: {one_line(error)}") from error
-
-
 def find_scope(cfg: Mapping[str, Any], path: str) -> str:
-    """Tell whether a config is mmdet's or mmseg's.
+    """Find out whether a config is mmdet's or mmseg's.
 
-    `default_scope` says it; without one, the model and then the data sets do: by the prefix of
+    `default_scope` decides; without one, the model and then the data sets do: by the prefix of
     their type ("mmdet.MaskRCNN") or by being registered in only one of the two packages.
 
     Args:
@@ -106,21 +70,20 @@ def find_scope(cfg: Mapping[str, Any], path: str) -> str:
         "mmdet", "mmseg", or another default scope that the config names.
 
     Raises:
-        UsageError: There is no default scope and the types do not tell.
+        UsageError: There is no default scope, and the types fit both packages or none.
     """
     if cfg.get("default_scope"):
         return cfg["default_scope"]
     types = [("MODELS", cfg["model"].get("type"))]
-    for part in ("train", "val", "test"):
-        loader = cfg.get(f"{part}_dataloader") or {}
-        types += [("DATASETS", d.get("type")) for d, _ in iter_datasets(loader.get("dataset"), "")]
+    for split in ("train", "val", "test"):
+        types += [("DATASETS", dataset.get("type")) for dataset, _ in split_datasets(cfg, split)]
     for registry, type_ in types:
         scopes = scopes_of(registry, type_)
         if len(scopes) == 1:
             return scopes[0]
     raise UsageError(
-        f"config {path!r} has no default_scope, and its types do not tell whether it is mmdet's "
-        "or mmseg's: add default_scope = 'mmdet' or default_scope = 'mmseg'"
+        f"config {path!r} has no default_scope, and its types fit both mmdet and mmseg, or neither:"
+        " add default_scope = 'mmdet' or default_scope = 'mmseg'"
     )
 
 
@@ -136,22 +99,12 @@ def scopes_of(registry: str, type_: Any) -> list[str]:
     elif "." in type_:
         name = type_
     else:
-        return [scope for scope in SCOPES if is_own_type(scope, registry, type_)]
+        return [scope for scope in SCOPES if _is_own_type(scope, registry, type_)]
     return [scope for scope in SCOPES if name.partition(".")[0] == scope]
 
 
-def is_own_type(scope: str, registry: str, name: str) -> bool:
-    """Say whether `name` is registered in this scope itself, not in mmengine's root."""
+def _is_own_type(scope: str, registry: str, name: str) -> bool:
+    """Return whether `name` is registered in this scope itself, not in mmengine's root."""
     own = getattr(importlib.import_module(f"{scope}.registry"), registry)
     own.import_from_location()
     return name in own.module_dict
-
-
-def describe_error(error: BaseException) -> str:
-    """Name an error, its message and the line that raised it, in one line."""
-    text = one_line(error)
-    if isinstance(error, SyntaxError):
-        return f"{type(error).__name__}: {text}"
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" [{Path(frames[-1].filename).name}:{frames[-1].lineno}]" if frames else ""
-    return f"{type(error).__name__}: {text}{place}"

@@ -1,4 +1,4 @@
-"""What `--cfg-options` changes in one place and a config needs in many.
+"""Options that are set in one place and that a config needs in many.
 
 `custom_dataset` points a config at other data; `model.backbone.arch` gives it another backbone.
 mmengine copies neither to the data sets, evaluators, necks and heads that depend on them, so
@@ -7,9 +7,7 @@ already consistent.
 """
 
 import copy
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,28 +15,29 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
 
 from ...models.backbone import ConvNextBackbone
-from .preflight import UsageError, is_remote, iter_datasets, iter_metrics, joined
+from ..config_walk import iter_dicts, join_root, split_datasets, split_metrics
+from .coco import category_names, read_coco
+from .errors import UsageError
 
-_SPLITS = {"train": "train", "val": "val", "test": "val"}  # dataloader -> prefix of the options
-# What mmdet and pycocotools read of each entry of a COCO file.
-_COCO_KEYS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "images": ("id", "file_name", "width", "height"),
-        "annotations": ("id", "image_id", "category_id", "bbox", "area"),
-        "categories": ("id", "name"),
-    }
-)
+_PREFIXES = {"train": "train", "val": "val", "test": "val"}  # split -> prefix of its options
 _REQUIRED = ("train_ann", "train_img", "val_ann", "val_img")
+_OPTIONS: Mapping[str, Sequence[str]] = {
+    "mmdet": ("root", *_REQUIRED, "classes"),
+    "mmseg": ("root", *_REQUIRED, "classes", "img_suffix", "reduce_zero_label"),
+}
 
 
 def apply_options(cfg: Config) -> None:
-    """Carry `custom_dataset` and the backbone's channels through the whole config.
+    """Apply `custom_dataset` and the backbone's channels to the whole config.
 
     Raises:
         UsageError: `custom_dataset` is incomplete, or its annotation file is not readable.
     """
     apply_custom_dataset(cfg)
     fit_channels(cfg)
+
+
+# --------------------------------------------------------------------------- custom_dataset
 
 
 def apply_custom_dataset(cfg: Config) -> None:
@@ -52,149 +51,89 @@ def apply_custom_dataset(cfg: Config) -> None:
     Raises:
         UsageError: An option is missing or unknown, or the annotation file cannot be read.
     """
-    given = {k: v for k, v in (cfg.get("custom_dataset") or {}).items() if v is not None}
-    if not given:
+    options = {k: v for k, v in (cfg.get("custom_dataset") or {}).items() if v is not None}
+    if not options:
         return
-    is_segmentation = cfg.default_scope == "mmseg"
-    extra = ("img_suffix", "reduce_zero_label") if is_segmentation else ()
-    _check_options(given, ("root", *_REQUIRED, "classes", *extra))
-    for part, split in _SPLITS.items():
-        loader = cfg.get(f"{part}_dataloader") or {}
-        for dataset in _datasets(loader):
-            if is_segmentation:
-                _set_label_maps(dataset, given, split)
-            else:
-                _set_coco(dataset, given, split)
-        ann_file = _ann_file(given, split)
-        for metric, _ in iter_metrics(cfg.get(f"{part}_evaluator"), ""):
+    _check_options(options, _OPTIONS.get(cfg.default_scope, _OPTIONS["mmdet"]))
+    set_dataset = _set_label_maps if cfg.default_scope == "mmseg" else _set_coco
+    for split, prefix in _PREFIXES.items():
+        datasets = [dataset for dataset, _ in split_datasets(cfg, split)]
+        for dataset in datasets:
+            if "root" in options:
+                dataset.data_root = options["root"]
+            if f"{prefix}_ann" in options:
+                set_dataset(dataset, options, prefix)
+            if "img_suffix" in options:
+                dataset.img_suffix = options["img_suffix"]
+        for metric, _ in split_metrics(cfg, split):
             if "ann_file" in metric:
-                metric.ann_file = ann_file or _moved(cfg, part)
-    classes = _classes(cfg, given, is_segmentation)
+                # With `root` alone, the file is the data set's own, at its new place.
+                metric.ann_file = _ann_file(options, prefix) or join_root(
+                    datasets[0].get("data_root"), datasets[0].ann_file
+                )
+    classes = _classes(cfg, options)
     if classes is not None:
-        _set_classes(cfg, classes, is_segmentation)
+        _set_classes(cfg, classes)
 
 
-def _datasets(loader: Mapping[str, Any]) -> list[Any]:
-    return [dataset for dataset, _ in iter_datasets(loader.get("dataset"), "")]
-
-
-def _check_options(given: Mapping[str, Any], known: Sequence[str]) -> None:
-    unknown = sorted(set(given) - set(known))
+def _check_options(options: Mapping[str, Any], known: Sequence[str]) -> None:
+    unknown = sorted(set(options) - set(known))
     if unknown:
         raise UsageError(f"custom_dataset takes {', '.join(known)}, got {', '.join(unknown)}")
-    missing = [key for key in _REQUIRED if key not in given]
+    missing = [key for key in _REQUIRED if key not in options]
     if len(missing) < len(_REQUIRED) and missing:
         raise UsageError(f"custom_dataset also needs {', '.join(missing)}")
 
 
-def _set_coco(dataset: Any, given: Mapping[str, Any], split: str) -> None:
-    if "root" in given:
-        dataset.data_root = given["root"]
-    if f"{split}_ann" in given:
-        dataset.ann_file = given[f"{split}_ann"]
-        dataset.data_prefix = ConfigDict(img=given[f"{split}_img"])
+def _set_coco(dataset: ConfigDict, options: Mapping[str, Any], prefix: str) -> None:
+    dataset.ann_file = options[f"{prefix}_ann"]
+    dataset.data_prefix = ConfigDict(img=options[f"{prefix}_img"])
 
 
-def _set_label_maps(dataset: Any, given: Mapping[str, Any], split: str) -> None:
-    if "root" in given:
-        dataset.data_root = given["root"]
-    if f"{split}_ann" in given:
-        dataset.type = "BaseSegDataset"  # ADE20KDataset takes none but its own classes
-        dataset.data_prefix = ConfigDict(
-            img_path=given[f"{split}_img"], seg_map_path=given[f"{split}_ann"]
-        )
-        dataset.reduce_zero_label = given.get("reduce_zero_label", True)
-        for step in iter_dicts(dataset.get("pipeline")):
-            if step.get("type") == "LoadAnnotations":
-                step.reduce_zero_label = dataset.reduce_zero_label
-    if "img_suffix" in given:
-        dataset.img_suffix = given["img_suffix"]
+def _set_label_maps(dataset: ConfigDict, options: Mapping[str, Any], prefix: str) -> None:
+    dataset.type = "BaseSegDataset"  # ADE20KDataset takes none but its own classes
+    dataset.data_prefix = ConfigDict(
+        img_path=options[f"{prefix}_img"], seg_map_path=options[f"{prefix}_ann"]
+    )
+    dataset.reduce_zero_label = options.get("reduce_zero_label", True)
+    for step in iter_dicts(dataset.get("pipeline")):
+        if step.get("type") == "LoadAnnotations":
+            step.reduce_zero_label = dataset.reduce_zero_label
 
 
-def _ann_file(given: Mapping[str, Any], split: str) -> str | None:
-    if f"{split}_ann" not in given:
-        return None
-    return joined(given.get("root") or "", given[f"{split}_ann"])
+def _ann_file(options: Mapping[str, Any], prefix: str) -> str | None:
+    path = options.get(f"{prefix}_ann")
+    return None if path is None else join_root(options.get("root"), path)
 
 
-def _moved(cfg: Config, part: str) -> str:
-    """Return the annotation file of the data set behind `part`, whose root has moved."""
-    dataset = _datasets(cfg[f"{part}_dataloader"])[0]
-    return joined(dataset.get("data_root") or "", dataset.ann_file)
-
-
-def _classes(
-    cfg: Config, given: Mapping[str, Any], is_segmentation: bool
-) -> tuple[str, ...] | None:
-    if "classes" in given:
-        classes = given["classes"]
+def _classes(cfg: Config, options: Mapping[str, Any]) -> tuple[str, ...] | None:
+    if "classes" in options:
+        classes = options["classes"]
         return (classes,) if isinstance(classes, str) else tuple(str(name) for name in classes)
-    if "train_ann" not in given:
+    path = _ann_file(options, "train")
+    if path is None:
         return None
-    if is_segmentation:
+    if cfg.default_scope == "mmseg":
         raise UsageError(
             "custom_dataset.classes is needed: label maps do not hold the names of their classes"
         )
-    path = _ann_file(given, "train")
-    assert path is not None
     return category_names(read_coco(path), path)
 
 
-def read_coco(path: str) -> dict[str, Any]:
-    """Read a COCO annotation file.
-
-    Raises:
-        UsageError: It is missing, is not JSON, or lacks one of COCO's three lists or in one of
-            their entries what mmdet reads.
-    """
-    if is_remote(path):
-        raise UsageError(f"annotation file {path!r} is not a local file")
-    try:
-        with open(path, encoding="utf-8") as file:
-            values = json.load(file)
-    except FileNotFoundError as error:
-        raise UsageError(f"annotation file {path!r} not found") from error
-    except (OSError, ValueError) as error:
-        raise UsageError(f"annotation file {path!r} is not readable JSON: {error}") from error
-    missing = [kind for kind in _COCO_KEYS if not isinstance(values, dict) or kind not in values]
-    if missing:
-        raise UsageError(f"annotation file {path!r} is not in COCO's format: no {missing[0]!r}")
-    for kind, keys in _COCO_KEYS.items():
-        for key in keys:
-            lacking = sum(key not in entry for entry in values[kind])
-            if lacking:
-                raise UsageError(
-                    f"annotation file {path!r}: {lacking} of its {kind} have no {key!r}"
-                )
-    return values
-
-
-def category_names(coco: Mapping[str, Any], path: str) -> tuple[str, ...]:
-    """Return the names of the categories of a COCO file, in its order.
-
-    Raises:
-        UsageError: There are none, or a name occurs twice.
-    """
-    names = tuple(category["name"] for category in coco["categories"])
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if not names or twice:
-        problem = f"names {twice[0]!r} twice" if twice else "has no categories"
-        raise UsageError(f"annotation file {path!r} {problem}")
-    return names
-
-
-def _set_classes(cfg: Config, classes: tuple[str, ...], is_segmentation: bool) -> None:
-    for part in _SPLITS:
-        loader = cfg.get(f"{part}_dataloader") or {}
-        for dataset in _datasets(loader):
+def _set_classes(cfg: Config, classes: tuple[str, ...]) -> None:
+    for split in _PREFIXES:
+        for dataset, _ in split_datasets(cfg, split):
             dataset.metainfo = ConfigDict(classes=classes)
     for head in iter_dicts(cfg.model):
         if "num_classes" in head:
             weights = (head.get("loss_cls") or {}).get("class_weight")
-            # Mask2Former weighs its classes one by one, and last the absence of any.
+            # Mask2Former has a weight for each class, and a last one for "no object".
             if isinstance(weights, Sequence) and len(weights) == head.num_classes + 1:
                 head.loss_cls.class_weight = [1.0] * len(classes) + [weights[-1]]
             head.num_classes = len(classes)
+
+
+# --------------------------------------------------------------------------- channels
 
 
 def fit_channels(cfg: Config) -> None:
@@ -219,22 +158,9 @@ def fit_channels(cfg: Config) -> None:
 
 
 def _fit_head(head: ConfigDict, channels: tuple[int, ...]) -> None:
-    old = head.in_channels
-    index = head.get("in_index", list(range(len(channels))) if isinstance(old, Sequence) else -1)
-    if isinstance(old, Sequence):
-        head.in_channels = [channels[i] for i in index]
+    if isinstance(head.in_channels, Sequence):
+        head.in_channels = [channels[i] for i in head.get("in_index", range(len(channels)))]
     else:
-        head.in_channels = channels[index]
+        head.in_channels = channels[head.get("in_index", -1)]
     if "c1_in_channels" in head:
         head.c1_in_channels = channels[0]
-
-
-def iter_dicts(value: Any) -> Iterator[ConfigDict]:
-    """Yield every dict inside `value`, itself included."""
-    if isinstance(value, Mapping):
-        yield value
-        value = value.values()
-    elif isinstance(value, str) or not isinstance(value, Sequence):
-        return
-    for item in list(value):
-        yield from iter_dicts(item)

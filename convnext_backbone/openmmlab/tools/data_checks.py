@@ -1,8 +1,8 @@
-"""Checks of what a data set holds, before anything is built: each message names the file.
+"""Checks of what a data set holds; each message names the file.
 
-mmdet and mmsegmentation pass over most of these mistakes in silence (a class that no category
-bears, an order of classes that is not the file's, a file without annotations) or report them from
-a worker in the middle of an epoch (a missing or damaged image, a label beyond the classes).
+mmdet and mmsegmentation ignore most of these mistakes (a class without a category, an order of
+classes that is not the file's, a file without annotations) or report them from a worker in the
+middle of an epoch (a missing or damaged image, a label beyond the classes).
 """
 
 import os
@@ -16,15 +16,16 @@ from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image, UnidentifiedImageError
 
 from ...utils.checks import shorten_list
-from .config_options import category_names, read_coco
-from .preflight import UsageError, is_remote, iter_datasets, iter_metrics, joined
+from ..config_walk import is_remote, join_root, split_datasets, split_metrics
+from .coco import category_names, read_coco
+from .errors import UsageError
 
-# Opening every file of a large data set would hold up each start: so many, evenly spread.
+# Opening every file of a large data set would delay each start: so many, evenly spread.
 _MAX_IMAGES = 5000
 _MAX_LABEL_MAPS = 200
 _IGNORED_LABEL = 255
 # What mmsegmentation's types of folders of label maps assume where a config says nothing.
-_LABEL_MAP_DEFAULTS: dict[str, dict[str, Any]] = {
+_LABEL_MAP_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "BaseSegDataset": {
         "img_suffix": ".jpg",
         "seg_map_suffix": ".png",
@@ -36,30 +37,27 @@ _TRAILERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 _TRAILER_WINDOW = 4096  # some cameras append a few bytes of their own
 
 
-def check_data_contents(cfg: Config, parts: Sequence[str]) -> None:
+def check_data_contents(cfg: Config, splits: Sequence[str]) -> None:
     """Check the annotations and images of every data set that a run will use.
 
-    Data sets in COCO's format and folders of label maps are understood; others are passed over.
+    Data sets in COCO's format and folders of label maps are checked; others are skipped.
 
     Args:
         cfg: The config.
-        parts: Which of its parts run, of "train", "val" and "test".
+        splits: Which of "train", "val" and "test" the run uses.
 
     Raises:
         UsageError: Classes, categories, annotations or images do not fit or cannot be read.
     """
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         checked: set[str] = set()
-        for part in parts:
-            loader = cfg.get(f"{part}_dataloader") or {}
-            for dataset, where in iter_datasets(
-                loader.get("dataset"), f"{part}_dataloader.dataset"
-            ):
+        for split in splits:
+            for dataset, where in split_datasets(cfg, split):
                 # The default test set is the validation set; once is enough.
                 if repr(dataset) not in checked:
                     checked.add(repr(dataset))
                     _check_dataset(cfg, dataset, where)
-            _check_evaluator(cfg, part)
+            _check_evaluator(cfg, split)
 
 
 def _check_dataset(cfg: Config, dataset: Mapping[str, Any], where: str) -> None:
@@ -89,12 +87,12 @@ def _classes(dataset: Mapping[str, Any]) -> tuple[str, ...]:
     return (classes,) if isinstance(classes, str) else tuple(classes)
 
 
-# COCO's format.
+# --------------------------------------------------------------------------- COCO's format
 
 
 def _check_coco(cfg: Config, dataset: Mapping[str, Any], where: str) -> None:
-    root = dataset.get("data_root") or ""
-    path = joined(root, dataset.get("ann_file") or "")
+    root = dataset.get("data_root")
+    path = join_root(root, dataset.get("ann_file") or "")
     if not path or is_remote(path):
         return
     coco = read_coco(path)
@@ -113,7 +111,7 @@ def _check_coco(cfg: Config, dataset: Mapping[str, Any], where: str) -> None:
             f"annotation file {path!r} has no annotation of the classes {_some(classes)} ({where})"
         )
     _check_masks(coco, dataset, kept, path, where)
-    folder = joined(root, (dataset.get("data_prefix") or {}).get("img", ""))
+    folder = join_root(root, (dataset.get("data_prefix") or {}).get("img", ""))
     _check_images(folder, [image["file_name"] for image in coco["images"]], path)
 
 
@@ -155,55 +153,54 @@ def _check_masks(
     path: str,
     where: str,
 ) -> None:
-    """Check that a pipeline which loads masks finds them in every annotation that mmdet takes."""
+    """Check that a pipeline which loads masks finds them in every annotation that mmdet keeps."""
     if not any(step.get("with_mask") for step in dataset.get("pipeline") or ()):
         return
     sizes = {image["id"]: (image["width"], image["height"]) for image in coco["images"]}
-    bare = [
+    without_mask = [
         a
         for a in coco["annotations"]
         if not a.get("segmentation")
         and a["category_id"] in kept
-        and _is_taken(a, *sizes[a["image_id"]])
+        and _is_kept(a, *sizes[a["image_id"]])
     ]
-    if bare:
+    if without_mask:
         raise UsageError(
-            f"annotation file {path!r}: {len(bare)} annotations without 'segmentation', such as "
-            f"id {bare[0]['id']!r}, but {where}.pipeline loads masks (with_mask); boxes alone are "
-            "enough for a detector of boxes, such as those of configs/faster_rcnn"
+            f"annotation file {path!r}: {len(without_mask)} annotations without 'segmentation', "
+            f"such as id {without_mask[0]['id']!r}, but {where}.pipeline loads masks (with_mask); "
+            "boxes alone are enough for a detector of boxes, such as those of configs/faster_rcnn"
         )
 
 
-def _is_taken(annotation: Mapping[str, Any], width: float, height: float) -> bool:
-    """Say whether mmdet's `CocoDataset` takes an annotation; the others it passes over."""
+def _is_kept(annotation: Mapping[str, Any], width: float, height: float) -> bool:
+    """Return whether mmdet's `CocoDataset` keeps an annotation; it skips the others."""
     x, y, w, h = annotation["bbox"]
     inside = min(x + w, width) > max(x, 0) and min(y + h, height) > max(y, 0)
     return inside and min(w, h) >= 1 and annotation["area"] > 0 and not annotation.get("ignore")
 
 
-def _check_evaluator(cfg: Config, part: str) -> None:
+def _check_evaluator(cfg: Config, split: str) -> None:
     """Check that a COCO metric compares with the images that the data set yields."""
-    loader = cfg.get(f"{part}_dataloader") or {}
-    datasets = [d for d, _ in iter_datasets(loader.get("dataset"), "")]
-    if len(datasets) != 1 or not datasets[0].get("ann_file"):
+    datasets = split_datasets(cfg, split)
+    if len(datasets) != 1 or not datasets[0][0].get("ann_file"):
         return
-    own = joined(datasets[0].get("data_root") or "", datasets[0]["ann_file"])
-    for metric, where in iter_metrics(cfg.get(f"{part}_evaluator"), f"{part}_evaluator"):
+    own = join_root(datasets[0][0].get("data_root"), datasets[0][0]["ann_file"])
+    for metric, where in split_metrics(cfg, split):
         other = metric.get("ann_file")
         if not isinstance(other, str) or is_remote(other) or is_remote(own):
             continue
         if os.path.abspath(other) == os.path.abspath(own):
             continue
-        strange = {i["id"] for i in read_coco(own)["images"]}
-        strange -= {i["id"] for i in read_coco(other)["images"]}
-        if strange:
+        lacking = {image["id"] for image in read_coco(own)["images"]}
+        lacking -= {image["id"] for image in read_coco(other)["images"]}
+        if lacking:
             raise UsageError(
-                f"{where}.ann_file {other!r} lacks {len(strange)} images of {own!r}, the "
-                f"annotation file of {part}_dataloader"
+                f"{where}.ann_file {other!r} lacks {len(lacking)} images of {own!r}, the "
+                f"annotation file of {split}_dataloader"
             )
 
 
-# Label maps.
+# --------------------------------------------------------------------------- label maps
 
 
 def _check_label_maps(
@@ -215,10 +212,10 @@ def _check_label_maps(
     seg_map_suffix: str,
     reduce_zero_label: bool,
 ) -> None:
-    root = dataset.get("data_root") or ""
+    root = dataset.get("data_root")
     prefix = dataset.get("data_prefix") or {}
-    images = joined(root, prefix.get("img_path") or "")
-    maps = joined(root, prefix.get("seg_map_path") or "")
+    images = join_root(root, prefix.get("img_path") or "")
+    maps = join_root(root, prefix.get("seg_map_path") or "")
     if dataset.get("ann_file") or is_remote(images) or not maps or not os.path.isdir(images):
         return
     names = _files_below(images)
@@ -255,7 +252,7 @@ def _check_labels(path: str, num_classes: int, reduced: bool) -> None:
         )
 
 
-# Images.
+# --------------------------------------------------------------------------- images
 
 
 def _check_images(folder: str, names: Sequence[str], listed_in: str) -> None:
@@ -275,8 +272,8 @@ def _check_images(folder: str, names: Sequence[str], listed_in: str) -> None:
 def _files_below(folder: str) -> set[str]:
     """Return the files below `folder`, as paths relative to it."""
     return {
-        os.path.normpath(os.path.join(os.path.relpath(place, folder), name))
-        for place, _, names in os.walk(folder)
+        os.path.normpath(os.path.join(os.path.relpath(directory, folder), name))
+        for directory, _, names in os.walk(folder)
         for name in names
     }
 
@@ -288,10 +285,10 @@ def _check_image(path: str) -> None:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - _TRAILER_WINDOW))
-            whole = trailer in file.read()
+            complete = trailer in file.read()
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise UsageError(f"image {path!r} cannot be read: {_reason(error)}") from error
-    if not whole:
+    if not complete:
         raise UsageError(f"image {path!r} is cut short: it lacks the end of its file")
 
 
@@ -308,11 +305,12 @@ def _spread(items: Sequence[str], most: int) -> Iterable[str]:
     return [items[i * len(items) // most] for i in range(most)]
 
 
-# Heads.
+# --------------------------------------------------------------------------- heads
 
 
 def _check_num_classes(cfg: Config, num_classes: int) -> None:
-    for where, head in _heads(cfg.model, "model"):
+    # --tta wraps the model of the config.
+    for where, head in _heads(cfg.model.get("module", cfg.model), "model"):
         if head["num_classes"] != num_classes:
             raise UsageError(
                 f"{where}.num_classes is {head['num_classes']}, but the data set has "
@@ -321,9 +319,9 @@ def _check_num_classes(cfg: Config, num_classes: int) -> None:
 
 
 def _heads(value: Any, where: str) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    """Yield every head that tells classes apart, with its name in the config."""
+    """Yield every head that predicts classes, with its name in the config."""
     if isinstance(value, Mapping):
-        # An RPN tells objects from background, whatever the classes.
+        # An RPN separates objects from background, whatever the classes.
         if "num_classes" in value and value.get("type") != "RPNHead":
             yield where, value
         for key, item in value.items():

@@ -6,15 +6,14 @@ import importlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
-from mmengine.runner import find_latest_checkpoint
 
-from .preflight import UsageError, check_checkpoint, iter_metrics
-from .processes import say
+from ..config_walk import iter_metrics
+from .errors import UsageError
+from .processes import print_once
 
 # Devices on which OpenMMLab's AmpOptimWrapper refuses to work.
 FULL_PRECISION_DEVICES = ("cpu", "mps")
@@ -24,7 +23,7 @@ AUTO_AMP_WRAPPER = "AutoAmpOptimWrapper"  # see optim.py
 DUMP_SUFFIXES = (".pkl", ".pickle")
 
 
-# Both commands.
+# --------------------------------------------------------------------------- both commands
 
 
 def set_run(cfg: Config, args: argparse.Namespace) -> None:
@@ -43,7 +42,7 @@ def limit_recompilation() -> None:
     importlib.import_module("mmdet.utils").setup_cache_size_limit_of_dynamo()
 
 
-# Training.
+# --------------------------------------------------------------------------- training
 
 
 def type_name(type_: Any) -> str:
@@ -52,7 +51,7 @@ def type_name(type_: Any) -> str:
 
 
 def enable_amp(cfg: Config) -> None:
-    """Turn on mixed precision as the machine has it; `optim.py` chooses, and says what it chose.
+    """Turn on the mixed precision that the machine has; `optim.py` chooses it and logs its choice.
 
     Raises:
         UsageError: The config's optimizer wrapper is neither plain nor for mixed precision.
@@ -60,7 +59,7 @@ def enable_amp(cfg: Config) -> None:
     wrapper = cfg.optim_wrapper
     name = type_name(wrapper.get("type", PLAIN_WRAPPER))
     if name in (AMP_WRAPPER, AUTO_AMP_WRAPPER):
-        say("--amp: the config has mixed precision already")
+        print_once("--amp: the config has mixed precision already")
     elif name == PLAIN_WRAPPER:
         wrapper.type = AUTO_AMP_WRAPPER
     else:
@@ -68,7 +67,7 @@ def enable_amp(cfg: Config) -> None:
 
 
 def keep_full_precision(cfg: Config) -> None:
-    """Replace a config's `AmpOptimWrapper`, which refuses to work without a GPU, and say so."""
+    """Replace a config's `AmpOptimWrapper`, which refuses to work without a GPU, and print so."""
     wrapper = cfg.optim_wrapper
     device = get_device()
     if type_name(wrapper.get("type")) != AMP_WRAPPER or device not in FULL_PRECISION_DEVICES:
@@ -76,14 +75,14 @@ def keep_full_precision(cfg: Config) -> None:
     wrapper.type = PLAIN_WRAPPER
     for key in AMP_ONLY_KEYS:
         wrapper.pop(key, None)
-    say(f"{AMP_WRAPPER} needs a GPU: training in float32, without mixed precision")
+    print_once(f"{AMP_WRAPPER} needs a GPU: training in float32, without mixed precision")
 
 
 def enable_auto_scale_lr(cfg: Config, path: str) -> None:
     """Turn on the scaling of the learning rate.
 
     Raises:
-        UsageError: The config does not say which batch size its learning rate is for.
+        UsageError: The config does not name the batch size that its learning rate is for.
     """
     settings = cfg.get("auto_scale_lr") or {}
     if "base_batch_size" not in settings:
@@ -91,20 +90,7 @@ def enable_auto_scale_lr(cfg: Config, path: str) -> None:
     cfg.auto_scale_lr.enable = True
 
 
-def check_start(cfg: Config, argument: str) -> None:
-    """Check the checkpoint that training starts from, if any.
-
-    Raises:
-        UsageError: It is missing or unreadable.
-    """
-    path = cfg.get("load_from")
-    if cfg.get("resume") and path is None and os.path.isdir(cfg.work_dir):
-        path = find_latest_checkpoint(cfg.work_dir)
-    if path is not None:
-        check_checkpoint(str(path), argument, resume=bool(cfg.get("resume")))
-
-
-# Testing.
+# --------------------------------------------------------------------------- testing
 
 
 def enable_drawing(cfg: Config, args: argparse.Namespace) -> None:
@@ -171,13 +157,13 @@ def dump_detections(cfg: Config, out: str) -> None:
     """
     if not out.endswith(DUMP_SUFFIXES):
         raise UsageError(f"--out must end in {' or '.join(DUMP_SUFFIXES)}, got {out!r}")
-    metrics = [metric for metric, _ in iter_metrics(cfg.test_evaluator, "")]
+    metrics = [metric for metric, _ in iter_metrics(cfg.test_evaluator)]
     cfg.test_evaluator = [*metrics, {"type": "DumpDetResults", "out_file_path": out}]
 
 
 def write_label_maps(cfg: Config, out: str) -> None:
     """Write a segmentor's predictions as label maps beside computing its metrics."""
-    for metric, _ in iter_metrics(cfg.test_evaluator, ""):
+    for metric, _ in iter_metrics(cfg.test_evaluator):
         metric.output_dir = out
         metric.keep_results = True
 
@@ -196,9 +182,11 @@ def for_scope(
     return table[cfg.default_scope]
 
 
-ENABLE_TTA: Mapping[str, Callable[[Config, str], None]] = MappingProxyType(
-    {"mmdet": enable_detector_tta, "mmseg": enable_segmentor_tta}
-)
-KEEP_PREDICTIONS: Mapping[str, Callable[[Config, str], None]] = MappingProxyType(
-    {"mmdet": dump_detections, "mmseg": write_label_maps}
-)
+ENABLE_TTA: Mapping[str, Callable[[Config, str], None]] = {
+    "mmdet": enable_detector_tta,
+    "mmseg": enable_segmentor_tta,
+}
+KEEP_PREDICTIONS: Mapping[str, Callable[[Config, str], None]] = {
+    "mmdet": dump_detections,
+    "mmseg": write_label_maps,
+}

@@ -2,34 +2,32 @@
 
 The flags are those of OpenMMLab's own tools (mmdet 3.3.0 and mmseg 1.2.2, tools/train.py and
 tools/test.py), which differ between the two packages in a few meanings; the default scope of the
-config decides which applies. A user's mistake is told in one line on stderr with exit code 2,
-before anything is built or written wherever it can be seen that early. Once the first iteration
-has started nothing is caught: a bug in training shows its traceback.
+config decides which applies. A user's mistake is printed in one line on stderr with exit code 2,
+where possible before anything is built or written. Once the first iteration has started nothing is
+caught: a bug in training shows its traceback.
 """
 
 import argparse
-import copy
 import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from mmengine.config import Config, DictAction
 from mmengine.hooks import Hook
-from mmengine.registry import MODELS, RUNNERS, DefaultScope
+from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ...utils.commandline import EXIT_USAGE, OneLineParser, print_error
-from .config import BUILD_ERRORS, NEEDED, describe_error, load_config
-from .data_checks import check_data_contents
+from .checkpoint_checks import check_checkpoint, check_start
+from .config import NEEDED, load_config
+from .errors import BUILD_ERRORS, UsageError, describe_error
 from .flags import (
     ENABLE_TTA,
     KEEP_PREDICTIONS,
-    check_start,
     enable_amp,
     enable_auto_scale_lr,
     enable_drawing,
@@ -37,14 +35,10 @@ from .flags import (
     keep_full_precision,
     set_run,
 )
-from .preflight import UsageError, check_checkpoint, check_data, check_types
+from .preflight import check_run
 from .processes import is_main_process, leave_processes, prepare_processes
 
-# Which data loaders and evaluators a command uses.
-PARTS = MappingProxyType({"train": ("train", "val"), "test": ("test",)})
-
-
-# The command line.
+# --------------------------------------------------------------------------- the command line
 
 
 class ConfigOptions(DictAction):
@@ -135,7 +129,7 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
 
 
-# The two commands.
+# --------------------------------------------------------------------------- the two commands
 
 
 def train(argv: Sequence[str] | None = None) -> int:
@@ -166,8 +160,7 @@ def _run(
             cfg = load_config(args.config, args.cfg_options, NEEDED[command])
             set_run(cfg, args)
             prepare(cfg, args)
-            check_types(cfg, PARTS[command])
-            check_model(cfg, args.config)
+            check_run(cfg, command)
             prepare_processes(cfg)
         with build_errors(cfg, args.config) as started:
             runner = build_runner(cfg)
@@ -184,7 +177,7 @@ def _run(
 
 @contextmanager
 def late_warnings() -> Iterator[None]:
-    """Hold warnings back until all went well: beside an error, they would only hide it."""
+    """Show warnings only once all checks have passed: beside an error, they would hide it."""
     with warnings.catch_warnings(record=True) as caught:
         yield
     for warning in caught:
@@ -192,10 +185,10 @@ def late_warnings() -> Iterator[None]:
 
 
 def prepare_training(cfg: Config, args: argparse.Namespace) -> None:
-    """Apply the flags of tools/train.py to the config and check its files.
+    """Apply the flags of tools/train.py to the config and check what it starts from.
 
     Raises:
-        UsageError: A flag does not fit the config, or a file is missing or unreadable.
+        UsageError: A flag does not fit the config, or the checkpoint is missing or unreadable.
     """
     if args.amp:
         enable_amp(cfg)
@@ -206,21 +199,17 @@ def prepare_training(cfg: Config, args: argparse.Namespace) -> None:
         cfg.resume = True
         cfg.load_from = None if args.resume == "auto" else args.resume
     check_start(cfg, "--resume" if args.resume is not None else "load_from")
-    check_data(cfg, PARTS["train"])
-    check_data_contents(cfg, PARTS["train"])
 
 
 def prepare_testing(cfg: Config, args: argparse.Namespace) -> None:
-    """Apply the flags of tools/test.py to the config and check its files.
+    """Apply the flags of tools/test.py to the config and check the checkpoint.
 
     Raises:
-        UsageError: A flag does not fit the config, or a file is missing or unreadable.
+        UsageError: A flag does not fit the config, or the checkpoint is missing or unreadable.
     """
     check_checkpoint(args.checkpoint, "checkpoint")
     cfg.load_from = args.checkpoint
     cfg.resume = False
-    check_data(cfg, PARTS["test"])
-    check_data_contents(cfg, PARTS["test"])
     if args.show or args.show_dir:
         enable_drawing(cfg, args)
     if args.tta:
@@ -229,11 +218,11 @@ def prepare_testing(cfg: Config, args: argparse.Namespace) -> None:
         for_scope(KEEP_PREDICTIONS, cfg, "--out")(cfg, args.out)
 
 
-# Building and running.
+# --------------------------------------------------------------------------- the run
 
 
 class StartedFlag(Hook):
-    """Knows whether the first iteration has begun: until then, an error is the config's."""
+    """Records whether the first iteration has begun: until then, an error is the config's."""
 
     priority = "VERY_LOW"
 
@@ -241,24 +230,24 @@ class StartedFlag(Hook):
         self.value = False
 
     def before_train(self, runner: Runner) -> None:
-        """Note that training begins."""
+        """Record that training begins."""
         self.value = True
 
     def before_test(self, runner: Runner) -> None:
-        """Note that testing begins."""
+        """Record that testing begins."""
         self.value = True
 
 
 @contextmanager
 def build_errors(cfg: Config, path: str) -> Iterator[StartedFlag]:
-    """Turn errors of building into one line, and take back the work directory made for it.
+    """Turn errors of building into one line, and remove the work directory made for it.
 
     Args:
         cfg: The config.
         path: Its file, for the message.
 
     Yields:
-        The hook to register, which ends this once the loop begins.
+        The hook to register: once the loop has begun, errors pass through.
 
     Raises:
         UsageError: Building failed.
@@ -291,25 +280,6 @@ def remove_folders(folders: Sequence[Path]) -> None:
             folder.rmdir()
         except OSError:  # another run has begun in it
             return
-
-
-def check_model(cfg: Config, path: str) -> None:
-    """Build the model once and throw it away, so that its mistakes show before anything is written.
-
-    The runner builds it again after seeding, which keeps runs comparable with OpenMMLab's tools.
-
-    Raises:
-        UsageError: The model cannot be built.
-    """
-    model = copy.deepcopy(cfg.model)
-    if "data_preprocessor" in cfg:
-        model.setdefault("data_preprocessor", copy.deepcopy(cfg.data_preprocessor))
-    with DefaultScope.overwrite_default_scope(cfg.default_scope), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the second building warns again
-        try:
-            MODELS.build(model)
-        except BUILD_ERRORS as error:
-            raise UsageError(f"config {path!r}, model: {describe_error(error)}") from error
 
 
 def build_runner(cfg: Config) -> Runner:

@@ -1,46 +1,41 @@
-"""The processes of a distributed run: which of them speaks, and how they meet without a GPU."""
+"""The processes of a distributed run: which of them prints, and how they run without a GPU."""
 
 import datetime
 import os
 import time
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 
+from ..config_walk import iter_dicts
 from ..mmcv_ops.finder import mmcv_ops_provider
-from .config_options import iter_dicts
-from .preflight import UsageError
+from .errors import UsageError
 
 GLOO_REST = 0.2  # seconds
-DDP_WRAPPER: Mapping[str, Any] = MappingProxyType(
-    {"type": "MMDistributedDataParallel", "broadcast_buffers": False}
-)
-# Where torchrun, Slurm and Open MPI tell a process its number.
+DDP_WRAPPER: Mapping[str, Any] = {"type": "MMDistributedDataParallel", "broadcast_buffers": False}
+# The variables in which torchrun, Slurm and Open MPI give a process its rank.
 RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
-# mmengine's strategies that work without a GPU: the wrapper of a config that names none, and what
-# keeps any wrapper off the GPU whose number is the process's own.
-STRATEGIES_ON_CPU: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = MappingProxyType(
-    {
-        "DDPStrategy": (DDP_WRAPPER, {"device_ids": None}),
-        "FSDPStrategy": ({}, {"device_id": "cpu"}),
-    }
-)
+# mmengine's strategies that work without a GPU: the wrapper of a config that names none, and the
+# option by which any wrapper does not ask for the GPU of the process's local rank.
+STRATEGIES_ON_CPU: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
+    "DDPStrategy": (DDP_WRAPPER, {"device_ids": None}),
+    "FSDPStrategy": ({}, {"device_id": "cpu"}),
+}
 
 
 def is_main_process() -> bool:
-    """Say whether this is the process that speaks for a distributed run.
+    """Return whether this is the process of a distributed run that prints.
 
-    Asked before mmengine has set up the run, when only the launcher's variables are there.
+    Needed before mmengine has set up the run, when there are only the launcher's variables.
     """
     ranks = (os.environ[name] for name in RANKS if name in os.environ)
     return next(ranks, "0") == "0"
 
 
-def say(message: str) -> None:
+def print_once(message: str) -> None:
     """Print a line, once per distributed run."""
     if is_main_process():
         print(message, flush=True)
@@ -75,7 +70,7 @@ def prepare_processes(cfg: Config) -> None:
     torch.distributed.init_process_group("gloo", timeout=timeout)
     wrap_on_cpu(cfg)
     synchronise_on_cpu(cfg)
-    say(f"no GPU: {torch.distributed.get_world_size()} processes on the CPU, over gloo")
+    print_once(f"no GPU: {torch.distributed.get_world_size()} processes on the CPU, over gloo")
 
 
 def wrap_on_cpu(cfg: Config) -> None:

@@ -10,7 +10,7 @@ pytest.importorskip("mmseg")
 from mmengine.config import Config
 
 from convnext_backbone.openmmlab.tools import config as run_config
-from convnext_backbone.openmmlab.tools.preflight import UsageError
+from convnext_backbone.openmmlab.tools.errors import UsageError
 
 
 @pytest.mark.parametrize(

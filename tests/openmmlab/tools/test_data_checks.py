@@ -16,7 +16,7 @@ from mmengine.config import Config
 import convnext_backbone  # noqa: F401
 from convnext_backbone.openmmlab.tools.config_options import apply_options
 from convnext_backbone.openmmlab.tools.data_checks import check_data_contents
-from convnext_backbone.openmmlab.tools.preflight import UsageError
+from convnext_backbone.openmmlab.tools.errors import UsageError
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 DETECTOR = CONFIGS / "mask_rcnn/mask-rcnn_convnext-t_fpn_8xb2-amp-ms-crop-3x_coco.py"

@@ -12,7 +12,7 @@ pytest.importorskip("mmseg")
 from mmengine.config import Config
 
 from convnext_backbone.openmmlab.tools import launch
-from convnext_backbone.openmmlab.tools.preflight import UsageError
+from convnext_backbone.openmmlab.tools.errors import UsageError
 
 
 def fail(cfg, error, *folders, begun=False):

@@ -7,7 +7,9 @@ pytestmark = pytest.mark.openmmlab
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
 
-from convnext_backbone.openmmlab.tools.preflight import check_checkpoint, check_data, iter_datasets
+from convnext_backbone.openmmlab.config_walk import iter_datasets
+from convnext_backbone.openmmlab.tools.checkpoint_checks import check_checkpoint
+from convnext_backbone.openmmlab.tools.config_checks import check_files
 
 
 def test_wrapped_data_sets_are_found_with_their_names():
@@ -27,11 +29,11 @@ def test_remote_files_are_not_looked_for():
         "ann_file": "annotations/train.json",
         "data_prefix": {"img": "train/"},
     }
-    check_data({"train_dataloader": {"dataset": dataset}}, ("train",))
+    check_files({"train_dataloader": {"dataset": dataset}}, ("train",))
     check_checkpoint("https://example.org/weights.pth", "load_from")
 
 
 def test_absolute_paths_do_not_hang_below_the_data_root(tmp_path):
     (tmp_path / "a.json").touch()
     dataset = {"data_root": "gone/", "ann_file": str(tmp_path / "a.json")}
-    check_data({"test_dataloader": {"dataset": dataset}}, ("test",))
+    check_files({"test_dataloader": {"dataset": dataset}}, ("test",))

@@ -11,7 +11,7 @@ pytest.importorskip("mmseg")
 from mmengine.config import Config
 
 from convnext_backbone.openmmlab.tools import processes as run_processes
-from convnext_backbone.openmmlab.tools.preflight import UsageError
+from convnext_backbone.openmmlab.tools.errors import UsageError
 
 
 def test_only_pytorch_launches_processes_without_a_gpu(monkeypatch):
@@ -27,7 +27,7 @@ def test_one_process_of_a_launcher_speaks(variable, monkeypatch, capsys):
         monkeypatch.delenv(name, raising=False)
     for number in ("0", "1", "10"):
         monkeypatch.setenv(variable, number)
-        run_processes.say(f"from {number}")
+        run_processes.print_once(f"from {number}")
     assert capsys.readouterr().out == "from 0\n"
 
 

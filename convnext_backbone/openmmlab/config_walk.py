@@ -1,0 +1,74 @@
+"""Walking through the nested dicts of an OpenMMLab config."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # `backbone_config` has an error of its own where mmengine is missing
+    from mmengine.config import ConfigDict
+
+
+def iter_dicts(value: Any) -> Iterator["ConfigDict"]:
+    """Yield every dict inside `value`, itself included, outer ones first."""
+    if isinstance(value, Mapping):
+        yield value
+        value = value.values()
+    elif isinstance(value, str) or not isinstance(value, Sequence):
+        return
+    for item in list(value):
+        yield from iter_dicts(item)
+
+
+def iter_datasets(dataset: Any, where: str = "") -> Iterator[tuple["ConfigDict", str]]:
+    """Walk through dataset wrappers down to the data sets that read files.
+
+    Args:
+        dataset: A data set's config, possibly that of a wrapper such as `RepeatDataset`.
+        where: Name of `dataset` in the config.
+
+    Yields:
+        The config of each innermost data set and its name in the config.
+    """
+    if not isinstance(dataset, Mapping):
+        return
+    inner = {key: dataset[key] for key in ("dataset", "datasets") if key in dataset}
+    if not inner:
+        yield dataset, where
+    for key, value in inner.items():
+        if isinstance(value, Mapping):
+            yield from iter_datasets(value, f"{where}.{key}")
+        else:
+            for index, item in enumerate(value or ()):
+                yield from iter_datasets(item, f"{where}.{key}.{index}")
+
+
+def split_datasets(cfg: Mapping[str, Any], split: str) -> list[tuple["ConfigDict", str]]:
+    """List the data sets of "train", "val" or "test" as `iter_datasets` yields them."""
+    loader = cfg.get(f"{split}_dataloader") or {}
+    return list(iter_datasets(loader.get("dataset"), f"{split}_dataloader.dataset"))
+
+
+def iter_metrics(evaluator: Any, where: str = "") -> Iterator[tuple["ConfigDict", str]]:
+    """Walk through an evaluator's config: one metric or a list of them, each with its name."""
+    if isinstance(evaluator, Mapping):
+        yield evaluator, where
+    elif isinstance(evaluator, Sequence) and not isinstance(evaluator, str):
+        for index, metric in enumerate(evaluator):
+            yield from iter_metrics(metric, f"{where}.{index}")
+
+
+def split_metrics(cfg: Mapping[str, Any], split: str) -> list[tuple["ConfigDict", str]]:
+    """List the metrics of "train", "val" or "test" as `iter_metrics` yields them."""
+    return list(iter_metrics(cfg.get(f"{split}_evaluator"), f"{split}_evaluator"))
+
+
+def join_root(root: str | None, path: str) -> str:
+    """Join as mmengine's `BaseDataset` does: an absolute path or a URL stands alone."""
+    from mmengine.utils import is_abs
+
+    return path if not root or is_abs(path) else os.path.join(root, path)
+
+
+def is_remote(path: str) -> bool:
+    """Return whether `path` is a URL or names a storage backend, so that no local file is meant."""
+    return "://" in path

@@ -1,0 +1,101 @@
+"""Checks of the checkpoint that a run starts from."""
+
+import os
+import pickle
+import re
+import struct
+import warnings
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.runner import find_latest_checkpoint
+
+from ..config_walk import is_remote
+from ..patches.mmengine_safe_globals import allow_mmengine_types
+from .errors import UsageError
+
+# What mmengine reads back when a run is resumed.
+_RESUME_KEYS = ("meta", "state_dict", "optimizer", "message_hub")
+# What torch.load raises for bytes that are no checkpoint.
+UNREADABLE = (
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    struct.error,
+)
+
+
+def check_start(cfg: Config, argument: str) -> None:
+    """Check the checkpoint that training starts from, if any.
+
+    Args:
+        cfg: The config; `load_from` and `resume` choose the checkpoint.
+        argument: What the user called it, for the message.
+
+    Raises:
+        UsageError: See `check_checkpoint`.
+    """
+    path = cfg.get("load_from")
+    if cfg.get("resume") and path is None and os.path.isdir(cfg.work_dir):
+        path = find_latest_checkpoint(cfg.work_dir)
+    if path is not None:
+        check_checkpoint(str(path), argument, resume=bool(cfg.get("resume")))
+
+
+def check_checkpoint(path: str, argument: str, *, resume: bool = False) -> None:
+    """Check that a checkpoint exists and loads with `weights_only=True`.
+
+    Args:
+        path: The file; a URL is left to mmengine.
+        argument: What the user called it, for the message.
+        resume: Also require what resuming a run needs.
+
+    Raises:
+        UsageError: It is missing, damaged, holds objects that safe loading refuses, or is not a
+            checkpoint of a run when `resume` is set.
+    """
+    if is_remote(path):
+        return
+    if not os.path.isfile(path):
+        kind = "is a folder, not a checkpoint file" if os.path.isdir(path) else "not found"
+        raise UsageError(f"{argument} {path!r} {kind}")
+    checkpoint = _read_checkpoint(path, argument)
+    if not isinstance(checkpoint, Mapping):
+        kind = type(checkpoint).__name__
+        raise UsageError(f"{argument} {path!r} holds a {kind}, not a checkpoint")
+    missing = [key for key in _RESUME_KEYS if key not in checkpoint]
+    if resume and missing:
+        raise UsageError(
+            f"{argument} {path!r} cannot be resumed: it has no {missing[0]!r}; "
+            "to start from its weights alone use --cfg-options load_from=PATH"
+        )
+
+
+def _read_checkpoint(path: str, argument: str) -> Any:
+    allow_mmengine_types()
+    with warnings.catch_warnings():
+        # torch's hints about pickle protocols do not help a user who chose the wrong file.
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            # mmap spares reading weights that only a later load needs. The format of torch < 1.6
+            # cannot be mapped.
+            mmap = zipfile.is_zipfile(path)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        except UNREADABLE as error:
+            raise UsageError(f"{argument} {path!r} {_refusal(error)}") from error
+
+
+def _refusal(error: BaseException) -> str:
+    """Return in a few words why torch did not load a file; its own message is a page of advice."""
+    refused = re.search(r"(?:GLOBAL|global|class) ([\w.]+) ", str(error))
+    if isinstance(error, pickle.UnpicklingError) and refused:
+        return f"holds {refused[1]}, which safe loading refuses: only tensors and plain data load"
+    return "is not a readable checkpoint: it is damaged, or torch.save did not write it"

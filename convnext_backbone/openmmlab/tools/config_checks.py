@@ -1,0 +1,114 @@
+"""Checks of a config by itself: its files exist, its types are registered, its model is built."""
+
+import copy
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.registry import (
+    DATASETS,
+    HOOKS,
+    METRICS,
+    MODELS,
+    OPTIM_WRAPPERS,
+    OPTIMIZERS,
+    TRANSFORMS,
+    DefaultScope,
+    Registry,
+)
+
+from ..config_walk import is_remote, join_root, split_datasets, split_metrics
+from .errors import BUILD_ERRORS, UsageError, describe_error
+
+
+def check_files(cfg: Mapping[str, Any], splits: Sequence[str]) -> None:
+    """Check that the annotation files and folders of every data set and metric exist.
+
+    Raises:
+        UsageError: One is missing.
+    """
+    for split in splits:
+        for dataset, where in split_datasets(cfg, split):
+            root = dataset.get("data_root")
+            ann_file = dataset.get("ann_file") or ""
+            if isinstance(ann_file, str) and ann_file:
+                _require(join_root(root, ann_file), f"{where}.ann_file", "annotation file")
+            for key, prefix in (dataset.get("data_prefix") or {}).items():
+                if isinstance(prefix, str):
+                    _require(join_root(root, prefix), f"{where}.data_prefix.{key}", "folder")
+        for metric, where in split_metrics(cfg, split):
+            ann_file = metric.get("ann_file")
+            if isinstance(ann_file, str):
+                _require(ann_file, f"{where}.ann_file", "annotation file")
+
+
+def _require(path: str, where: str, kind: str) -> None:
+    if not path or is_remote(path):
+        return
+    exists = os.path.isdir(path) if kind == "folder" else os.path.isfile(path)
+    if not exists:
+        raise UsageError(f"{kind} {path!r} not found ({where})")
+
+
+def check_types(cfg: Config, splits: Sequence[str]) -> None:
+    """Check that the types which mmengine looks up late are registered.
+
+    The model is not among them: `check_model` builds it.
+
+    Raises:
+        UsageError: A type is unknown.
+    """
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        for registry, type_, where in _iter_types(cfg, splits):
+            if isinstance(type_, str) and not _is_registered(registry, type_):
+                raise UsageError(f"{where}: {type_!r} is not among mmengine's {registry.name}s")
+
+
+def _is_registered(registry: Registry, type_: str) -> bool:
+    """Look a type up as building it will: in the scope of the config, then in the root."""
+    with registry.switch_scope_and_registry(None) as scoped:
+        return scoped.get(type_) is not None
+
+
+def _iter_types(cfg: Config, splits: Sequence[str]) -> Iterator[tuple[Registry, Any, str]]:
+    """Walk through the types of data sets, their transforms, metrics, optimizer and hooks.
+
+    Yields:
+        The registry, the type and its name in the config.
+    """
+    for split in splits:
+        for dataset, where in split_datasets(cfg, split):
+            yield DATASETS, dataset.get("type"), f"{where}.type"
+            for index, step in enumerate(dataset.get("pipeline") or ()):
+                yield TRANSFORMS, step.get("type"), f"{where}.pipeline.{index}.type"
+        for metric, where in split_metrics(cfg, split):
+            yield METRICS, metric.get("type"), f"{where}.type"
+    wrapper = cfg.get("optim_wrapper") or {}
+    yield OPTIM_WRAPPERS, wrapper.get("type"), "optim_wrapper.type"
+    optimizer = wrapper.get("optimizer") or {}
+    yield OPTIMIZERS, optimizer.get("type"), "optim_wrapper.optimizer.type"
+    for name, hook in (cfg.get("default_hooks") or {}).items():
+        yield HOOKS, (hook or {}).get("type"), f"default_hooks.{name}.type"
+    for index, hook in enumerate(cfg.get("custom_hooks") or ()):
+        yield HOOKS, hook.get("type"), f"custom_hooks.{index}.type"
+
+
+def check_model(cfg: Config, splits: Sequence[str]) -> None:
+    """Build the model once and throw it away, so that its mistakes show before anything is written.
+
+    The runner builds it again after seeding, which keeps runs comparable with OpenMMLab's tools.
+
+    Raises:
+        UsageError: The model cannot be built.
+    """
+    model = copy.deepcopy(cfg.model)
+    if "data_preprocessor" in cfg:
+        model.setdefault("data_preprocessor", copy.deepcopy(cfg.data_preprocessor))
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the second building warns again
+        try:
+            MODELS.build(model)
+        except BUILD_ERRORS as error:
+            raise UsageError(f"config {cfg.filename!r}, model: {describe_error(error)}") from error

@@ -1,0 +1,32 @@
+"""Mistakes in what the user gave, and what OpenMMLab raises for them."""
+
+import traceback
+from pathlib import Path
+
+from ...utils.commandline import one_line
+
+# What OpenMMLab's constructors raise for wrong arguments.
+BUILD_ERRORS = (
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    TypeError,
+    ValueError,
+)
+# A config is a program: these are what its mistakes raise.
+CONFIG_ERRORS = (*BUILD_ERRORS, ArithmeticError, NameError, RuntimeError, SyntaxError)
+
+
+class UsageError(Exception):
+    """A mistake in what the user gave: printed in one line, with exit code 2."""
+
+
+def describe_error(error: BaseException) -> str:
+    """Return an error's type, its message and the line that raised it, in one line."""
+    text = f"{type(error).__name__}: {one_line(error)}"
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, SyntaxError) or not frames:  # a SyntaxError's text names its line
+        return text
+    return f"{text} [{Path(frames[-1].filename).name}:{frames[-1].lineno}]"
