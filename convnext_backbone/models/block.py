@@ -6,17 +6,11 @@ Papers: ConvNeXt (arXiv 2201.03545, section 2 and figure 4), ConvNeXt V2 (arXiv 
 Axes: N batch, C channels, H height, W width.
 """
 
-from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import (
-    checkpoint,
-    create_selective_checkpoint_contexts,
-    noop_context_fn,
-)
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from .config import ConvNextConfig
 from .layers import ACTIVATIONS, DepthwiseConv2d, DropPath, GlobalResponseNorm
@@ -31,10 +25,7 @@ _SAVED_OPS = [
     torch.ops.aten.mm.default,
     torch.ops.aten.linear.default,
 ]
-_CHECKPOINT_CONTEXTS: Mapping[bool | str, Callable[[], Any]] = {
-    "selective": partial(create_selective_checkpoint_contexts, _SAVED_OPS),
-    True: noop_context_fn,
-}
+_SELECTIVE = partial(create_selective_checkpoint_contexts, _SAVED_OPS)
 
 
 class Block(nn.Module):
@@ -90,11 +81,13 @@ class Stage(nn.Sequential):
         """Run the blocks on `input` (N, C, H, W)."""
         x = input
         for block in self:
-            # Without gradients nothing is held, so there is nothing to recompute.
-            if self.with_cp and torch.is_grad_enabled():
-                x = checkpoint(
-                    block, x, use_reentrant=False, context_fn=_CHECKPOINT_CONTEXTS[self.with_cp]
-                )
-            else:
-                x = block(x)
+            x = self._run(block, x)
         return x
+
+    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
+        # Without gradients nothing is held, so there is nothing to recompute.
+        if not self.with_cp or not torch.is_grad_enabled():
+            return block(x)
+        if self.with_cp == "selective":
+            return checkpoint(block, x, use_reentrant=False, context_fn=_SELECTIVE)
+        return checkpoint(block, x, use_reentrant=False)

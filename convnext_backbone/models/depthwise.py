@@ -117,17 +117,20 @@ def _weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, dilation: Pair) ->
     per_row = max(w * kw * c, 1)
     rows = min(h, max(1, _TILE // per_row))
     images = max(1, _TILE // (per_row * rows)) if rows == h else 1
-    # One sum (KW * C,) for each row of the kernel.
+    # One sum (KW, C) for each row of the kernel.
     sums = [torch.zeros((), dtype=sum_dtype, device=x.device)] * kh
+    # `narrow`, since vmap has no rule for what indexing makes of a slice that takes everything.
     for first in range(0, n, images):
+        count = min(images, n - first)
         for top in range(0, h, rows):
-            g = grad[first : first + images, top : top + rows].to(sum_dtype).unsqueeze(3)
-            tile = padded[first : first + images, top : top + rows + 2 * ph].to(sum_dtype)
+            height = min(rows, h - top)
+            g = grad.narrow(0, first, count).narrow(1, top, height).to(sum_dtype).unsqueeze(3)
+            tile = padded.narrow(0, first, count).narrow(1, top, height + 2 * ph).to(sum_dtype)
             for i in range(kh):
-                line = tile[:, i * dh : i * dh + g.shape[1]]
+                line = tile.narrow(1, i * dh, height)
                 # (n, h, w, KW, C): entry j of the fourth axis is the map shifted by j * DW pixels.
                 shifted = line.unfold(2, w, 1)[:, :, ::dw].permute(0, 1, 4, 2, 3)
-                sums[i] = sums[i] + (shifted * g).flatten(3).sum(dim=(0, 1, 2))
-    summed = torch.stack([s.expand(kw * c) for s in sums]).view(kh, kw, c)
+                sums[i] = sums[i] + (shifted * g).sum(dim=(0, 1, 2))
+    summed = torch.stack([s.expand(kw, c) for s in sums])  # (KH, KW, C)
     # Contiguous, like the weight: DistributedDataParallel warns of other strides and copies.
     return summed.permute(2, 0, 1).unsqueeze(1).to(weight.dtype).contiguous()

@@ -4,9 +4,15 @@ import copy
 
 import pytest
 import torch
+from helpers import reference
 from torch import nn
+from torch.nn.utils import parametrize, prune
 
-from convnext_backbone import ConvNextBackbone
+from convnext_backbone import ConvNextBackbone, ConvNextConfig, ConvNextForImageClassification
+from convnext_backbone.inference import OptimizedModule, optimize_for_inference, pack
+from convnext_backbone.inference.fold import fold_block
+from convnext_backbone.models.block import Block
+from convnext_backbone.models.layers import LayerNorm2d
 
 VERSIONS = pytest.mark.parametrize("use_grn", [False, True], ids=["v1", "v2"])
 # ||error|| / ||map|| against double precision
@@ -85,11 +91,13 @@ def test_its_maps_may_feed_a_head_that_trains():
     assert head.weight.grad is not None
 
 
-def test_it_is_a_backbone_and_may_be_copied():
+def test_it_says_what_the_backbone_says_and_may_be_copied():
     b = build()
     optimized = b.optimize_for_inference()
-    assert isinstance(optimized, ConvNextBackbone)
-    assert (optimized.channels, optimized.strides) == (b.channels, b.strides)
+    assert isinstance(optimized, OptimizedModule)
+    assert type(optimized.network) is ConvNextBackbone
+    for name in ("channels", "strides", "out_features", "config"):
+        assert getattr(optimized, name) == getattr(b, name)
     x = torch.randn(1, 3, 40, 40)
     for got, e in zip(copy.deepcopy(optimized)(x), optimized(x), strict=True):
         assert torch.equal(got, e)
@@ -111,8 +119,6 @@ def test_other_activations_are_optimized_too():
 
 
 def test_a_classifier_is_optimized_too():
-    from convnext_backbone import ConvNextForImageClassification
-
     model = ConvNextForImageClassification(
         hidden_sizes=(16, 24), depths=(1, 1), layer_scale_init_value=0.5, num_labels=5
     ).eval()
@@ -158,7 +164,19 @@ def test_bad_arguments_are_refused_by_name(options, error, message):
 
 
 def test_what_would_break_it_is_refused(tmp_path):
-    fast = build().optimize_for_inference()
+    b = build()
+    fast = b.optimize_for_inference()
+    detector = nn.ModuleDict({"backbone": fast, "head": nn.Linear(2, 2)})
+    for use in (
+        fast.state_dict,
+        detector.state_dict,
+        lambda: fast.load_state_dict(b.state_dict(), strict=False),
+        lambda: detector.load_state_dict({}, strict=False),
+    ):
+        with pytest.raises(RuntimeError, match=r"an optimized module cannot be (saved|loaded)"):
+            use()
+    with pytest.raises(TypeError, match=r"module must be a ConvNextBackbone.*got Linear"):
+        optimize_for_inference(nn.Linear(2, 2))
     assert fast.to("cpu") is fast
     assert fast.to(torch.float32) is fast
     for use in (lambda: fast.to(torch.bfloat16), fast.half, fast.init_weights):
@@ -170,3 +188,179 @@ def test_what_would_break_it_is_refused(tmp_path):
         fast(torch.zeros(1, 3, 32, 32).numpy())
     with pytest.raises(TypeError, match=r"must be floating point, got torch\.uint8"):
         fast(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+
+
+# The packed block, tile by tile
+
+
+def blocks(use_grn, channels=8):
+    config = ConvNextConfig(
+        hidden_sizes=(channels,), depths=(1,), use_grn=use_grn,
+        layer_scale_init_value=0.0 if use_grn else 0.5,
+    )  # fmt: skip
+    block = Block(config, channels, 0.0).eval()
+    for p in block.parameters():
+        nn.init.normal_(p, mean=float(p.ndim == 1), std=0.3)
+    return block
+
+
+@VERSIONS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(2, 8, 5, 3), (1, 8, 33, 40), (5, 8, 7, 7), (3, 8, 20, 21), (0, 8, 4, 4)], ids=str
+)
+def test_a_packed_block_equals_the_papers_in_one_tile_and_in_many(
+    shape, dtype, use_grn, monkeypatch
+):
+    monkeypatch.setattr(pack, "_TILE", 1 << 12)
+    monkeypatch.setattr(pack, "_MIN_ROWS", 50)
+    block, x = blocks(use_grn), torch.randn(shape).to(dtype)
+    packed = pack.PackedBlock(fold_block(block).to(dtype))
+    expected = reference.block({k: v.double() for k, v in block.state_dict().items()}, x.double())
+    kept = x.clone()
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        with torch.no_grad():
+            got = packed(x.to(memory_format=memory_format))
+        assert got.shape == expected.shape
+        if x.numel():
+            assert relative(got, expected) <= TOLERANCE[dtype]
+    assert torch.equal(x, kept)
+
+
+def test_unmodified_parts_are_packed_where_onednn_takes_the_dtype():
+    fast = build().optimize_for_inference()
+    kinds = [type(m).__name__ for m in fast.modules()]
+    assert kinds.count("PackedBlock") == 4
+    assert kinds.count("PackedPatchConv") == 3
+    assert "PackedBlock" not in [
+        type(m).__name__ for m in build().optimize_for_inference(dtype=torch.float64).modules()
+    ]
+
+
+# What was altered acts in the optimized form, or is refused by name
+
+
+class Bent(nn.Module):
+    def forward(self, x):
+        return x.abs() + 0.1
+
+
+def _bend(module, inputs, output):
+    return output.abs() + 0.1
+
+
+def _tie(b):
+    b.stages[0][1].pwconv1 = b.stages[0][0].pwconv1
+
+
+def _tie_weights(b):
+    b.stages[0][1].pwconv2.weight = b.stages[0][0].pwconv2.weight
+    b.stages[0][1].norm.bias = b.stages[0][0].norm.bias
+
+
+def _tie_memory(b):
+    b.stages[0][1].pwconv2.weight = nn.Parameter(b.stages[0][0].pwconv2.weight.data)
+
+
+def _share_block(b):
+    b.stages[0][1] = b.stages[0][0]
+
+
+def _share_norm(b):
+    b.stages[0][1].norm = b.stages[0][0].norm
+
+
+def _compute_weight(path):
+    def alter(b):
+        layer = b.get_submodule(path)
+        weight = layer.weight.detach() + torch.zeros(1, requires_grad=True)
+        del layer.weight
+        layer.weight = weight * 1.5
+
+    return alter
+
+
+def _replace(path, make):
+    def alter(b):
+        parent, _, name = path.rpartition(".")
+        setattr(b.get_submodule(parent), name, make())
+
+    return alter
+
+
+STEM, NORM, CONV = "downsample_layers.0.0", "downsample_layers.1.0", "downsample_layers.1.1"
+PARTS = (STEM, "downsample_layers.0.1", NORM, CONV)
+HOOKED = (
+    *PARTS,
+    "downsample_layers.0",
+    "downsample_layers.1",
+    "stages.0",
+    "stages.0.1",
+    "norms.stem",
+)
+ALTERED = {
+    **{f"hook on {path}": lambda b, path=path: b.get_submodule(path).register_forward_hook(_bend)
+       for path in HOOKED},
+    **{f"pruned {path}": lambda b, path=path: prune.l1_unstructured(
+        b.get_submodule(path), "weight", 0.5) for path in (*PARTS, "stages.0.1.norm")},
+    **{f"pruned bias {path}": lambda b, path=path: prune.random_unstructured(
+        b.get_submodule(path), "bias", 0.5) for path in (*PARTS, "stages.0.1.pwconv2")},
+    **{f"parametrized {path}": lambda b, path=path: parametrize.register_parametrization(
+        b.get_submodule(path), "weight", Bent()) for path in PARTS},
+    **{f"computed {path}": _compute_weight(path) for path in (*PARTS, "stages.0.1.pwconv1")},
+    "weight norm": lambda b: nn.utils.parametrizations.weight_norm(b.downsample_layers[1][1]),
+    "old weight norm": lambda b: nn.utils.weight_norm(b.downsample_layers[1][1]),
+    "non-affine norm": _replace(
+        NORM, lambda: LayerNorm2d(16, eps=1e-6, elementwise_affine=False)),
+    "non-affine stem norm": _replace(
+        "downsample_layers.0.1", lambda: LayerNorm2d(16, eps=1e-6, elementwise_affine=False)),
+    "norm without bias": lambda b: setattr(b.downsample_layers[1][0], "bias", None),
+    "conv without bias": lambda b: setattr(b.downsample_layers[1][1], "bias", None),
+    "stem without bias": lambda b: setattr(b.downsample_layers[0][0], "bias", None),
+    "overlapping downsampling": _replace(CONV, lambda: nn.Conv2d(16, 24, 3, 2, padding=1)),
+    "dilated downsampling": _replace(CONV, lambda: nn.Conv2d(16, 24, 2, 1, dilation=2)),
+    "another norm": _replace(NORM, lambda: nn.BatchNorm2d(16)),
+    "another layer more": lambda b: b.downsample_layers[1].append(Bent()),
+    "another downsampling": _replace(
+        "downsample_layers.1", lambda: nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(16, 24, 1))),
+    "tied layers": _tie, "tied weights": _tie_weights, "tied memory": _tie_memory,
+    "one block twice": _share_block, "one norm in two blocks": _share_norm,
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
+@VERSIONS
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("name", ALTERED)
+def test_what_was_altered_acts_in_the_optimized_form(name, dtype, use_grn):
+    b = build(use_grn)
+    x = torch.randn(2, 3, 64, 48)
+    ALTERED[name](b)
+    b.eval()
+    with torch.no_grad():
+        expected = [m.double() for m in b(x)]
+    optimized = b.optimize_for_inference(dtype=dtype)
+    for got, e in zip(optimized(x), expected, strict=True):
+        assert relative(got, e) <= max(2e-6, 4 * TOLERANCE[dtype])
+    # and the original is as it was
+    with torch.no_grad():
+        for got, e in zip(b(x), expected, strict=True):
+            torch.testing.assert_close(got.double(), e, rtol=0, atol=0)
+
+
+def test_hooks_that_see_every_module_keep_every_module():
+    b, seen = build(), []
+    handle = nn.modules.module.register_module_forward_hook(lambda m, i, o: seen.append(type(m)))
+    try:
+        optimized = b.optimize_for_inference()
+        optimized(torch.randn(1, 3, 32, 32))
+    finally:
+        handle.remove()
+    assert seen.count(Block) == 4
+
+
+def test_gradcam_like_hooks_on_the_optimized_network_are_called():
+    optimized, seen = build().optimize_for_inference(), []
+    optimized.network.stages[-1].register_forward_hook(lambda m, i, o: seen.append(o.shape))
+    optimized(torch.randn(1, 3, 32, 32))
+    assert seen == [(1, 32, 2, 2)]

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from timm.layers import GlobalResponseNormMlp
+from torch import nn
 from torch.autograd import gradcheck
 
 from convnext_backbone.models.layers import ACTIVATIONS, DropPath, GlobalResponseNorm, LayerNorm2d
@@ -124,3 +125,147 @@ def test_activation_names_are_those_of_transformers():
     x = torch.linspace(-4, 4, 101, dtype=torch.float64)
     for name, build in ACTIVATIONS.items():
         torch.testing.assert_close(build()(x), ACT2FN[name](x), rtol=0, atol=1e-12)
+
+
+# The layers against torch's own operations, in every dtype, layout and transform
+
+
+class PlainNorm(nn.LayerNorm):
+    """LayerNorm2d of torch's own layer."""
+
+    def forward(self, x):
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class PlainGrn(nn.Module):
+    """GlobalResponseNorm of torch's `vector_norm`."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.gamma, self.beta = (nn.Parameter(torch.zeros(channels)) for _ in range(2))
+
+    def forward(self, x):
+        wide = torch.promote_types(x.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True, dtype=wide)
+        share = norm / (norm.mean(dim=-1, keepdim=True) + 1e-6)
+        return (self.gamma * (x * share) + self.beta + x).to(x.dtype)
+
+
+LAYERS = {"norm": (LayerNorm2d, PlainNorm), "grn": (GlobalResponseNorm, PlainGrn)}
+ON_LAYERS = pytest.mark.parametrize("name", LAYERS)
+LAYOUTS = {
+    "contiguous": lambda x: x.contiguous(),
+    "channels_last": lambda x: x.to(memory_format=torch.channels_last),
+    "expanded": lambda x: x[:1].expand_as(x),
+    "empty": lambda x: x[:0],
+}
+TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 3e-2, torch.float16: 4e-3, torch.float64: 1e-12}
+
+
+def pair(name, dtype=torch.float64):
+    """Our layer and torch's, of 6 channels, with equal parameters."""
+    made = [cls(6).to(dtype) for cls in LAYERS[name]]
+    for ours, theirs in zip(*(layer.parameters() for layer in made), strict=True):
+        nn.init.normal_(ours)
+        theirs.data.copy_(ours.data)
+    return made
+
+
+def maps(dtype=torch.float64, n=2):
+    return torch.randn(n, 6, 6, 6).to(dtype)  # of 6 channels on either side
+
+
+def close(results, tolerance=1e-9):
+    ours, theirs = results
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+@ON_LAYERS
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_values_and_gradients_equal_torchs(dtype, layout, name):
+    ours, theirs = pair(name, dtype)
+    x, grad = LAYOUTS[layout](maps(dtype)), LAYOUTS[layout](maps(dtype))
+    results = []
+    for layer, wide in ((ours, torch.Tensor.clone), (theirs.double(), torch.Tensor.double)):
+        leaf = wide(x).requires_grad_()
+        y = layer(leaf)
+        results.append([y, *torch.autograd.grad(y, (leaf, *layer.parameters()), wide(grad))])
+    for got, expected in zip(*results, strict=True):
+        assert got.dtype == dtype
+        assert got.shape == expected.shape
+        error = (got.double() - expected).norm() / expected.norm().clamp_min(1e-30)
+        assert error <= TOLERANCE[dtype]
+
+
+@ON_LAYERS
+def test_transforms_equal_torchs(name):
+    x, tangent = maps(), maps()
+
+    def transforms(layer):
+        p = {k: v.detach() for k, v in layer.named_parameters()}
+        run = lambda p, x: torch.func.functional_call(layer, p, (x,))  # noqa: E731
+        loss = lambda p, x: run(p, x[None]).sin().sum()  # noqa: E731
+        torch.manual_seed(1)
+        directions = {k: torch.randn_like(v) for k, v in p.items()}
+        small = x[:1, :, :2] if name == "grn" else x[:1, :, :, :2]
+        return [
+            torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(p, x),
+            torch.func.jvp(run, (p, x), (directions, tangent)),
+            torch.autograd.functional.jacobian(lambda x: run(p, x), small, vectorize=True),
+            torch.autograd.functional.hessian(
+                lambda x: run(p, x).pow(3).sum(), small, vectorize=True
+            ),
+        ]
+
+    close([transforms(layer) for layer in pair(name)])
+
+
+@ON_LAYERS
+def test_double_backward_equals_torchs(name):
+    x = maps()
+
+    def twice(layer):
+        leaf = x.clone().requires_grad_()
+        (first,) = torch.autograd.grad(layer(leaf).pow(3).sum(), leaf, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), (leaf, *layer.parameters())[:2])
+
+    close([twice(layer) for layer in pair(name)])
+
+
+@ON_LAYERS
+@pytest.mark.parametrize("amp", [torch.float16, torch.bfloat16], ids=str)
+def test_autocast_gives_torchs_values(amp, name):
+    x = maps(amp)
+    with torch.autocast("cpu", dtype=amp):
+        ours, theirs = (layer(x) for layer in pair(name, torch.float32))
+    assert ours.dtype == theirs.dtype
+    error = (ours.double() - theirs.double()).norm() / theirs.double().norm()
+    assert error <= TOLERANCE[amp]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_grn_of_a_nearly_silent_channel_has_torchs_gradients_in_half_precision(dtype):
+    ours, theirs = pair("grn", dtype)
+    x = maps(dtype)
+    x[..., 2] = 1.2e-7  # subnormal in fp16, and its square is nothing there
+    results = []
+    for layer, wide in ((ours, torch.Tensor.clone), (theirs.double(), torch.Tensor.double)):
+        leaf = wide(x).requires_grad_()
+        y = layer(leaf)
+        results.append(torch.autograd.grad(y, (leaf, *layer.parameters()), torch.ones_like(y)))
+    for got, expected in zip(*results, strict=True):
+        assert torch.isfinite(got).all()
+        assert (got.double() - expected).norm() / expected.norm() <= TOLERANCE[dtype]
+
+
+def test_grn_of_silent_channels_has_finite_gradients_of_all_orders():
+    layer = pair("grn")[0]
+    x = maps()
+    x[..., :2] = 0
+    x[1] = 0
+    leaf = x.requires_grad_()
+    (first,) = torch.autograd.grad(layer(leaf).pow(3).sum(), leaf, create_graph=True)
+    second = torch.autograd.grad(first.square().sum(), (leaf, layer.gamma))
+    assert torch.isfinite(first).all()
+    assert all(torch.isfinite(g).all() for g in second)

@@ -4,15 +4,14 @@ import copy
 
 import pytest
 import torch
+from helpers import reference
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from convnext_backbone import ConvNextBackbone
-from convnext_backbone.kernels import use_kernels
-from convnext_backbone.models.trunk import WITH_CP, Block
+from convnext_backbone.models.block import WITH_CP, Block
 
 VERSIONS = pytest.mark.parametrize("use_grn", [False, True], ids=["v1", "v2"])
-# One size below which blocks are trained by plain autograd, one above which they are tiled.
-SIZES = pytest.mark.parametrize("side", [128, 640])
 
 
 def build(use_grn=False, **fields):
@@ -27,31 +26,39 @@ def build(use_grn=False, **fields):
     return b
 
 
-def held_bytes(backbone, x):
-    """Bytes of the distinct storages that autograd saves, parameters left out."""
-    own = {p.untyped_storage().data_ptr() for p in backbone.parameters()}
-    held = {}
+def held_bytes(run):
+    """Bytes that are allocated in `run` and still there after it: outputs, saved tensors, caches.
 
-    def pack(t):
-        held[t.untyped_storage().data_ptr()] = t  # kept alive, so that no address comes twice
-        return t
+    Counted by torch's profiler, as hooks on saved tensors do not see what selective checkpointing
+    keeps in its own cache.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        output = run()  # noqa: F841 - keeps the graph alive
+    # What an operation allocates and frees is its own; what Python frees later is "[memory]".
+    return sum(
+        event.cpu_memory_usage if event.name == "[memory]" else event.self_cpu_memory_usage
+        for event in profiler.events()
+    )
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        maps = backbone(x)
-    assert all(m.requires_grad for m in maps)
-    return sum(t.untyped_storage().nbytes() for key, t in held.items() if key not in own)
+
+def test_bytes_are_counted_as_by_hand():
+    x = torch.randn(1000, 64, requires_grad=True)
+    layers = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 32))
+    # the output of each layer; the first and the second are saved, the third is the output
+    assert held_bytes(lambda: layers(x)) == 4 * 1000 * (64 + 64 + 32)
+    with torch.no_grad():
+        assert held_bytes(lambda: layers(x)) == 4 * 1000 * 32
 
 
 @VERSIONS
-@SIZES
-def test_the_levels_hold_little(use_grn, side):
-    b, x = build(use_grn), torch.randn(1, 3, side, side)
+def test_the_levels_hold_little(use_grn):
+    b, x = build(use_grn), torch.randn(1, 3, 256, 256)
     held = {}
     for level in WITH_CP:
         b.with_cp = level
-        held[level] = held_bytes(b, x)
-    assert held["selective"] <= 0.6 * held[False]
-    assert held[True] <= 0.2 * held[False]
+        held[level] = held_bytes(lambda: b(x))
+    assert held["selective"] <= 0.65 * held[False]
+    assert held[True] <= 0.25 * held[False]
 
 
 def step(backbone, x):
@@ -69,11 +76,10 @@ def relative(got, expected):
 
 
 @VERSIONS
-@SIZES
 @pytest.mark.parametrize("level", ["selective", True])
-def test_the_levels_change_no_output_and_no_gradient(level, use_grn, side):
+def test_the_levels_change_no_output_and_no_gradient(level, use_grn):
     plain = build(use_grn, drop_path_rate=0.4)
-    x = torch.randn(3, 3, 64, 72) if side == 128 else torch.randn(1, 3, side, side)
+    x = torch.randn(3, 3, 64, 72)
     expected = step(plain, x)
     plain.with_cp = level
     for got, e in zip(step(plain, x), expected, strict=True):
@@ -82,57 +88,43 @@ def test_the_levels_change_no_output_and_no_gradient(level, use_grn, side):
 
 @VERSIONS
 @pytest.mark.parametrize("level", WITH_CP)
-def test_the_quick_paths_have_the_gradients_of_the_definition_in_double(level, use_grn):
-    b = build(use_grn, with_cp=level)
-    exact = copy.deepcopy(b).double()
-    exact.with_cp = False
-    x = torch.randn(2, 3, 75, 64)
-    with use_kernels(cpu=False):
-        expected = step(exact, x.double())
-    for got, e in zip(step(b, x), expected, strict=True):
-        assert relative(got.double(), e) <= 1e-6
-
-
-@VERSIONS
-@pytest.mark.parametrize("level", WITH_CP)
-def test_autocast_trains_near_full_precision(level, use_grn):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_trains_near_full_precision(dtype, level, use_grn):
     b = build(use_grn, with_cp=level)
     x = torch.randn(2, 3, 64, 64)
     expected = step(b, x)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=dtype):
         got = step(b, x)
-        with use_kernels(cpu=False):
-            b.with_cp = False
-            definition = step(b, x)
-    for g, d, e in zip(got, definition, expected, strict=True):
-        # sums that nearly cancel stray further, in the definition as well
-        bound = max(8 * torch.finfo(torch.bfloat16).eps, 1.5 * relative(d.float(), e))
+        run_by_parts = copy.deepcopy(b)
+        run_by_parts.forward = lambda x: tuple(reference.by_parts(run_by_parts, x))
+        theirs = step(run_by_parts, x)
+    for g, d, e in zip(got, theirs, expected, strict=True):
+        assert g.dtype == d.dtype
+        # sums that nearly cancel stray further, in torch's own layers as well
+        bound = max(8 * torch.finfo(dtype).eps, 1.5 * relative(d.float(), e))
         assert relative(g.float(), e) <= bound
 
 
-@pytest.mark.parametrize("level", WITH_CP)
-def test_autocast_gives_the_dtype_of_the_definition(level):
-    b, x = build(with_cp=level), torch.randn(1, 3, 32, 32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        got = [m.dtype for m in b(x)]
-        with use_kernels(cpu=False):
-            b.with_cp = False
-            assert got == [m.dtype for m in b(x)]
-
-
 @VERSIONS
-def test_a_second_gradient_passes_through_every_level(use_grn):
+def test_a_second_gradient_passes_through_full_checkpointing(use_grn):
     b, x = build(use_grn).double(), torch.randn(1, 3, 32, 32).double()
     found = {}
-    for level in WITH_CP:
+    for level in (False, True):
         b.with_cp = level
         b.zero_grad()
         leaf = x.clone().requires_grad_()
         (first,) = torch.autograd.grad(b(leaf)[1].square().sum(), leaf, create_graph=True)
         first.square().sum().backward()
         found[level] = b.stages[0][0].pwconv1.weight.grad.clone()
-    for level in ("selective", True):
-        assert relative(found[level], found[False]) <= 1e-8
+    assert relative(found[True], found[False]) <= 1e-8
+
+
+def test_a_second_backward_pass_through_selective_checkpointing_is_refused_by_name():
+    """torch's selective checkpointing lets go of what it saved in the first one."""
+    b, x = build(with_cp="selective"), torch.randn(1, 3, 32, 32, requires_grad=True)
+    (first,) = torch.autograd.grad(b(x)[1].square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="selective activation checkpoint"):
+        first.square().sum().backward()
 
 
 @pytest.mark.parametrize("level", WITH_CP)
