@@ -10,6 +10,7 @@ L levels, P points.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -90,6 +91,8 @@ def _attention(shapes: Tensor, starts: Tensor) -> Callable[[Tensor, Tensor, Tens
     return attend
 
 
+# --------------------------------------------------------------------------- PSA masks
+
 _COLLECT = 0
 
 
@@ -109,7 +112,7 @@ def psamask_forward(
 
     Args:
         input: `(N, h_mask * w_mask, H, W)`.
-        output: `(N, H * W, H, W)`, filled in place. `[n, q, p]` is what pixel p says of pixel q
+        output: `(N, H * W, H, W)`, filled in place. `[n, q, p]` is the mask of pixel p at pixel q
             when collecting, `[n, p, q]` when distributing; 0 where q lies outside p's mask.
         psa_type: 0 collect, 1 distribute.
         num_: N.
@@ -120,14 +123,8 @@ def psamask_forward(
         half_h_mask: Row of the mask that lies on the pixel itself.
         half_w_mask: Its column.
     """
-    mask_size, centre = (h_mask, w_mask), (half_h_mask, half_w_mask)
-    cell, inside = _mask_cells(input, (h_feature, w_feature), mask_size, centre)
-    # [n, q, p] = input[n, cell of q in the mask of p, p]
-    spread = input.flatten(2).gather(1, cell.expand(num_, -1, -1))
-    spread = spread.masked_fill(~inside, 0)
-    if psa_type != _COLLECT:
-        spread = spread.transpose(1, 2)
-    output.copy_(spread.reshape(output.shape))
+    size, mask_size = (h_feature, w_feature), (h_mask, w_mask)
+    output.copy_(_spread(psa_type, size, mask_size, (half_h_mask, half_w_mask), input))
 
 
 def psamask_backward(
@@ -143,31 +140,33 @@ def psamask_backward(
     half_w_mask: int,
 ) -> None:
     """Gradient of `psamask_forward` for `input`, written into `grad_input`."""
-    mask_size, centre = (h_mask, w_mask), (half_h_mask, half_w_mask)
-    cell, inside = _mask_cells(grad_output, (h_feature, w_feature), mask_size, centre)
-    spread = grad_output.reshape(num_, h_feature * w_feature, h_feature * w_feature)
-    if psa_type != _COLLECT:
-        spread = spread.transpose(1, 2)
-    flat = torch.zeros_like(grad_input).flatten(2)
-    # No two places of the map read one cell of one pixel's mask, so the sums have one term each.
-    flat.scatter_add_(1, cell.expand(num_, -1, -1), spread.masked_fill(~inside, 0).to(flat))
-    grad_input.copy_(flat.view_as(grad_input))
+    size, mask_size = (h_feature, w_feature), (h_mask, w_mask)
+    spread = partial(_spread, psa_type, size, mask_size, (half_h_mask, half_w_mask))
+    # The masks are only moved, so any values give the gradient.
+    (grad,) = gradients(spread, [torch.zeros_like(grad_input)], grad_output)
+    grad_input.copy_(grad)
 
 
-def _mask_cells(
-    like: Tensor, size: tuple[int, int], mask_size: tuple[int, int], centre: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
-    """Which cell of the mask of pixel p lies on pixel q: index and whether there is one.
-
-    Returns:
-        Two tensors `(H * W, H * W)` as `[q, p]`: int64 (0 where outside) and bool.
-    """
-    axes = []
+def _spread(
+    psa_type: int,
+    size: tuple[int, int],
+    mask_size: tuple[int, int],
+    centre: tuple[int, int],
+    masks: Tensor,
+) -> Tensor:
+    """The spread masks `(N, H * W, H, W)`, differentiable in `masks`."""
+    # Which cell of the mask of pixel p lies on pixel q, (H, W, H, W) as [q, p]: row and column.
+    offsets = []
     for length, middle in zip(size, centre, strict=True):
-        place = torch.arange(length, device=like.device)
-        axes.append(place[:, None] - place[None, :] + middle)
-    rows, columns = axes[0][:, None, :, None], axes[1][None, :, None, :]
+        position = torch.arange(length, device=masks.device)
+        offsets.append(position[:, None] - position[None, :] + middle)
+    rows, columns = offsets[0][:, None, :, None], offsets[1][None, :, None, :]
     inside = (rows >= 0) & (rows < mask_size[0]) & (columns >= 0) & (columns < mask_size[1])
     cell = torch.where(inside, rows * mask_size[1] + columns, 0)
     area = size[0] * size[1]
-    return cell.reshape(area, area), inside.reshape(area, area)
+    # [n, q, p] = masks[n, cell of q in the mask of p, p]
+    spread = masks.flatten(2).gather(1, cell.view(1, area, area).expand(len(masks), -1, -1))
+    spread = spread.masked_fill(~inside.view(area, area), 0)
+    if psa_type != _COLLECT:
+        spread = spread.transpose(1, 2)
+    return spread.reshape(len(masks), area, *size)

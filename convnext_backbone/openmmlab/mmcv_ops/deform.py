@@ -5,7 +5,7 @@ https://arxiv.org/abs/1811.11168. Called by `mmcv/ops/deform_conv.py` and
 `modulated_deform_conv.py`. torchvision's `deform_conv2d` comes from the same kernels: offsets lie
 as (dy, dx) for each kernel cell, cells row by row, deform groups outermost. It reads the numbers
 of groups off the shapes and chooses its own step over the batch, so `group`, `deformable_group`,
-`im2col_step` and the scratch buffers are taken but not needed.
+`im2col_step` and the scratch buffers `columns` and `ones` are not used.
 """
 
 from dataclasses import dataclass
@@ -36,26 +36,16 @@ def deform_conv_forward(
     deformable_group: int,
     im2col_step: int,
 ) -> None:
-    """Convolve at learned places.
+    """Convolve at learned positions.
 
     Args:
         input: `(N, C, H, W)`.
         weight: `(D, C / group, kH, kW)`.
         offset: `(N, deformable_group * 2 * kH * kW, H_out, W_out)`, in pixels.
         output: `(N, D, H_out, W_out)`, filled in place.
-        columns: Scratch, not used.
-        ones: Scratch, not used.
-        kW: Kernel width.
-        kH: Kernel height.
-        dW: Stride along the width.
-        dH: Stride along the height.
-        padW: Padding along the width.
-        padH: Padding along the height.
-        dilationW: Dilation along the width.
-        dilationH: Dilation along the height.
-        group: Groups of channels of the convolution.
-        deformable_group: Groups of channels that share offsets.
-        im2col_step: Images at a time in the compiled kernel, not used.
+        columns, ones, group, deformable_group, im2col_step: Not used, see the module.
+        kW, kH, dW, dH, padW, padH, dilationW, dilationH: Kernel, stride, padding and dilation along
+            the width and the height.
     """
     convolve = _Convolution((kH, kW), (dH, dW), (padH, padW), (dilationH, dilationW))
     output.copy_(convolve(*map(at_least_float32, (input, offset, weight))))
@@ -139,27 +129,18 @@ def modulated_deform_conv_forward(
     deformable_group: int,
     with_bias: bool,
 ) -> None:
-    """Convolve at learned places, each read multiplied by its entry of `mask`.
+    """Convolve at learned positions, each sample multiplied by its entry of `mask`.
 
     Args:
         input: `(N, C, H, W)`.
         weight: `(D, C / group, kernel_h, kernel_w)`.
         bias: `(D,)`; read only where `with_bias`.
-        ones: Scratch, not used.
         offset: `(N, deformable_group * 2 * kernel_h * kernel_w, H_out, W_out)`, in pixels.
         mask: `(N, deformable_group * kernel_h * kernel_w, H_out, W_out)`.
         output: `(N, D, H_out, W_out)`, filled in place.
-        columns: Scratch, not used.
-        kernel_h: Kernel height.
-        kernel_w: Kernel width.
-        stride_h: Stride along the height.
-        stride_w: Stride along the width.
-        pad_h: Padding along the height.
-        pad_w: Padding along the width.
-        dilation_h: Dilation along the height.
-        dilation_w: Dilation along the width.
-        group: Groups of channels of the convolution.
-        deformable_group: Groups of channels that share offsets.
+        columns, ones, group, deformable_group: Not used, see the module.
+        kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w: Kernel,
+            stride, padding and dilation along the height and the width.
         with_bias: Whether to add `bias`.
     """
     convolve = _Convolution(
@@ -242,5 +223,5 @@ class _Convolution:
         shift = offset.unflatten(1, (-1, *self.kernel, 2))[:, :, :, :, axis]
         out = torch.arange(offset.shape[2 + axis], device=offset.device) * self.stride[axis]
         tap = torch.arange(self.kernel[axis], device=offset.device) * self.dilation[axis]
-        place = tap[:, None] + out - self.padding[axis]
-        return shift + (place[:, None, :, None] if axis == 0 else place[:, None, :]) <= -1
+        position = tap[:, None] + out - self.padding[axis]
+        return shift + (position[:, None, :, None] if axis == 0 else position[:, None, :]) <= -1

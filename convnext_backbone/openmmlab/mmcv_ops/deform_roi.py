@@ -80,7 +80,7 @@ def _pool(
 ) -> Tensor:
     """The pooled `(R, C, P, Q)`, differentiable in `features` and `offset`."""
     rois = rois.to(features.dtype)
-    # (R, 2) as (y, x), with room for the bins: (R, 2, 1, 1)
+    # (R, 2) as (y, x) -> (R, 2, 1, 1), to broadcast over the bins
     start, step = (part[:, :, None, None] for part in extents(rois, size, spatial_scale, True))
     bins = [torch.arange(count, device=rois.device) for count in size]
     cell = torch.stack(torch.meshgrid(*bins, indexing="ij")).to(rois)
@@ -90,14 +90,14 @@ def _pool(
         corner = corner + gamma * whole * offset.view(len(rois), 2, *size).flip(1)
     # (N, C, H, W) -> (N * H * W, C): a sample reads all channels of a pixel at once.
     pixels = features.permute(0, 2, 3, 1).flatten(0, 2)
-    parts, order = [], []
+    pooled, order = [], []
     for index, grid in regions_by_grid(rois, size, spatial_scale, sampling_ratio, aligned=True):
         order.append(index)
         image = rois[index, 0].long()
-        parts.append(_average(pixels, features.shape[2:], image, corner[index], step[index], grid))
-    if not parts:
+        pooled.append(_average(pixels, features.shape[2:], image, corner[index], step[index], grid))
+    if not pooled:
         return features.new_zeros(0, features.shape[1], *size)
-    return torch.cat(parts)[torch.cat(order).argsort()]
+    return torch.cat(pooled)[torch.cat(order).argsort()]
 
 
 def _average(
@@ -125,9 +125,9 @@ def _average(
     total = pixels.new_zeros(regions, rows, columns, pixels.shape[1])
     base = image[:, None, None] * (bounds[0] * bounds[1])
     for sample in range(grid[0] * grid[1]):
-        place = divmod(sample, grid[1])
+        cell = divmod(sample, grid[1])
         y, x = (
-            corner[:, axis] + (place[axis] + 0.5) / grid[axis] * step[:, axis] for axis in (0, 1)
+            corner[:, axis] + (cell[axis] + 0.5) / grid[axis] * step[:, axis] for axis in (0, 1)
         )
         inside = (y >= -1) & (y <= bounds[0]) & (x >= -1) & (x <= bounds[1])
         for row, row_weight in neighbours(y, bounds[0]):

@@ -2,8 +2,8 @@
 
 mmdet and mmseg import mmcv's compiled module `mmcv._ext`, which no wheel provides for a current
 torch. `install_mmcv_ext` appends a finder to `sys.meta_path` that serves a module of that name
-whose functions are those of `table.OPS`. A compiled extension is found before the appended finder
-is asked, so it always wins.
+whose functions are those of `table.OPS`. The import system finds a compiled extension first, so it
+always wins.
 
 Importing this module imports neither mmcv nor torchvision; that waits for `import mmcv._ext`.
 """
@@ -20,7 +20,7 @@ _NAME = "mmcv._ext"
 
 
 class MissingMmcvOpError(RuntimeError):
-    """An operation of compiled mmcv that this package does not carry."""
+    """An operation of compiled mmcv that this package does not have."""
 
     def __init__(self, op: str) -> None:
         super().__init__(
@@ -34,7 +34,7 @@ class MissingMmcvOpError(RuntimeError):
 
 
 class _MmcvExtLoader(Loader):
-    """Fills the module `mmcv._ext` with the operations that there are."""
+    """Fills the module `mmcv._ext` with the operations of this package."""
 
     def exec_module(self, module: ModuleType) -> None:
         from .table import OPS
@@ -56,7 +56,7 @@ class MmcvExtFinder(MetaPathFinder):
 
 
 def _missing_op(name: str) -> Callable[..., NoReturn]:
-    """Stand in for an operation that is not carried: it can be looked up, but not called.
+    """Return a function in place of a missing operation: it can be looked up, but not called.
 
     mmcv looks every operation up when it is imported, so a lookup must not fail.
     """
@@ -77,7 +77,7 @@ def install_mmcv_ext() -> None:
 
 
 def mmcv_ops_provider() -> Literal["compiled", "torchvision", "absent"]:
-    """Who provides `mmcv._ext`, found out without importing mmcv.
+    """Return who provides `mmcv._ext`, without importing mmcv.
 
     Returns:
         "compiled" for an extension beside mmcv, "torchvision" for this package's, "absent" where

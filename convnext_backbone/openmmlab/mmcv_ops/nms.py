@@ -8,7 +8,6 @@ https://arxiv.org/abs/1904.04821 (nms_match). Semantics: `mmcv/ops/csrc/pytorch/
 """
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -66,7 +65,7 @@ def softnms(
     Returns:
         Indices of the picks into `boxes`, int64, in the order of `dets`.
     """
-    # One small step per pick: numpy's are several times as fast as torch's. mmcv hands CPU tensors.
+    # One small step per pick: numpy's take a fraction of torch's time. mmcv passes CPU tensors.
     corners = _numpy(boxes)
     # One table, so that a swap or a deletion moves all that belongs to a box: x1 y1 x2 y2 score.
     rows = np.column_stack([corners, _numpy(scores).astype(corners.dtype)])
@@ -101,15 +100,17 @@ def _gaussian(iou: np.ndarray, iou_threshold: float, sigma: float) -> np.ndarray
     return np.exp(-(iou**2) / sigma)
 
 
-_DECAYS: Mapping[int, Callable[[np.ndarray, float, float], np.ndarray]] = MappingProxyType(
-    {0: _naive, 1: _linear, 2: _gaussian}
-)
+_DECAYS: Mapping[int, Callable[[np.ndarray, float, float], np.ndarray]] = {
+    0: _naive,
+    1: _linear,
+    2: _gaussian,
+}
 
 
 def _close_gaps_from_the_end(keep: np.ndarray) -> np.ndarray:
     """Indices of the kept entries, each gap filled by the last kept one that is still free.
 
-    Compiled mmcv drops a box by putting the last one in its place, so this order decides which
+    Compiled mmcv drops a box by moving the last one into its row, so this order decides which
     of two equal scores is picked first later on.
     """
     count = int(keep.sum())

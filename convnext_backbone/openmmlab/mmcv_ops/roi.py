@@ -139,7 +139,7 @@ def _max_align(
     (pooled_y, pooled_x), (grid_y, grid_x) = size, grid
     shape = (len(rois), features.shape[1], pooled_y, pooled_x)
     if grid_y * grid_x == 0 or len(rois) == 0:
-        # A region without extent has no samples: 0, and a place from where nothing flows back.
+        # A region without extent has no samples: 0, at a position that gets no gradient.
         nowhere = features.new_full(shape, _OUTSIDE)
         return features.new_zeros(shape), nowhere, nowhere
     # A grid S times as fine with one sample per bin puts that sample where S per bin would lie.
@@ -205,7 +205,7 @@ def roi_pool_forward(
 
     mmcv does not round the region to the map, as torchvision's `roi_pool` does: its far corner is
     one image pixel further out, and a bin covers every map pixel that it touches. So each bin is
-    handed to torchvision as a region of its own, one that is already whole.
+    passed to torchvision as a region of its own, with whole numbers for its corners.
 
     Args:
         input: `(N, C, H, W)`.

@@ -4,10 +4,14 @@
 `mmcv/ops/csrc/pytorch/pybind.cpp` (mmcv 2.1.0 and onedl-mmcv 2.3.6), output tensors are filled in
 place as there. The functions run on any device that torchvision has kernels for; none loops over
 pixels.
+
+To add an operation, write a function of its name and signature in the module of its kind here (or
+in a new one), compute in `precision.at_least_float32`, take gradients from `precision.gradients`
+where no formula is simpler, and list it in `_FUNCTIONS`. Its tests compare it with torchvision,
+mmcv's own Python code or a plain loop, in every floating type.
 """
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 from . import (
@@ -65,6 +69,4 @@ _FUNCTIONS: tuple[Callable[..., Any], ...] = (
     upsample.carafe_naive_forward,
 )
 
-OPS: Mapping[str, Callable[..., Any]] = MappingProxyType(
-    {function.__name__: function for function in _FUNCTIONS}
-)
+OPS: Mapping[str, Callable[..., Any]] = {function.__name__: function for function in _FUNCTIONS}
