@@ -121,7 +121,7 @@ def _load_weights(
 ) -> Loaded:
     opening = {k: v for k, v in options.items() if k in OPEN_OPTIONS}
     filling = {k: v for k, v in options.items() if k not in opening}
-    weights = open_weights(source, mapped=False, **opening)
+    weights = open_weights(source, mmap=False, **opening)
     fields = {k: v for k, v in weights.fields().items() if k != "out_features"}
     model = build_blank(kind, _with_outputs(ConvNextConfig(**fields), outputs))
     load_native(model, weights, **filling)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..inference import OptimizedModule, optimize_for_inference
-from ..weights import to_native_
+from ..weights import convert_state_dict_
 from .block import WITH_CP, Block, Stage
 from .config import ConvNextConfig
 from .layers import Conv2d, GlobalResponseNorm, LayerNorm2d
@@ -158,7 +158,7 @@ class ConvNextTrunk(nn.Module):
     ) -> None:
         # Renames in flight, whoever calls: torch's load_state_dict, mmengine's load_checkpoint, a
         # detector that holds this trunk. A native state dict passes untouched.
-        to_native_(state_dict, prefix, self.state_dict().keys())
+        convert_state_dict_(state_dict, prefix, self.state_dict().keys())
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

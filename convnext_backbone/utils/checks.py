@@ -18,7 +18,7 @@ IMPORT_ERRORS = (
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error that says something."""
+    """Return the first line of an error that is not empty."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
 
 

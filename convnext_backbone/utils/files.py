@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, then moved into it."""
+"""Files that are whole or missing: written under another name, then moved to their own."""
 
 import hashlib
 import json
@@ -8,16 +8,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-# How the names of files end that may hold weights.
+# Suffixes of files that may hold weights.
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".h5", ".hdf5", ".keras")
 _CHUNK = 1 << 22  # bytes read at a time
 
 
 @contextmanager
 def errors_naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Let an OSError from within name `path`.
+    """Make an OSError raised within name `path`.
 
-    What a full disk raises names no file, and a file on its way has a name that no user knows.
+    ENOSPC carries no file name, and a temporary file's name means nothing to the user.
     """
     try:
         yield
@@ -29,7 +29,7 @@ def errors_naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a place to write to, and move what was written to `path` at the end.
+    """Yield a temporary path to write to, and move what was written to `path` at the end.
 
     A reader finds the old file or the new one, also when the power fails. An error leaves the old
     one as it was and nothing beside it; a kill may leave a file whose name begins with a dot and
@@ -46,12 +46,22 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
             mode = partial.stat().st_mode  # as the user's umask has it; safetensors writes 0600
             yield partial
             partial.chmod(mode)
-            with open(partial, "r+b") as file:
-                os.fsync(file.fileno())
-            os.replace(partial, path)
+        move_into_place(partial, path)
     finally:
-        with suppress(OSError):  # an error above is the one to tell
+        with suppress(OSError):  # an error above is the one to report
             partial.unlink(missing_ok=True)
+
+
+def move_into_place(partial: Path, path: str | os.PathLike[str]) -> None:
+    """Move a file that is whole to its name, once its bytes are on the disk.
+
+    Raises:
+        OSError: It cannot be; the error names `path`.
+    """
+    with errors_naming(path):
+        with open(partial, "r+b") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
@@ -91,10 +101,13 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def check_source(source: str | os.PathLike[str]) -> None:
-    """Refuse the empty path, which would stand for the current directory.
+    """Refuse what is no path, and the empty path, which would mean the current directory.
 
     Raises:
+        TypeError: It is neither a string nor a path.
         ValueError: It is empty.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(f"source must be a string or a path, got {type(source).__name__}")
     if not os.fspath(source):
         raise ValueError("source must not be empty; the current directory is '.'")

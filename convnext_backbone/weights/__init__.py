@@ -12,7 +12,7 @@ from .load import (
     load_pretrained_,
     load_weights,
 )
-from .load_hook import to_native_
+from .load_hook import convert_state_dict_
 from .native import NativeWeights, open_weights
 from .report import LoadReport
 
@@ -28,6 +28,7 @@ __all__ = [
     "UnknownLayoutError",
     "WeightEntry",
     "build_blank",
+    "convert_state_dict_",
     "convert_weights",
     "list_weights",
     "load_native",
@@ -35,5 +36,4 @@ __all__ = [
     "load_weights",
     "open_weights",
     "save_pretrained",
-    "to_native_",
 ]

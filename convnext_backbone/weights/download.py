@@ -1,18 +1,14 @@
-"""Find the file behind a source, and fetch it when it is not here yet.
+"""Fetch a URL's file once into torch.hub's cache, and only ever whole.
 
-URLs go to torch.hub's cache (`TORCH_HOME`), Hugging Face ids to the hub's (`HF_HOME`). What is
-cached is used without a request. A file appears under its name only once it is whole: it grows as
-`.part`, is checked against its hash or its size, and is then moved into place.
+A file appears under its name only once it is whole: it grows as `.part`, is checked against its
+hash or its size, and is then moved into place. A transfer that breaks goes on where it broke.
 """
 
-import errno
 import hashlib
-import os
 import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -21,147 +17,17 @@ import torch
 from filelock import FileLock
 from tqdm import tqdm
 
-from ..utils.checks import first_line
-from ..utils.files import check_source, errors_naming, file_sha256
-from .catalogue import WEIGHTS, WeightEntry, get_weight, hash_in_name
-from .read import DIRECTORY_FILES
-from .source import read_hub_id
+from ..utils.files import errors_naming, file_sha256, move_into_place
+from .catalogue import WEIGHTS, hash_in_name
 
 TIMEOUT = 30.0  # seconds without an answer or a byte
-ATTEMPTS = 3  # connections in which a broken transfer is taken up again before giving up
-_CHUNK = 1 << 20
-_URL = re.compile(r"https?://", re.IGNORECASE)
-# What this machine says when a file cannot be written; a network has other words.
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+ATTEMPTS = 3  # connections in which a broken transfer is continued before giving up
+URL = re.compile(r"https?://", re.IGNORECASE)
+_CHUNK = 1 << 20  # bytes read at a time
 
 
-class DownloadError(OSError):
+class DownloadError(ConnectionError):
     """A file could not be fetched; nothing was left under its name."""
-
-
-def locate(source: str | os.PathLike[str]) -> tuple[Path, WeightEntry | None]:
-    """Return the local file or directory behind a source, fetching it if need be.
-
-    Args:
-        source: A file, a directory, a URL, a Hugging Face id (`org/name`, `org/name@revision`) or
-            an `arch.tag` of `list_weights()`. What exists on disk comes first.
-
-    Returns:
-        The path, and the catalogue's entry when the source is in the catalogue.
-
-    Raises:
-        ValueError: The source is none of these, or the catalogue says it cannot be used.
-        FileNotFoundError: It is the path of a file that does not exist.
-        DownloadError: It cannot be fetched.
-        OSError: What was fetched cannot be written.
-    """
-    check_source(source)
-    name = os.fspath(source)
-    path = Path(name).expanduser()
-    if path.exists():
-        return path, None
-    if _URL.match(name):
-        entry = next((e for e in WEIGHTS.values() if e.url == name), None)
-        return fetch_url(name, sha256=entry.sha256 if entry else None), entry
-    if name in WEIGHTS:
-        return _fetch_entry(get_weight(name)), get_weight(name)
-    hub = read_hub_id(source)
-    if hub is not None:
-        entry = next((e for e in WEIGHTS.values() if e.hub_id == hub.repo_id), None)
-        return fetch_hub(hub.repo_id, hub.revision), entry
-    if "/" not in name and re.fullmatch(r"(test_)?convnext\w*\.\w+", name):
-        get_weight(name)
-    raise FileNotFoundError(
-        f"{name}: there is no such file or directory, and it is not a URL, a Hugging Face id "
-        "or a name of list_weights() either"
-    )
-
-
-def _fetch_entry(entry: WeightEntry) -> Path:
-    if entry.unsupported:
-        raise ValueError(f"{entry.name} cannot be held by ConvNextBackbone: {entry.unsupported}")
-    if entry.url:
-        return fetch_url(entry.url, sha256=entry.sha256)
-    if entry.hub_id:
-        return fetch_hub(entry.hub_id)
-    raise ValueError(
-        f"{entry.name} has no public link: its owner hands out {entry.file_name} after a form; "
-        "give the path of your copy instead"
-    )
-
-
-# ------------------------------------------------------------------------------ the hub
-
-
-def fetch_hub(repo_id: str, revision: str | None = None) -> Path:
-    """Return the local copy of a Hugging Face repository's weights; its config.json lies beside.
-
-    Raises:
-        DownloadError: The repository is not there, not open to you, or out of reach.
-    """
-    # Imported here: it brings an HTTP client along, which most users of a backbone never need.
-    from huggingface_hub import try_to_load_from_cache
-
-    with _hub_errors(repo_id):
-        for name in DIRECTORY_FILES:
-            cached = try_to_load_from_cache(repo_id, name, revision=revision)
-            if isinstance(cached, str):
-                return _whole(repo_id, revision, Path(cached))
-        _hub_file(repo_id, "config.json", revision)
-        for name in DIRECTORY_FILES:
-            found = _hub_file(repo_id, name, revision)
-            if found is not None:
-                return _whole(repo_id, revision, found)
-    raise DownloadError(f"{repo_id}: the repository holds none of {', '.join(DIRECTORY_FILES)}")
-
-
-def _hub_file(repo_id: str, name: str, revision: str | None) -> Path | None:
-    from huggingface_hub import errors, hf_hub_download
-
-    try:
-        return Path(hf_hub_download(repo_id, name, revision=revision))
-    except errors.LocalEntryNotFoundError:
-        raise  # a kind of EntryNotFoundError, but it means that the hub is out of reach
-    except errors.EntryNotFoundError:
-        return None
-
-
-def _whole(repo_id: str, revision: str | None, file: Path) -> Path:
-    """Fetch the shards that an index names."""
-    if file.name.endswith(".index.json"):
-        shards = set(re.findall(r'"([\w.-]+\.(?:safetensors|bin))"', file.read_text("utf-8")))
-        for name in sorted(shards):
-            if not (file.parent / name).exists():
-                _hub_file(repo_id, name, revision)
-    return file
-
-
-@contextmanager
-def _hub_errors(repo_id: str) -> Iterator[None]:
-    from huggingface_hub import errors
-
-    try:
-        yield
-    except errors.GatedRepoError as error:
-        raise DownloadError(
-            f"{repo_id}: the repository is gated: accept its licence at "
-            f"https://huggingface.co/{repo_id} and log in with `hf auth login`"
-        ) from error
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-        raise DownloadError(f"{repo_id}: there is no such repository on the hub") from error
-    except errors.HFValidationError as error:
-        raise DownloadError(f"{repo_id}: this is not a Hugging Face id: {error}") from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        raise DownloadError(
-            f"{repo_id}: it is not in the cache, and the hub is out of reach or switched off"
-        ) from error
-    except (errors.HfHubHTTPError, OSError) as error:
-        written = isinstance(error, OSError) and error.errno in _DISK
-        what = "it cannot be written into the hub's cache" if written else "the hub cannot be read"
-        raise DownloadError(f"{repo_id}: {what}: {first_line(error)}") from error
-
-
-# ------------------------------------------------------------------------------ URLs
 
 
 def cache_directory() -> Path:
@@ -172,8 +38,8 @@ def cache_directory() -> Path:
 def cached_path(url: str) -> Path:
     """Return where the file of a URL is kept.
 
-    A catalogue's name says which file it is, and is kept as torch.hub keeps it. Other names need
-    not ("model.pth"), so they stand in a folder of their URL.
+    A file of the catalogue has a name of its own, and is kept where torch.hub keeps it. Other names
+    ("model.pth") are those of many files, so each URL has a folder.
     """
     name = unquote(Path(urlsplit(url).path).name) or "weights"
     name = re.sub(r"[^\w.+-]", "_", name)
@@ -193,9 +59,10 @@ def fetch_url(url: str, *, sha256: str | None = None, progress: bool = True) -> 
 
     Raises:
         DownloadError: The file cannot be had whole.
-        OSError: It cannot be written; what came is kept for the next attempt.
+        OSError: It cannot be written; what arrived is kept for the next attempt.
+        ValueError: It is no such address.
     """
-    if not _URL.match(url):
+    if not URL.match(url):
         raise ValueError(f"url must start with http:// or https://, got {url!r}")
     target = cached_path(url)
     if target.exists():
@@ -210,11 +77,11 @@ def fetch_url(url: str, *, sha256: str | None = None, progress: bool = True) -> 
 
 
 class _Broken(Exception):  # noqa: N818 - never leaves this module
-    """The connection ended early; what came can be built on."""
+    """The connection ended early; the next one goes on from what arrived."""
 
 
 class _Transfer:
-    """One file on its way: `.part` holds what came, `.part.tag` which version of it."""
+    """The fetching of one file: `.part` holds what arrived, `.part.tag` the version it is of."""
 
     def __init__(self, url: str, target: Path, digits: str, progress: bool) -> None:
         self.url, self.target, self.digits, self.progress = url, target, digits, progress
@@ -229,7 +96,7 @@ class _Transfer:
                 return
             except _Broken as error:
                 reason = str(error)
-        raise DownloadError(f"{self.url}: {reason}; what came is kept for the next attempt")
+        raise DownloadError(f"{self.url}: {reason}; what arrived is kept for the next attempt")
 
     def _connect(self) -> None:
         """Fetch what is missing, check the whole and move it into place."""
@@ -263,7 +130,7 @@ class _Transfer:
         return headers
 
     def _receive(self, response: HTTPResponse) -> int | None:
-        """Append the body to the part; return the size of the whole file, where it is told."""
+        """Append the body to the part; return the size of the whole file, where it is known."""
         resumed = response.status == 206
         start = self.part.stat().st_size if resumed else 0
         length = response.headers.get("Content-Length")
@@ -271,7 +138,7 @@ class _Transfer:
         if not resumed:
             self._forget()
         version = response.headers.get("ETag") or response.headers.get("Last-Modified")
-        if version and not version.startswith("W/"):  # a weak tag does not tell bytes apart
+        if version and not version.startswith("W/"):  # a weak tag is no promise of equal bytes
             self.tag.write_text(version, encoding="utf-8")
         with (
             open(self.part, "ab") as part,
@@ -305,8 +172,7 @@ class _Transfer:
                     f"{self.url}: the file is corrupt: its SHA-256 starts with "
                     f"{found[: len(self.digits)]}, must be {self.digits}"
                 )
-        with errors_naming(self.target):
-            os.replace(self.part, self.target)
+        move_into_place(self.part, self.target)
         self.tag.unlink(missing_ok=True)
 
     def _forget(self) -> None:
@@ -315,7 +181,7 @@ class _Transfer:
 
 
 def _chunks(response: HTTPResponse) -> Iterator[bytes]:
-    """Yield a body. Its errors are the network's, those of whoever takes the bytes are not."""
+    """Yield a body; what reading it raises is the network's, unlike what writing it raises."""
     while True:
         try:
             chunk = response.read(_CHUNK)

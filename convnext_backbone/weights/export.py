@@ -4,7 +4,6 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,27 +11,33 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..archs import FAMILIES
 from ..models.config import ConvNextConfig
 from ..utils.checks import check_choice
 from ..utils.files import atomic_write, write_json
-from .layouts import LAYOUTS, Layout, restore
+from .layouts import LAYOUTS, Layout, depths_of, restore
 from .native import NativeWeights, arch_name, infer_fields
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
-TARGETS = ("facebook", "timm", "torchvision", "huggingface", "mmpretrain", "native")
-POINTWISE = MappingProxyType({"linear": "linear", "conv": "conv1x1_to_linear"})
+# Target -> its layouts; the first whose marks the written keys have is taken, else the last.
+_LAYOUTS_OF = {
+    "facebook": (
+        "facebook-dense",
+        "facebook-v2",
+        "facebook-fcmae",
+        "facebook-dinov3",
+        "facebook-v1",
+    ),
+    "timm": ("timm",),
+    "torchvision": ("torchvision",),
+    "huggingface": tuple(family.layout for family in FAMILIES.values()),
+    "mmpretrain": ("mmpretrain",),
+    "native": ("native",),
+}
+TARGETS = tuple(_LAYOUTS_OF)
+POINTWISE = {"linear": "linear", "conv": "conv1x1_to_linear"}
 
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
-# Where the tensors stand in a PyTorch file of each target; the others write them at the top.
-_WRAPPERS = {"facebook": "model", "mmpretrain": "state_dict"}
-# timm builds these with 1x1 convolutions for the pointwise layers.
-_TIMM_CONV_MLP = tuple(
-    f"{family}_{size}"
-    for family in ("convnext", "convnextv2")
-    for size in ("atto", "femto", "pico", "nano")
-)
-_DINOV3 = "dinov3_convnext"
-_CLASS_PREFIX = {"convnext": "ConvNext", "convnextv2": "ConvNextV2", _DINOV3: "DINOv3ConvNext"}
 
 
 # ------------------------------------------------------------------------------ transformers
@@ -52,8 +57,7 @@ def save_pretrained(module: nn.Module, directory: str | os.PathLike[str]) -> Non
         UserWarning: transformers fixes a number that this module has otherwise, so that only this
             package will read the files as they were meant.
     """
-    config = module.config
-    assert isinstance(config, ConvNextConfig)
+    config: ConvNextConfig = module.config  # type: ignore[assignment]
     gaps = transformers_gaps(config)
     if gaps:
         warnings.warn(
@@ -78,40 +82,26 @@ def to_transformers(
     """
     is_backbone = any(key.startswith("norms.") for key in state)
     is_classifier = "head.weight" in state
-    values = config.to_dict()
-    model_type = config.model_type or "convnext"
-    if model_type == _DINOV3 and (is_backbone or is_classifier):
-        # transformers' DINOv3 has no norms of outputs and no classifier; ConvNext is the same net.
-        model_type = "convnext"
-        values |= {"patch_size": config.patch_size, "num_stages": config.num_stages}
-    layout = _transformers_layout(model_type)
+    family = FAMILIES[config.model_type]
+    if family.model_only and (is_backbone or is_classifier):
+        family = FAMILIES["convnext"]
+        config = config.replace(model_type=family.model_type, layer_norm_eps=config.layer_norm_eps)
     kind = "Backbone" if is_backbone else "ForImageClassification" if is_classifier else "Model"
-    tensors = restore(state, layout, prefix=None if is_classifier else "")
-    values |= {"architectures": [_CLASS_PREFIX[model_type] + kind], "model_type": model_type}
-    return tensors, values
-
-
-def _transformers_layout(model_type: str) -> Layout:
-    names = {"convnext": "v1", "convnextv2": "v2", _DINOV3: "dinov3"}
-    return LAYOUTS[f"huggingface-{names[model_type]}"]
+    tensors = restore(state, LAYOUTS[family.layout], prefix=None if is_classifier else "")
+    return tensors, {**config.to_dict(), "architectures": [family.class_prefix + kind]}
 
 
 def transformers_gaps(config: ConvNextConfig) -> list[str]:
-    """List what transformers' ConvNeXt classes cannot be told about this architecture."""
-    fixed = {"kernel_size": 7}
-    if config.model_type == _DINOV3:
-        fixed["patch_size"] = 4
-    gaps = [
+    """List what of this architecture transformers' classes of its family do not have."""
+    family = FAMILIES[config.model_type]
+    fixed = dict(family.fixed)
+    if family.single_eps:
+        fixed["norm_eps"] = config.layer_norm_eps
+    return [
         f"{name} must be {value}, is {getattr(config, name)}"
         for name, value in fixed.items()
         if getattr(config, name) != value
     ]
-    eps = config.layer_norm_eps if config.model_type == _DINOV3 else 1e-6
-    if config.norm_eps != eps:
-        gaps.append(f"norm_eps must be {eps}, is {config.norm_eps}")
-    if config.use_grn and config.layer_scale_init_value > 0:
-        gaps.append("GRN and layer scale exclude one another")
-    return gaps
 
 
 # ------------------------------------------------------------------------------ any layout
@@ -125,6 +115,10 @@ def convert_weights(
     pointwise: str | None = None,
 ) -> Path:
     """Write opened weights in a published layout.
+
+    Example:
+        >>> weights = open_weights("convnext_tiny.fb_in1k")
+        >>> convert_weights(weights, "convnext_tiny_timm.safetensors", "timm")
 
     Args:
         weights: What `open_weights` returned.
@@ -153,10 +147,11 @@ def convert_weights(
         raise ValueError(
             f"destination must end in .safetensors or one of {_TORCH_SUFFIXES}, got {path.name!r}"
         )
-    tensors = _in_layout(weights, to, pointwise)
-    flat = to not in _WRAPPERS or path.suffix == ".safetensors"
+    layout = _choose_layout(weights, to)
+    tensors = _in_layout(weights, layout, pointwise)
+    is_wrapped = layout.wrapper and path.suffix != ".safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_tensors(tensors if flat else {_WRAPPERS[to]: tensors}, path)
+    write_tensors({layout.wrapper: tensors} if is_wrapped else tensors, path)
     return path
 
 
@@ -180,37 +175,39 @@ def _to_huggingface(weights: NativeWeights, path: Path) -> Path:
     return path / WEIGHTS_NAME
 
 
-def _in_layout(weights: NativeWeights, to: str, pointwise: str | None) -> dict[str, Tensor]:
-    tensors = dict(weights.tensors)
-    fields = infer_fields(tensors)
+def _choose_layout(weights: NativeWeights, to: str) -> Layout:
+    """Return the layout of the target in which weights of this family and content are published."""
+    model_type = weights.match.layout.model_type
+    layouts = [LAYOUTS[name] for name in _LAYOUTS_OF[to]]
+    for layout in layouts:
+        keys = layout.source_keys(weights.tensors, prefix="")
+        written = [*keys.values(), *_second_names(keys, layout).values()]
+        if layout.model_type in (None, model_type) and layout.fits(written):
+            return layout
+    return layouts[-1]
+
+
+def _second_names(keys: Mapping[str, str], layout: Layout) -> dict[str, str]:
+    """Return key -> the other name under which the layout holds the same tensor."""
+    num_stages = len(depths_of(keys))
+    return {
+        keys[native]: alias for native in keys for alias in layout.aliases_of(native, num_stages)
+    }
+
+
+def _in_layout(weights: NativeWeights, layout: Layout, pointwise: str | None) -> dict[str, Tensor]:
+    fields = infer_fields(weights.tensors)
     storage: dict[str, str] = {}
-    if to in ("timm", "mmpretrain"):
-        usual = "conv" if to == "timm" and arch_name(fields) in _TIMM_CONV_MLP else "linear"
-        storage["pointwise"] = POINTWISE[pointwise or usual]
+    if layout.conv_pointwise is not None:
+        has_convs = arch_name(fields) in layout.conv_pointwise
+        storage["pointwise"] = POINTWISE[pointwise or ("conv" if has_convs else "linear")]
     elif pointwise is not None:
-        raise ValueError(f"pointwise is for timm and mmpretrain, the target is {to}")
-    if to == "mmpretrain" and "norm.weight" in tensors:
-        for part in ("weight", "bias"):  # mmpretrain names the final norm after the last stage
-            tensors[f"norms.stage{len(fields['depths'])}.{part}"] = tensors.pop(f"norm.{part}")
-    layout = LAYOUTS[_layout_name(weights, to, tensors, bool(fields["use_grn"]))]
-    written = restore(tensors, layout, storage=storage)
-    if layout.name == "facebook-dinov3":  # whose model holds its final norm under two names
-        for part in ("weight", "bias"):
-            written[f"norms.{len(fields['depths']) - 1}.{part}"] = written[f"norm.{part}"].clone()
-    return written
-
-
-def _layout_name(
-    weights: NativeWeights, to: str, tensors: Mapping[str, Tensor], use_grn: bool
-) -> str:
-    if to != "facebook":
-        return to
-    if any(key.startswith("norms.") for key in tensors):
-        return "facebook-dense"
-    if use_grn:
-        return "facebook-v2"
-    is_dinov3 = weights.match.layout.final_norm == "stage" and "norm.weight" in tensors
-    return "facebook-dinov3" if is_dinov3 else "facebook-v1"
+        raise ValueError(f"pointwise is for timm and mmpretrain, the target is {layout.name}")
+    tensors = restore(weights.tensors, layout, storage=storage)
+    keys = layout.source_keys(weights.tensors)
+    for key, alias in _second_names(keys, layout).items():
+        tensors[alias] = tensors[key].clone()
+    return tensors
 
 
 # ------------------------------------------------------------------------------ files
@@ -230,7 +227,7 @@ def write_tensors(tensors: Mapping[str, Any], path: Path) -> None:
 def _save_safetensors(tensors: dict[str, Any], path: Path) -> None:
     try:
         save_file(tensors, path, metadata={"format": "pt"})
-    except SafetensorError as error:  # what a full disk is to it
+    except SafetensorError as error:  # safetensors raises it for a full disk, too
         raise OSError(str(error)) from error
 
 
@@ -239,7 +236,7 @@ def _save_torch(tensors: dict[str, Any], path: Path) -> None:
         try:
             torch.save(tensors, file)
         except RuntimeError as error:
-            # torch's writer, cut off by the file's error, stumbles over its own length.
+            # After the file's own error, torch's writer raises another about its length.
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise

@@ -1,9 +1,10 @@
 """Every known key layout of a ConvNeXt checkpoint, as tables to and from the native names.
 
-A layout is a map from its key patterns to native ones (`None`: dropped on purpose) and a word on
-how it stores each kind of tensor. Layouts are recognised by keys and shapes, never by file name.
-The tables were read from the sources of facebookresearch/ConvNeXt, ConvNeXt-V2 and dinov3, timm,
-torchvision, transformers, mmpretrain and keras; files of the last two were opened as well.
+A layout maps its key patterns to native ones (`None`: dropped on purpose) and lists how each kind
+of tensor may be stored. Layouts are recognised by keys and shapes, never by file name. Whatever
+sets a layout apart is a field of `Layout`: a new layout is a new row of `_LAYOUTS`. The tables were
+read from the sources of facebookresearch/ConvNeXt, ConvNeXt-V2 and dinov3, timm, torchvision,
+transformers, mmpretrain and keras; files of the last two were opened as well.
 
 Placeholders of a pattern: `{s}` stage, `{b}` block, `{t}` transition into stage t >= 1 (each with
 arithmetic, `{2s+1}`), `{i}` 0 or 1, `{j}` 1 or 2, `{p}` weight or bias, `{g}` gamma or beta, `{n}`
@@ -11,13 +12,13 @@ a model name that is the same in the whole file, `{v}` any one name, `{*}` anyth
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from types import MappingProxyType
 
 from torch import Tensor
 
+from ..archs import ARCHS, DROP, FAMILIES
 from ..utils.checks import shorten_list
 from .patterns import STORAGES, Pattern, Shape
 
@@ -62,7 +63,7 @@ _SPARSE: Mapping[str, tuple[str, ...]] = {
 
 
 def kind_of(native_key: str) -> str:
-    """Say which kind of tensor a native key names: conv, depthwise, pointwise, head, ..."""
+    """Return the kind of tensor that a native key names: conv, depthwise, pointwise, head, ..."""
     return next(kind for kind, regex in _KINDS.items() if regex.fullmatch(native_key))
 
 
@@ -74,19 +75,26 @@ class Layout:
     """One way to name and store the tensors of a ConvNeXt.
 
     Attributes:
-        name: What reports call it.
+        name: Its name in reports and errors.
         rows: Key pattern -> native pattern, or None for a tensor that is dropped on purpose.
-        anchor: The stem convolution's pattern; its place gives the prefix of all keys.
+        anchor: Pattern of the stem convolution; what stands before it is the prefix of all keys.
         requires: Patterns of which each must name at least one key.
         forbids: Patterns that name none of the keys.
         outer: Rows for keys beside the trunk, which stand under one of the prefix's parents.
-        aliases: Rows for second names of a tensor, taken where the first name is missing.
-        storage: For each kind of tensor the storages it may have, the usual one first.
-        final_norm: Where the final norm belongs in a backbone: "drop", since the published
-            detection recipe of V1 and V2 starts its norms fresh, or "stage" for the last stage's.
-        layer_norm_eps: Epsilon of the final norm, where the layout's home fixes it.
-        headless: Patterns of a head that the classifier of this package cannot hold.
-        home: The prefix of the trunk in its home's own files.
+        aliases: Rows for second names of a tensor, read where the first name is missing.
+        storage: For each kind of tensor the storages it may have, the most common one first.
+        model_type: The family whose weights alone are stored so; None where it holds several.
+        layer_norm_eps: Epsilon of the final norm where the published models of this layout have
+            another one than in their other norms.
+        unsupported_head: Patterns of a head that the classifier of this package cannot hold.
+        trunk_prefix: The prefix of the trunk in published files.
+        is_native: Whether the names are those of this package's own modules.
+        shared_final_norm: Whether the norm after the last stage has one name whether it stands
+            before or after the pooling. It is the final norm where it is the only norm or where
+            there is a classifier.
+        wrapper: The entry of a published PyTorch file that holds the tensors; "" is the top.
+        conv_pointwise: Architectures whose pointwise layers the published models build as 1x1
+            convolutions; None where no model of the layout can have such.
     """
 
     name: str
@@ -97,18 +105,34 @@ class Layout:
     outer: Mapping[str, str | None] = field(default_factory=dict)
     aliases: Mapping[str, str | None] = field(default_factory=dict)
     storage: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: _TORCH)
-    final_norm: str = "drop"
+    model_type: str | None = None
     layer_norm_eps: float | None = None
-    headless: tuple[str, ...] = ()
-    home: str = ""
+    unsupported_head: tuple[str, ...] = ()
+    trunk_prefix: str = ""
+    is_native: bool = False
+    shared_final_norm: bool = False
+    wrapper: str = ""
+    conv_pointwise: tuple[str, ...] | None = None
+
+    @property
+    def final_norm(self) -> str:
+        """Where the final norm belongs in a backbone: `archs.DROP` or `archs.STAGE`.
+
+        The published detection recipe of V1 and V2 starts the norms of outputs anew.
+        """
+        return FAMILIES[self.model_type].final_norm if self.model_type else DROP
 
     @cached_property
-    def _compiled(self) -> tuple[tuple[Pattern, Pattern | None], ...]:
+    def _compiled(self) -> "_Rows":
         return _compile(self.rows)
 
     @cached_property
-    def _compiled_outer(self) -> tuple[tuple[Pattern, Pattern | None], ...]:
+    def _compiled_outer(self) -> "_Rows":
         return _compile(self.outer)
+
+    @cached_property
+    def _compiled_aliases(self) -> "_Rows":
+        return _compile(self.aliases)
 
     @cached_property
     def _compiled_anchor(self) -> re.Pattern[str]:
@@ -120,7 +144,7 @@ class Layout:
         return {match["prefix"] for match in found if match is not None}
 
     def fits(self, keys: Iterable[str]) -> bool:
-        """Say whether keys, without their prefix, carry this layout's marks."""
+        """Return whether keys, without their prefix, are those that mark this layout."""
         keys = list(keys)
 
         def present(text: str) -> bool:
@@ -131,27 +155,64 @@ class Layout:
 
     def native_key(self, key: str, *, outer: bool = False) -> tuple[bool, str | None, str | None]:
         """Return whether `key` is known, its native name, and the model name it carries."""
-        for pattern, native in self._compiled_outer if outer else self._compiled:
-            values = pattern.read(key)
-            if values is not None:
-                return True, native.write(values) if native else None, values.get("n")
-        return False, None, None
+        return _look_up(self._compiled_outer if outer else self._compiled, key)
 
-    def source_key(
-        self, native_key: str, prefix: str | None = None, model_name: str = "convnext"
-    ) -> str | None:
-        """Return the key of a native tensor in this layout, or None when it has no place."""
-        inner = self.home if prefix is None else prefix
-        for table, start in (self._compiled, inner), (self._compiled_outer, ""):
+    def native_of_alias(self, key: str) -> str | None:
+        """Return the native name that `key` is a second name of."""
+        return _look_up(self._compiled_aliases, key)[1]
+
+    def is_unsupported_head(self, key: str, prefix: str) -> bool:
+        """Return whether a key under `prefix` is one of a head that no class here can hold."""
+        heads = (Pattern(text) for text in self.unsupported_head)
+        inner = key.removeprefix(prefix)
+        return key.startswith(prefix) and any(head.read(inner) is not None for head in heads)
+
+    def source_keys(
+        self, native_keys: Iterable[str], prefix: str | None = None, model_name: str = "convnext"
+    ) -> dict[str, str]:
+        """Return the key in this layout of each native key that has one."""
+        native_keys = list(native_keys)
+        inner = self.trunk_prefix if prefix is None else prefix
+        last = f"norms.stage{len(depths_of(native_keys))}."
+        found = {}
+        for native_key in native_keys:
+            shown = native_key
+            if self.shared_final_norm and native_key.startswith("norm."):
+                shown = last + native_key.removeprefix("norm.")
+            key = self._source_key(shown, inner, model_name)
+            if key is not None:
+                found[native_key] = key
+        return found
+
+    def _source_key(self, native_key: str, prefix: str, model_name: str) -> str | None:
+        for table, start in (self._compiled, prefix), (self._compiled_outer, ""):
             for pattern, native in table:
                 values = native.read(native_key) if native else None
                 if values is not None:
                     return start + pattern.write({"n": model_name, "v": "gamma", **values})
         return None
 
+    def aliases_of(self, native_key: str, num_stages: int) -> list[str]:
+        """Return the second names of a native tensor, without a prefix."""
+        found = ((p, native.read(native_key)) for p, native in self._compiled_aliases if native)
+        last = {"s": str(num_stages - 1)}  # the only norm that has two names is the last stage's
+        return [pattern.write({**last, **values}) for pattern, values in found if values]
 
-def _compile(rows: Mapping[str, str | None]) -> tuple[tuple[Pattern, Pattern | None], ...]:
+
+_Rows = tuple[tuple[Pattern, Pattern | None], ...]
+
+
+def _compile(rows: Mapping[str, str | None]) -> _Rows:
     return tuple((Pattern(a), Pattern(b) if b is not None else None) for a, b in rows.items())
+
+
+def _look_up(rows: _Rows, key: str) -> tuple[bool, str | None, str | None]:
+    """Return whether a row fits `key`, its native name, and the model name in it."""
+    for pattern, native in rows:
+        values = pattern.read(key)
+        if values is not None:
+            return True, native.write(values) if native else None, values.get("n")
+    return False, None, None
 
 
 def _same(*patterns: str) -> dict[str, str | None]:
@@ -323,34 +384,41 @@ _TF_VARIABLES = {
     "scale": {"layer_scale_parameter": ""},
 }
 
-_HF_EPS = 1e-12  # ConvNextConfig.layer_norm_eps; all other homes use 1e-6 throughout
+# transformers alone gives the final norm of V1 and V2 an epsilon of its own.
+_HF_EPS = FAMILIES["convnext"].layer_norm_eps
+# timm builds the small sizes with 1x1 convolutions for the pointwise layers.
+_SMALL = tuple(arch for arch in ARCHS if arch.endswith(("_atto", "_femto", "_pico", "_nano")))
 _TIMM_HEADS = ("norm_pre.{p}", "head.pre_logits.{*}", "head.mlp.{*}")
 
-# Order decides where two layouts fit: the more particular one stands first.
+# Order decides where two layouts fit: the more specific one stands first.
 _LAYOUTS = (
     Layout("facebook-fcmae-sparse", {**_SPARSE_FCMAE, **_FCMAE_DECODER}, _STEM,
-           requires=("stages.{s}.{b}.dwconv.kernel",), storage=_SPARSE, home="encoder."),
+           requires=("stages.{s}.{b}.dwconv.kernel",), storage=_SPARSE, trunk_prefix="encoder."),
     Layout("mmpretrain", {**_MMPRETRAIN, **_NUMBERED_NORMS}, _STEM,
            requires=("stages.{s}.{b}.depthwise_conv.weight",),
-           outer={"head.fc.{p}": "head.{p}"}, home="backbone."),
+           outer={"head.fc.{p}": "head.{p}"}, trunk_prefix="backbone.", wrapper="state_dict",
+           shared_final_norm=True, conv_pointwise=()),
     Layout("eupe", {**_FACEBOOK, **_FACEBOOK_TOP, **_dropped("projectors.{*}", "norms.{*}")},
            _STEM, requires=(_FACEBOOK_BLOCK, "projectors.{*}")),
     Layout("facebook-dinov3", {**_FACEBOOK, **_FACEBOOK_TOP, **_dropped("norms.{s}.{p}")}, _STEM,
-           requires=(_FACEBOOK_BLOCK, "norms.{s}.weight"), final_norm="stage",
-           aliases={"norms.{s}.{p}": "norm.{p}"}),
+           requires=(_FACEBOOK_BLOCK, "norms.{s}.weight"), model_type="dinov3_convnext",
+           aliases={"norms.{s}.{p}": "norm.{p}"}, wrapper="model"),
     Layout("facebook-dense", {**_FACEBOOK, **_NUMBERED_NORMS}, _STEM,
-           requires=(_FACEBOOK_BLOCK, "norm{s}.weight"), storage=_GRN4, home="backbone."),
+           requires=(_FACEBOOK_BLOCK, "norm{s}.weight"), storage=_GRN4, trunk_prefix="backbone.",
+           wrapper="model"),
     Layout("native", {**_FACEBOOK, **_FACEBOOK_TOP, **_NATIVE_NORMS}, _STEM,
-           requires=(_FACEBOOK_BLOCK, "norms.{v}.weight")),
+           requires=(_FACEBOOK_BLOCK, "norms.{v}.weight"), is_native=True),
     Layout("facebook-v2", {**_FACEBOOK, **_FACEBOOK_TOP, **_FCMAE_DECODER}, _STEM,
-           requires=(_FACEBOOK_BLOCK, "stages.{s}.{b}.grn.gamma", "norm.weight"), storage=_GRN4),
+           requires=(_FACEBOOK_BLOCK, "stages.{s}.{b}.grn.gamma", "norm.weight"), storage=_GRN4,
+           wrapper="model"),
     Layout("facebook-fcmae", {**_FACEBOOK, **_FCMAE_DECODER}, _STEM,
-           requires=(_FACEBOOK_BLOCK, "stages.{s}.{b}.grn.gamma"), storage=_GRN4),
-    Layout("facebook-v1", {**_FACEBOOK, **_FACEBOOK_TOP}, _STEM, requires=(_FACEBOOK_BLOCK,)),
+           requires=(_FACEBOOK_BLOCK, "stages.{s}.{b}.grn.gamma"), storage=_GRN4, wrapper="model"),
+    Layout("facebook-v1", {**_FACEBOOK, **_FACEBOOK_TOP}, _STEM, requires=(_FACEBOOK_BLOCK,),
+           wrapper="model"),
     Layout("timm", {**_timm("."), "head.norm.{p}": "norm.{p}", "head.fc.{p}": "head.{p}",
                     **_dropped(*_TIMM_HEADS)},
            "stem.0.weight", requires=("stages.{s}.blocks.{b}.conv_dw.weight",),
-           headless=_TIMM_HEADS),
+           unsupported_head=_TIMM_HEADS, conv_pointwise=_SMALL),
     Layout("timm-features", _timm("_"), "stem_0.weight",
            requires=("stages_{s}.blocks.{b}.conv_dw.weight",)),
     Layout("torchvision", _TORCHVISION, "features.0.0.weight",
@@ -360,14 +428,14 @@ _LAYOUTS = (
            "embeddings.patch_embeddings.weight",
            requires=(_HUGGINGFACE_BLOCK, "encoder.stages.{s}.layers.{b}.grn.weight"),
            outer={**_CLASSIFIER, **_HUGGINGFACE_NORMS, **_HUGGINGFACE_NUMBERED},
-           storage=_GRN4, layer_norm_eps=_HF_EPS, home="convnextv2."),
+           storage=_GRN4, layer_norm_eps=_HF_EPS, trunk_prefix="convnextv2."),
     Layout("huggingface-v1", {**_HUGGINGFACE, **_HUGGINGFACE_TOP, **_HUGGINGFACE_NORMS},
            "embeddings.patch_embeddings.weight", requires=(_HUGGINGFACE_BLOCK,),
            outer={**_CLASSIFIER, **_HUGGINGFACE_NORMS, **_HUGGINGFACE_NUMBERED},
-           layer_norm_eps=_HF_EPS, home="convnext."),
+           layer_norm_eps=_HF_EPS, trunk_prefix="convnext."),
     Layout("huggingface-dinov3", _DINOV3_HF, "stages.0.downsample_layers.0.weight",
            requires=("stages.{s}.layers.{b}.depthwise_conv.weight",),
-           outer={"layer_norm.{p}": "norm.{p}"}, final_norm="stage"),
+           outer={"layer_norm.{p}": "norm.{p}"}, model_type="dinov3_convnext"),
     Layout("huggingface-tf", _h5_rows(_TF_LAYERS, _TF_VARIABLES),
            "embeddings/patch_embeddings/kernel",
            requires=("encoder/stages.{s}/layers.{b}/dwconv/kernel",),
@@ -380,7 +448,7 @@ _LAYOUTS = (
            "{n}_stem/{n}_stem_conv/0",
            requires=("{n}_stage_{s}_block_{b}_depthwise_conv/0",), storage=_HWIO),
 )  # fmt: skip
-LAYOUTS: Mapping[str, Layout] = MappingProxyType({layout.name: layout for layout in _LAYOUTS})
+LAYOUTS: Mapping[str, Layout] = {layout.name: layout for layout in _LAYOUTS}
 
 # Relatives of ConvNeXt that the trunk cannot hold: patterns that must and must not be there.
 _UNSUPPORTED: tuple[tuple[str, str, str | None, str], ...] = (
@@ -403,8 +471,8 @@ _UNSUPPORTED: tuple[tuple[str, str, str | None, str], ...] = (
 
 
 @dataclass(frozen=True)
-class Match:
-    """A layout that was recognised: where it stands and how it stores its tensors."""
+class LayoutMatch:
+    """A recognised layout, the prefix of its keys and the model name that they carry."""
 
     layout: Layout
     prefix: str
@@ -418,7 +486,7 @@ class UnknownLayoutError(ValueError):
     """The keys are not those of any ConvNeXt layout."""
 
 
-def recognise(shapes: Shapes, prefix: str | None = None) -> Match:
+def recognise(shapes: Shapes, prefix: str | None = None) -> LayoutMatch:
     """Find the layout of a state dict.
 
     Args:
@@ -435,14 +503,14 @@ def recognise(shapes: Shapes, prefix: str | None = None) -> Match:
         prefix += "."
     keys = list(shapes)
     _refuse_unsupported(keys)
-    found: dict[str, Match] = {}
+    found: dict[str, LayoutMatch] = {}
     for layout in _LAYOUTS:
-        for place in layout.prefixes(keys):
-            if place in found or (prefix is not None and place != prefix):
+        for start in layout.prefixes(keys):
+            if start in found or (prefix is not None and start != prefix):
                 continue
-            inner = [key[len(place) :] for key in keys if key.startswith(place)]
+            inner = [key[len(start) :] for key in keys if key.startswith(start)]
             if layout.fits(inner):
-                found[place] = Match(layout, place, _model_name(layout, inner))
+                found[start] = LayoutMatch(layout, start, _model_name(layout, inner))
     if not found:
         raise UnknownLayoutError(_not_a_convnext(keys, prefix))
     if len(found) > 1:
@@ -460,23 +528,22 @@ def _model_name(layout: Layout, keys: Iterable[str]) -> str | None:
     return next((values["n"] for key in keys if (values := pattern.read(key))), None)
 
 
-def _refuse_unsupported(keys: Iterable[str]) -> None:
-    keys = list(keys)
+def _refuse_unsupported(keys: Sequence[str]) -> None:
     for anchor, required, forbidden, what in _UNSUPPORTED:
         probe = Layout(what, {}, anchor, (required,), (forbidden,) if forbidden else ())
-        for place in probe.prefixes(keys):
-            inner = [key[len(place) :] for key in keys if key.startswith(place)]
+        for start in probe.prefixes(keys):
+            inner = [key[len(start) :] for key in keys if key.startswith(start)]
             if probe.fits(inner) and any("dw" in key for key in inner):
                 raise ValueError(f"it has {what}, which ConvNextBackbone does not support")
 
 
 def _not_a_convnext(keys: list[str], prefix: str | None) -> str:
-    layout, place, unknown = _nearest(keys, prefix)
+    layout, start, unknown = _nearest(keys, prefix)
     if len(unknown) <= len(keys) // 2:
         marks = (layout.anchor, *layout.requires)
         return (
             f"its keys are nearly those of {layout.name}, but none fits "
-            f"{' or '.join(place + mark for mark in marks)}; unknown are {shorten_list(unknown, 4)}"
+            f"{' or '.join(start + mark for mark in marks)}; unknown are {shorten_list(unknown, 4)}"
         )
     under = "" if prefix is None else f" under the prefix {prefix!r}"
     return (
@@ -489,11 +556,11 @@ def _nearest(keys: list[str], prefix: str | None) -> tuple[Layout, str, list[str
     """Return the layout and the prefix under which the fewest keys are unknown, and those keys."""
     best: tuple[Layout, str, list[str]] = (_LAYOUTS[0], "", keys)
     for layout in _LAYOUTS:
-        for place in {"", layout.home, "module."} if prefix is None else {prefix}:
-            match = Match(layout, place)
-            unknown = [key for key in keys if not _place(key, match)[0]]
+        for start in {"", layout.trunk_prefix, "module."} if prefix is None else {prefix}:
+            match = LayoutMatch(layout, start)
+            unknown = [key for key in keys if not locate_key(key, match)[0]]
             if len(unknown) < len(best[2]):
-                best = layout, place, unknown
+                best = layout, start, unknown
     return best
 
 
@@ -501,7 +568,7 @@ def _nearest(keys: list[str], prefix: str | None) -> tuple[Layout, str, list[str
 
 
 @dataclass(frozen=True)
-class Converted:
+class NativeStateDict:
     """A state dict under native names, and what became of the rest.
 
     Attributes:
@@ -511,7 +578,7 @@ class Converted:
         dropped: Source keys left out on purpose: heads, decoders, mask tokens, other modules.
         reshaped: Source keys whose tensors changed form, and how.
         unexpected: Source keys under the prefix that the layout does not know.
-        headless: Source keys of a head that this package's classifier cannot hold.
+        unsupported_head: Source keys of a head that this package's classifier cannot hold.
     """
 
     tensors: dict[str, Tensor]
@@ -520,56 +587,84 @@ class Converted:
     dropped: tuple[str, ...]
     reshaped: Mapping[str, str]
     unexpected: tuple[str, ...]
-    headless: tuple[str, ...]
+    unsupported_head: tuple[str, ...]
+
+    @property
+    def last_norm(self) -> str:
+        """The name, with a dot, of the norm of the last stage's output: `norms.stage4.`."""
+        return f"norms.stage{len(depths_of(self.tensors))}."
+
+    def source_of(self, *keys: str) -> str:
+        """Return the source's name of the first of the native keys that it has."""
+        return next((self.sources[key] for key in keys if key in self.sources), keys[0])
 
 
-def convert(state_dict: Mapping[str, Tensor], match: Match) -> Converted:
+def depths_of(keys: Iterable[str]) -> tuple[int, ...]:
+    """Return the number of blocks of each stage that native keys name."""
+    found: dict[int, int] = {}
+    for key in keys:
+        block = re.match(r"stages\.(\d+)\.(\d+)\.", key)
+        if block is not None:
+            stage = int(block[1])
+            found[stage] = max(found.get(stage, 0), int(block[2]) + 1)
+    return tuple(found.get(stage, 0) for stage in range(max(found, default=-1) + 1))
+
+
+def convert(state_dict: Mapping[str, Tensor], match: LayoutMatch) -> NativeStateDict:
     """Rename and reshape a state dict of a recognised layout into the native one.
 
     Raises:
         ValueError: A tensor is of no shape that the layout may have, or two tensors claim one name.
     """
     layout = match.layout
-    out = Converted({}, {}, {}, (), {}, (), ())
+    tensors: dict[str, Tensor] = {}
+    sources: dict[str, str] = {}
+    storage: dict[str, str] = {}
     dropped: list[str] = []
     unexpected: list[str] = []
-    headless: list[str] = []
-    reshaped: dict[str, str] = {}
-    heads = [Pattern(text) for text in layout.headless]
     for key, tensor in state_dict.items():
-        inside = key.startswith(match.prefix)
-        known, native = _place(key, match)
-        if not known:
-            (unexpected if inside else dropped).append(key)
-            continue
+        known, native = locate_key(key, match)
         if native is None:
-            dropped.append(key)
-            if any(head.read(key[len(match.prefix) :]) is not None for head in heads):
-                headless.append(key)
+            is_left_out = known or not key.startswith(match.prefix)
+            (dropped if is_left_out else unexpected).append(key)
             continue
-        if native in out.sources:
-            raise ValueError(f"{key} and {out.sources[native]} both stand for {native}")
-        name = storage_of(layout, native, tuple(tensor.shape), key)
-        if name not in _AS_NATIVE:
-            reshaped[key] = name
-        out.tensors[native] = STORAGES[name].to_native(tensor)
-        out.sources[native] = key
-        out.storage[native] = name
-    for key in list(dropped):
-        native = _alias(key, match)
-        if native is not None and native not in out.tensors:
+        if native in sources:
+            raise ValueError(f"{key} and {sources[native]} both stand for {native}")
+        sources[native] = key
+        storage[native] = storage_of(layout, native, tuple(tensor.shape), key)
+        tensors[native] = STORAGES[storage[native]].to_native(tensor)
+    for key in [key for key in dropped if key.startswith(match.prefix)]:
+        native = layout.native_of_alias(key[len(match.prefix) :])
+        if native is not None and native not in tensors:
             dropped.remove(key)
-            out.tensors[native], out.sources[native] = state_dict[key], key
-    return replace(
-        out,
+            tensors[native], sources[native] = state_dict[key], key
+    converted = NativeStateDict(
+        tensors=tensors,
+        sources=sources,
+        storage=storage,
         dropped=tuple(dropped),
-        reshaped=reshaped,
+        reshaped={sources[k]: how for k, how in storage.items() if how not in _AS_NATIVE},
         unexpected=tuple(unexpected),
-        headless=tuple(headless),
+        unsupported_head=tuple(k for k in dropped if layout.is_unsupported_head(k, match.prefix)),
+    )
+    return _name_final_norm(converted) if layout.shared_final_norm else converted
+
+
+def _name_final_norm(converted: NativeStateDict) -> NativeStateDict:
+    """Rename the last stage's norm to the final norm where it is that; see `Layout`."""
+    last = converted.last_norm
+    is_only = all(k.startswith(last) for k in converted.tensors if k.startswith("norms."))
+    if not is_only and "head.weight" not in converted.tensors:
+        return converted
+    return replace(
+        converted,
+        tensors={k.replace(last, "norm."): v for k, v in converted.tensors.items()},
+        sources={k.replace(last, "norm."): v for k, v in converted.sources.items()},
+        storage={k.replace(last, "norm."): v for k, v in converted.storage.items()},
     )
 
 
-def _place(key: str, match: Match) -> tuple[bool, str | None]:
+def locate_key(key: str, match: LayoutMatch) -> tuple[bool, str | None]:
     """Return whether the layout knows `key`, and its native name."""
     layout, prefix = match.layout, match.prefix
     if key.startswith(prefix):
@@ -585,18 +680,8 @@ def _place(key: str, match: Match) -> tuple[bool, str | None]:
     return False, None
 
 
-def _alias(key: str, match: Match) -> str | None:
-    if not key.startswith(match.prefix):
-        return None
-    for pattern, native in _compile(match.layout.aliases):
-        values = pattern.read(key[len(match.prefix) :])
-        if values is not None and native is not None:
-            return native.write(values)
-    return None
-
-
 def storage_of(layout: Layout, native_key: str, shape: Shape, key: str) -> str:
-    """Name the way in which a tensor of `shape` is stored.
+    """Return the name of the storage of a tensor of `shape`, a key of `STORAGES`.
 
     Raises:
         ValueError: The layout stores no such tensor in that shape.
@@ -621,25 +706,26 @@ def restore(
     Args:
         native: Native key -> tensor.
         layout: The layout to write.
-        prefix: What stands before the keys of the trunk; None is the prefix of the layout's home.
+        prefix: What stands before the keys of the trunk; None is the prefix in published files.
         model_name: The name that the layout's keys carry, where they carry one.
-        storage: For a kind of tensor or for one native key, the storage in place of the usual one.
+        storage: For a kind of tensor or for one native key, the storage in place of the most common
+            one.
 
     Raises:
         ValueError: The layout has no place for a tensor.
     """
-    out: dict[str, Tensor] = {}
-    homeless = []
+    keys = layout.source_keys(native, prefix, model_name)
+    unplaced = [native_key for native_key in native if native_key not in keys]
+    if unplaced:
+        raise ValueError(f"the layout {layout.name} has no place for {', '.join(unplaced)}")
+    shared = [native_key for native_key, key in keys.items() if [*keys.values()].count(key) > 1]
+    if shared:
+        raise ValueError(f"the layout {layout.name} has one name for {' and '.join(shared)}")
     chosen = storage or {}
+    out: dict[str, Tensor] = {}
     for native_key, tensor in native.items():
-        key = layout.source_key(native_key, prefix, model_name)
-        if key is None:
-            homeless.append(native_key)
-            continue
         kind = kind_of(native_key)
-        usual = layout.storage[kind][0]
-        name = chosen.get(native_key) or chosen.get(kind) or usual
-        out[key] = STORAGES[name].from_native(tensor).contiguous()
-    if homeless:
-        raise ValueError(f"the layout {layout.name} has no place for {', '.join(homeless)}")
+        most_common = layout.storage[kind][0]
+        name = chosen.get(native_key) or chosen.get(kind) or most_common
+        out[keys[native_key]] = STORAGES[name].from_native(tensor).contiguous()
     return out

@@ -14,18 +14,20 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..archs import DROP, STAGE
 from ..models.config import ConvNextConfig
 from ..utils.checks import shorten_list
 from .native import STEM, NativeWeights, open_weights
-from .placement import place
+from .placement import assign_to_target
 from .report import LoadReport
 
 _PACKAGE = f"{__name__.partition('.')[0]}."
-FINAL_NORM_CHOICES = ("stage", "drop")
+FINAL_NORM_CHOICES = (STAGE, DROP)
 _LISTED = 40  # tensors that an error names before it only counts the rest
-OPEN_OPTIONS = ("ema", "prefix")  # what `open_weights` takes by keyword
+OPEN_OPTIONS = ("ema", "prefix", "revision", "subfolder")  # what `open_weights` takes by keyword
 _FILL_OPTIONS = ("final_norm", "adapt_in_channels", "fresh")
 LOAD_OPTIONS = (*OPEN_OPTIONS, *_FILL_OPTIONS)  # what `load_weights` takes by keyword
+_OUTPUTS = {"out_features", "out_indices"}
 
 Built = TypeVar("Built")
 
@@ -39,8 +41,14 @@ def load_weights(
     fresh: Collection[str] = (),
     ema: bool = False,
     prefix: str | None = None,
+    revision: str | None = None,
+    subfolder: str = "",
 ) -> LoadReport:
     """Load a source of any known layout into a module of this package.
+
+    Example:
+        >>> backbone = ConvNextBackbone(arch="convnext_tiny", out_features=["stage3", "stage4"])
+        >>> print(load_weights(backbone, "convnext_tiny.fb_in1k"))
 
     Args:
         module: A `ConvNextBackbone`, `ConvNextModel` or `ConvNextForImageClassification`.
@@ -54,16 +62,19 @@ def load_weights(
             the source does not have them or has them in another shape.
         ema: Where a file holds both the trained weights and their moving average, take the average.
         prefix: Where a file holds several ConvNeXts, the prefix of the keys of the wanted one.
+        revision: The branch, tag or commit of a Hugging Face repository.
+        subfolder: The folder inside a directory or a Hugging Face repository.
 
     Returns:
-        What became of every tensor. Norms of outputs that the source does not have stay fresh.
+        What became of every tensor. Norms of outputs that the source does not have keep their
+        initial values.
 
     Raises:
         ValueError: Anything does not fit; everything that does not is listed.
         FileNotFoundError: There is no such file.
         DownloadError: The source cannot be fetched.
     """
-    weights = open_weights(source, ema=ema, prefix=prefix)
+    weights = open_weights(source, ema=ema, prefix=prefix, revision=revision, subfolder=subfolder)
     return load_native(
         module, weights, final_norm=final_norm, adapt_in_channels=adapt_in_channels, fresh=fresh
     )
@@ -72,7 +83,7 @@ def load_weights(
 def load_pretrained_(
     cls: type[Built], source: str | os.PathLike[str], overrides: Mapping[str, Any]
 ) -> Built:
-    """Build the module that a source describes and load it; `load_report` says how that went.
+    """Build the module that a source describes and load it; `load_report` is then the report.
 
     Args:
         cls: A class whose constructor takes a `ConvNextConfig` and keywords.
@@ -85,11 +96,11 @@ def load_pretrained_(
     opened = {k: v for k, v in overrides.items() if k in OPEN_OPTIONS}
     options = {k: v for k, v in overrides.items() if k in _FILL_OPTIONS}
     built = {k: v for k, v in overrides.items() if k not in opened and k not in options}
-    weights = open_weights(source, mapped=False, **opened)
+    weights = open_weights(source, mmap=False, **opened)
     if not {"config", "arch"} & built.keys():
         fields = weights.fields()
-        if {"out_features", "out_indices"} & built.keys():
-            fields.pop("out_features", None)
+        if _OUTPUTS & built.keys():
+            fields = {k: v for k, v in fields.items() if k not in _OUTPUTS}
         built["config"] = ConvNextConfig(**fields)
     module = build_blank(cls, **built)
     assert isinstance(module, nn.Module)
@@ -129,24 +140,24 @@ def load_native(
     if STEM not in target:
         raise ValueError(f"module must be a ConvNeXt of this package, got {type(module).__name__}")
     recipe = weights.entry.final_norm if weights.entry is not None else None
-    placed = place(weights.converted, weights.match, target, final_norm or recipe)
-    tensors = placed.tensors
-    notes = [*weights.notes, *placed.notes]
+    assigned = assign_to_target(weights.converted, weights.match, target, final_norm or recipe)
+    tensors = assigned.tensors
+    notes = [*weights.notes, *assigned.notes]
     if adapt_in_channels:
         notes += _adapt_stem(tensors, target[STEM].shape[1])
     fit = _compare(tensors, target, fresh)
     for key in fit.replaced:
-        placed.dropped.append(weights.converted.sources[key])
+        assigned.dropped.append(weights.converted.sources[key])
         del tensors[key]
     _refuse_misfits(module, weights, tensors, fit, adapt_in_channels)
     notes += _warn_not_finite(tensors, weights)
-    _fill(module, tensors, fit.fresh, weights.mapped)
+    _fill(module, tensors, fit.fresh, weights.mmap)
     report = LoadReport(
         source=weights.source,
         layout=str(weights.match),
         loaded=tuple(tensors),
         fresh=fit.fresh,
-        dropped=tuple(placed.dropped),
+        dropped=tuple(assigned.dropped),
         reshaped=dict(weights.converted.reshaped),
         notes=tuple(notes),
     )
@@ -217,7 +228,7 @@ def _refuse_misfits(
             if not tensor.is_floating_point()
         ],
         "part of a head that this classifier does not have": (
-            converted.headless if is_classifier else ()
+            converted.unsupported_head if is_classifier else ()
         ),
     }
     if not any(problems.values()) and tensors:
@@ -286,7 +297,7 @@ def _warn_not_finite(tensors: Mapping[str, Tensor], weights: NativeWeights) -> l
 
 
 def _fill(
-    module: nn.Module, tensors: Mapping[str, Tensor], fresh: Collection[str], mapped: bool
+    module: nn.Module, tensors: Mapping[str, Tensor], fresh: Collection[str], mmap: bool
 ) -> None:
     """Copy the tensors into the module; where that has no memory, make them its parameters."""
     target = module.state_dict()
@@ -297,26 +308,26 @@ def _fill(
     device = torch.device("cpu") if device.type == "meta" else device
     materialise = getattr(module, "materialise_")  # noqa: B009 - nn.Module types it as a tensor
     materialise(fresh, device)
-    module.load_state_dict(_owned(tensors, target, device, mapped), strict=False, assign=True)
+    module.load_state_dict(_copied(tensors, target, device, mmap), strict=False, assign=True)
 
 
-def _owned(
+def _copied(
     tensors: Mapping[str, Tensor],
     target: Mapping[str, Tensor],
     device: torch.device,
-    mapped: bool,
+    mmap: bool,
 ) -> dict[str, Tensor]:
     """Return the tensors in the target's dtypes, contiguous, each in memory of its own.
 
     A view of a mapped file would crash the process when somebody overwrites the file; a part of a
     larger storage would keep and save all of it; two views of one storage would train as one.
     """
-    owned: dict[str, Tensor] = {}
+    copied: dict[str, Tensor] = {}
     storages: set[int] = set()
     for key, tensor in tensors.items():
         value = tensor.to(device, target[key].dtype).contiguous()
         storage = value.untyped_storage()
-        lent = mapped or storage.nbytes() != value.nbytes or storage.data_ptr() in storages
-        owned[key] = value.clone() if lent and value is tensor else value
+        must_copy = mmap or storage.nbytes() != value.nbytes or storage.data_ptr() in storages
+        copied[key] = value.clone() if must_copy and value is tensor else value
         storages.add(storage.data_ptr())
-    return owned
+    return copied

@@ -1,4 +1,4 @@
-"""Rename a foreign state dict while it is being loaded, whoever loads it."""
+"""Convert a state dict of another layout while `load_state_dict` runs, whoever calls it."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -6,10 +6,12 @@ from typing import Any
 from torch import Tensor
 
 from .layouts import UnknownLayoutError, convert, recognise
-from .placement import name_final_norm, place
+from .placement import assign_to_target
 
 
-def to_native_(state_dict: dict[str, Any], prefix: str, module_keys: Collection[str]) -> None:
+def convert_state_dict_(
+    state_dict: dict[str, Any], prefix: str, module_keys: Collection[str]
+) -> None:
     """Rename the keys under `prefix` to native ones, in place; for a `load_state_dict` pre-hook.
 
     A native state dict is left as it is, and so is one of no known layout: torch then reports what
@@ -20,6 +22,10 @@ def to_native_(state_dict: dict[str, Any], prefix: str, module_keys: Collection[
         state_dict: The state dict that is being loaded.
         prefix: The prefix of the module whose hook runs, as torch passes it.
         module_keys: The module's own keys, without the prefix.
+
+    Raises:
+        ValueError: It is a relative of ConvNeXt that the module cannot hold, holds several
+            ConvNeXts under `prefix`, or has a tensor of a shape that its layout does not have.
     """
     inside = {k: v for k, v in state_dict.items() if k.startswith(prefix)}
     inner = {k[len(prefix) :]: v for k, v in inside.items() if isinstance(v, Tensor)}
@@ -29,19 +35,23 @@ def to_native_(state_dict: dict[str, Any], prefix: str, module_keys: Collection[
         match = recognise({k: tuple(v.shape) for k, v in inner.items()})
     except UnknownLayoutError:
         return
-    if match.layout.name == "native" and not match.prefix:
+    layout = match.layout
+    if layout.is_native and not match.prefix:
         return
-    if prefix and "head.fc.weight" in state_dict:
-        inner["head.fc.weight"] = state_dict["head.fc.weight"]  # marks mmpretrain's final norm
-    converted = name_final_norm(convert(inner, match), match)
-    placed = place(converted, match, module_keys, None)
+    if layout.shared_final_norm:
+        # The head beside the trunk decides what the last norm is, and torch's prefix hides it.
+        head = {k for k in state_dict if layout.native_key(k, outer=True)[1] == "head.weight"}
+        inner |= {k: state_dict[k] for k in head}
+    converted = convert(inner, match)
+    assignment = assign_to_target(converted, match, module_keys)
     for key in inside:
         del state_dict[key]
-    state_dict.update({prefix + k: v for k, v in placed.tensors.items()})
+    state_dict.update({prefix + k: v for k, v in assignment.tensors.items()})
     state_dict.update({prefix + k: inner[k] for k in converted.unexpected})
 
 
 def _is_native(tensors: Mapping[str, Tensor], module_keys: Collection[str]) -> bool:
+    # The original V2 has these names too, and differs in the rank of GRN's parameters alone.
     return tensors.keys() <= set(module_keys) and not any(
         tensor.dim() > 1 for key, tensor in tensors.items() if ".grn." in key
     )

@@ -1,36 +1,46 @@
 """A source's tensors under native names, and the architecture that they make up."""
 
+import dataclasses
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from ..archs import ARCHS
+from ..archs import ARCHS, FAMILIES
+from ..models.config import ConvNextConfig
 from ..utils.checks import shorten_list
 from .catalogue import TIMM_FIELDS, WeightEntry
-from .download import locate
-from .layouts import Converted, Match, UnknownLayoutError, convert, recognise
-from .placement import depths_of, name_final_norm
+from .layouts import (
+    LayoutMatch,
+    NativeStateDict,
+    UnknownLayoutError,
+    convert,
+    depths_of,
+    recognise,
+)
 from .read import read_checkpoint
+from .source import Source, resolve
 
 STEM = "downsample_layers.0.0.weight"
-# What config.json knows and tensors do not tell.
-_CONFIG_FIELDS = (
-    "hidden_act",
-    "initializer_range",
-    "layer_norm_eps",
-    "norm_eps",
-    "drop_path_rate",
-    "image_size",
-    "out_features",
-    "output_hidden_states",
-    "return_dict",
+_LABELS = ("num_labels", "id2label", "label2id", "problem_type")
+# What the tensors themselves show. Every other field of a config.json is taken from it, so that a
+# new field of `ConvNextConfig` needs no mention here.
+_READ_FROM_TENSORS = (
+    "num_channels",
+    "patch_size",
+    "num_stages",
+    "hidden_sizes",
+    "depths",
+    "kernel_size",
+    "use_grn",
+    "layer_scale_init_value",
+    "model_type",
 )
-_FAMILIES = ("convnext", "convnextv2", "dinov3_convnext")  # model_type of config.json
 
 
 @dataclass(frozen=True)
@@ -38,22 +48,30 @@ class NativeWeights:
     """The tensors of a source under native names, and what is known of them.
 
     Attributes:
-        source: What was asked for.
+        origin: Where the weights and the files beside them are.
         match: The layout and the prefix that were recognised.
         converted: The tensors, and the keys left out.
         config: The config.json that lies beside the weights, or nothing.
-        entry: The catalogue's entry, when the source is in it.
         notes: What a user should know about how they were read.
-        mapped: Whether the tensors may be views of the mapped file.
+        mmap: Whether the tensors may be views of the mapped file.
     """
 
-    source: str
-    match: Match
-    converted: Converted
+    origin: Source
+    match: LayoutMatch
+    converted: NativeStateDict
     config: Mapping[str, Any]
-    entry: WeightEntry | None
     notes: tuple[str, ...]
-    mapped: bool = True
+    mmap: bool = True
+
+    @property
+    def source(self) -> str:
+        """What the user asked for."""
+        return self.origin.name
+
+    @property
+    def entry(self) -> WeightEntry | None:
+        """The catalogue's entry, when the source is in the catalogue."""
+        return self.origin.entry
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -72,33 +90,28 @@ class NativeWeights:
         Raises:
             ValueError: The tensors do not make up a ConvNeXt.
         """
-        with _named(self.source):
+        with _prefix_errors(self.source):
             found = infer_fields(self.tensors)
         layout = self.match.layout
-        found |= _beside(self.config)
+        found |= _fields_from_config_json(self.config)
         if self.entry is not None:
             found |= self.entry.fields
-        if layout.final_norm == "stage":
-            found.setdefault("model_type", "dinov3_convnext")
+        if layout.model_type is not None:
+            found.setdefault("model_type", layout.model_type)
         found |= _labels(self.config, self.num_labels)
         found.setdefault("layer_norm_eps", layout.layer_norm_eps or found["norm_eps"])
         return found
 
 
-class _named:  # noqa: N801 - a context manager, used as a word
+@contextmanager
+def _prefix_errors(source: str) -> Iterator[None]:
     """Put the source's name in front of a ValueError."""
-
-    def __init__(self, source: str) -> None:
-        self.source = source
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if isinstance(error, UnknownLayoutError):
-            raise UnknownLayoutError(f"{self.source}: {error}") from error
-        if type(error) is ValueError:
-            raise ValueError(f"{self.source}: {error}") from error
+    try:
+        yield
+    except UnknownLayoutError as error:
+        raise UnknownLayoutError(f"{source}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
 
 
 def open_weights(
@@ -106,7 +119,9 @@ def open_weights(
     *,
     ema: bool = False,
     prefix: str | None = None,
-    mapped: bool = True,
+    revision: str | None = None,
+    subfolder: str = "",
+    mmap: bool = True,
 ) -> NativeWeights:
     """Read a source and bring its tensors to native names.
 
@@ -114,23 +129,24 @@ def open_weights(
         source: A file, a directory, a URL, a Hugging Face id or an `arch.tag` of `list_weights()`.
         ema: Where a file holds both the trained weights and their moving average, take the average.
         prefix: Where a file holds several ConvNeXts, the prefix of the keys of the wanted one.
-        mapped: Map a large file instead of reading it. False for tensors that a module is to keep.
+        revision: The branch, tag or commit of a Hugging Face repository.
+        subfolder: The folder inside a directory or a Hugging Face repository.
+        mmap: Map a large file instead of reading it. False for tensors that a module is to keep.
 
     Raises:
         ValueError: The source is not a ConvNeXt, is damaged, or is refused as unsafe.
         FileNotFoundError: There is no such file.
         DownloadError: It cannot be fetched.
     """
-    path, entry = locate(source)
-    name = os.fspath(source)
-    checkpoint = read_checkpoint(path, ema=ema, mapped=mapped)
-    with _named(name):
+    origin = resolve(source, revision=revision, subfolder=subfolder)
+    checkpoint = read_checkpoint(origin.weights(), ema=ema, mmap=mmap)
+    with _prefix_errors(origin.name):
         match = recognise({k: tuple(v.shape) for k, v in checkpoint.tensors.items()}, prefix)
-        converted = name_final_norm(convert(checkpoint.tensors, match), match)
-    if entry is not None:
-        entry.warn_once()
+        converted = convert(checkpoint.tensors, match)
+    if origin.entry is not None:
+        origin.entry.warn_once()
     notes = tuple(checkpoint.notes)
-    return NativeWeights(name, match, converted, checkpoint.config, entry, notes, mapped)
+    return NativeWeights(origin, match, converted, checkpoint.config, notes, mmap)
 
 
 def infer_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -144,8 +160,8 @@ def infer_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         ValueError: The stem or a whole stage is missing.
     """
     depths = depths_of(tensors)
-    widths = tuple(_usual(_sizes(tensors, s)) for s in range(len(depths)))
-    kernels = _usual(t.shape[-1] for k, t in tensors.items() if k.endswith(".dwconv.weight"))
+    widths = tuple(_most_common(_sizes(tensors, s)) for s in range(len(depths)))
+    kernels = _most_common(t.shape[-1] for k, t in tensors.items() if k.endswith(".dwconv.weight"))
     if STEM not in tensors or None in (*widths, kernels) or not depths:
         raise ValueError(f"the architecture cannot be read from {len(tensors)} tensors of it")
     stem = tensors[STEM].shape
@@ -165,13 +181,16 @@ def infer_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _sizes(tensors: Mapping[str, Tensor], stage: int) -> list[int]:
-    """Return what the tensors of a stage's width say that it is."""
+    """Return the width of a stage by each of the tensors that have its width."""
     pattern = re.compile(rf"stages\.{stage}\.\d+\.(dwconv\.weight|dwconv\.bias|norm\.\w+|gamma)")
     return [t.shape[0] for key, t in tensors.items() if pattern.fullmatch(key)]
 
 
-def _usual(values: Iterable[int]) -> int | None:
-    """Return the most frequent value: one odd tensor shall be named, not believed."""
+def _most_common(values: Iterable[int]) -> int | None:
+    """Return the most common value.
+
+    One corrupt tensor is then reported as a misfit instead of changing the architecture.
+    """
     counted = Counter(values).most_common(1)
     return counted[0][0] if counted else None
 
@@ -186,26 +205,31 @@ def arch_name(fields: Mapping[str, Any]) -> str | None:
     )
 
 
-def _beside(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Take from a config.json, of transformers or of timm, what tensors do not tell."""
-    if config.get("model_type") in _FAMILIES:
-        known = {k: config[k] for k in _CONFIG_FIELDS if config.get(k) is not None}
-        if config["model_type"] == "dinov3_convnext" and "layer_norm_eps" in known:
-            known.setdefault("norm_eps", known["layer_norm_eps"])  # DINOv3 has one epsilon
-        return known
-    return dict(TIMM_FIELDS.get(str(config.get("architecture")), {}))
+def _fields_from_config_json(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Take what tensors do not show from a config.json of transformers or of timm."""
+    family = FAMILIES.get(str(config.get("model_type")))
+    if family is None:
+        return dict(TIMM_FIELDS.get(str(config.get("architecture")), {}))
+    names = {field.name for field in dataclasses.fields(ConvNextConfig)}
+    names -= {*_READ_FROM_TENSORS, *_LABELS}
+    known = {k: v for k, v in config.items() if k in names and v is not None}
+    if "out_features" in known:
+        known.pop("out_indices", None)  # both are written; names mean the same in every release
+    if family.single_eps and "layer_norm_eps" in known:
+        known.setdefault("norm_eps", known["layer_norm_eps"])
+    return known
 
 
 def _labels(config: Mapping[str, Any], count: int | None) -> dict[str, Any]:
     """Take the names of the classes from a config.json, where they fit the head of `count`."""
     names = config.get("id2label")
-    if config.get("model_type") in _FAMILIES and names is not None and count in (None, len(names)):
-        return {k: config[k] for k in ("id2label", "label2id", "problem_type") if k in config}
+    if config.get("model_type") in FAMILIES and names is not None and count in (None, len(names)):
+        return {k: config[k] for k in _LABELS if k in config and k != "num_labels"}
     return {} if count is None else {"num_labels": count}
 
 
 def describe(weights: NativeWeights) -> str:
-    """Say in a few lines what a source holds: layout, architecture, size, licence.
+    """Return a few lines on what a source holds: layout, architecture, size, licence.
 
     Raises:
         ValueError: The tensors do not make up a ConvNeXt.

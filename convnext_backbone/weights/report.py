@@ -8,13 +8,13 @@ from ..utils.checks import shorten_list
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of every tensor of a source and of a module.
+    """What became of every tensor of a source and of a module; printed as a table.
 
     Attributes:
         source: What was asked for.
         layout: The key layout that was recognised.
         loaded: Native keys that were filled from the source.
-        fresh: Native keys that the source does not have and that keep their initial values.
+        fresh: Native keys that the source does not have and that are newly initialized.
         dropped: Source keys that were left out on purpose: heads, decoders, other modules.
         reshaped: Source key -> how its tensor changed form.
         notes: What else a user should know.
@@ -32,7 +32,7 @@ class LoadReport:
         reshaped = [f"{key} ({how})" for key, how in self.reshaped.items()]
         counted = (
             ("loaded", self.loaded, 0),
-            ("fresh", self.fresh, 6),
+            ("newly initialized", self.fresh, 6),
             ("dropped", self.dropped, 6),
             ("reshaped", reshaped, 2),
         )
@@ -42,4 +42,4 @@ class LoadReport:
             for name, keys, show in counted
         ]
         rows += [("note", note) for note in self.notes]
-        return "\n".join(f"{name:<9} {text}".rstrip() for name, text in rows)
+        return "\n".join(f"{name:<17} {text}".rstrip() for name, text in rows)

@@ -1,15 +1,270 @@
-"""Small files of a model: on this machine, or in a Hugging Face repository."""
+"""From what a user writes to files on this machine: weights and the JSON files beside them.
 
+A source is a path (`~` is expanded), a URL, a Hugging Face id or an `arch.tag` of the catalogue.
+`resolve` decides which; what exists on disk comes first, and a `pathlib.Path` is always a path.
+URLs are kept in torch.hub's cache (`TORCH_HOME`), repositories in the hub's (`HF_HOME`). What is
+cached is used without a request.
+
+Errors: FileNotFoundError for what does not exist, DownloadError (a ConnectionError) for what cannot
+be fetched; a repository or a file that the hub does not have is both. ValueError for a source that
+cannot mean anything.
+"""
+
+import errno
 import os
 import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
+from ..utils.checks import first_line
 from ..utils.files import WEIGHT_SUFFIXES, check_source
+from .catalogue import WEIGHTS, WeightEntry, get_weight
+from .download import URL, DownloadError, fetch_url
+from .read import DIRECTORY_FILES, INDEX_SUFFIX, shard_names
 
 _ID = re.compile(r"(?:hf[-_]hub:)?(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+_TAG = re.compile(r"(test_)?convnext\w*\.\w+")
 _FILES = (*WEIGHT_SUFFIXES, ".json")
 _DEFAULT = "main"  # the branch of a repository where no revision is named
+# errno of a file that this machine cannot write; what a network raises has others.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+class SourceNotFoundError(DownloadError, FileNotFoundError):
+    """The hub has no such repository, revision or file."""
+
+
+@dataclass(frozen=True)
+class Source(ABC):
+    """Where the files of a model are.
+
+    Attributes:
+        name: What the user wrote.
+        entry: The catalogue's entry, when the source is in the catalogue.
+    """
+
+    name: str
+    entry: WeightEntry | None
+
+    @abstractmethod
+    def weights(self) -> Path:
+        """Return the local weights file, index of shards or directory, fetching it if need be.
+
+        Raises:
+            FileNotFoundError: There is none.
+            DownloadError: It cannot be fetched.
+            OSError: What was fetched cannot be written.
+        """
+
+    @abstractmethod
+    def file(self, name: str) -> Path:
+        """Return the local path of a JSON file beside the weights, fetching it if need be.
+
+        Raises: as `weights`.
+        """
+
+
+@dataclass(frozen=True)
+class LocalSource(Source):
+    """A file or a directory of this machine, there or missing."""
+
+    path: Path
+
+    def weights(self) -> Path:
+        """Return the path as it is."""
+        if not self.path.exists():
+            raise FileNotFoundError(
+                f"{self.name}: there is no such file or directory, and it is not a URL, a Hugging "
+                "Face id or a name of list_weights() either"
+            )
+        return self.path
+
+    def file(self, name: str) -> Path:
+        """Return the JSON file itself, or the one in the directory or beside the weights file."""
+        path = self.path
+        if path.is_dir():
+            path = path / name
+        elif path.is_file() and (path.suffix != ".json" or path.name.endswith(INDEX_SUFFIX)):
+            path = path.parent / name  # beside a weights file
+        if not path.is_file():
+            raise FileNotFoundError(f"no {name} at {self.name!r}")
+        return path
+
+
+@dataclass(frozen=True)
+class UrlSource(Source):
+    """One file at an http or https address."""
+
+    url: str
+
+    def weights(self) -> Path:
+        """Return the local copy, whose hash is checked where it is known."""
+        return fetch_url(self.url, sha256=self.entry.sha256 if self.entry else None)
+
+    def file(self, name: str) -> Path:
+        """Return the local copy of a JSON file; other URLs have no files beside them."""
+        if urlsplit(self.url).path.endswith(".json"):
+            return fetch_url(self.url)
+        raise FileNotFoundError(f"no {name} at {self.name!r}: a URL is that of one file")
+
+
+@dataclass(frozen=True)
+class HubSource(Source):
+    """A repository of the Hugging Face hub, at a revision (None: its default branch)."""
+
+    repo_id: str
+    revision: str | None = None
+    subfolder: str = ""
+
+    def weights(self) -> Path:
+        """Return the cached weights, beside the config.json of the repository if it has one."""
+        with _hub_errors(self.repo_id, f"{self.repo_id}: it"):
+            found = self._first(self._cached)
+            if found is None:
+                self._download("config.json")  # is read where it lies beside the weights
+                found = self._first(self._download)
+            if found is None:
+                raise SourceNotFoundError(
+                    f"{self.repo_id}: the repository holds none of {', '.join(DIRECTORY_FILES)}"
+                )
+            if found.name.endswith(INDEX_SUFFIX):
+                for shard in shard_names(found):
+                    if not (found.parent / shard).exists():
+                        self._download(shard)
+        return found
+
+    def file(self, name: str) -> Path:
+        """Return the cached file."""
+        with _hub_errors(self.repo_id, f"{name} of {self.repo_id!r}"):
+            found = self._cached(name) or self._download(name)
+        if found is None:
+            raise SourceNotFoundError(f"no {name} in {self.repo_id!r} on the hub")
+        return found
+
+    def _first(self, find: Callable[[str], Path | None]) -> Path | None:
+        return next(filter(None, map(find, DIRECTORY_FILES)), None)
+
+    # huggingface_hub brings an HTTP client along, which most users of a backbone never need, so
+    # it is imported where it is used.
+
+    def _cached(self, name: str) -> Path | None:
+        from huggingface_hub import try_to_load_from_cache
+
+        path = f"{self.subfolder}/{name}" if self.subfolder else name
+        found = try_to_load_from_cache(self.repo_id, path, revision=self.revision)
+        return Path(found) if isinstance(found, str) else None
+
+    def _download(self, name: str) -> Path | None:
+        from huggingface_hub import errors, hf_hub_download
+
+        try:
+            return Path(
+                hf_hub_download(
+                    self.repo_id, name, revision=self.revision, subfolder=self.subfolder or None
+                )
+            )
+        except errors.LocalEntryNotFoundError:
+            raise  # a kind of EntryNotFoundError, but it means that the hub is out of reach
+        except errors.EntryNotFoundError:
+            return None
+
+
+@contextmanager
+def _hub_errors(repo_id: str, subject: str) -> Iterator[None]:
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except DownloadError:
+        raise
+    except errors.GatedRepoError as error:
+        raise DownloadError(
+            f"{repo_id}: the repository is gated: accept its licence at "
+            f"https://huggingface.co/{repo_id} and log in with `hf auth login`"
+        ) from error
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+        message = f"{repo_id}: there is no such repository on the hub"
+        raise SourceNotFoundError(message) from error
+    except errors.HFValidationError as error:
+        raise DownloadError(f"{repo_id}: this is not a Hugging Face id: {error}") from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        raise DownloadError(
+            f"{subject} is not in the cache, and the hub is out of reach or switched off"
+        ) from error
+    except (errors.HfHubHTTPError, OSError) as error:
+        is_disk = isinstance(error, OSError) and error.errno in _DISK
+        what = "it cannot be written into the hub's cache" if is_disk else "the hub cannot be read"
+        raise DownloadError(f"{repo_id}: {what}: {first_line(error)}") from error
+
+
+# ------------------------------------------------------------------------------ what a name means
+
+
+def resolve(
+    source: str | os.PathLike[str], *, revision: str | None = None, subfolder: str = ""
+) -> Source:
+    """Return where the files of a source are; nothing is fetched yet.
+
+    Args:
+        source: A file, a directory, a URL, a Hugging Face id (`org/name`, `org/name@revision`) or
+            an `arch.tag` of `list_weights()`.
+        revision: The branch, tag or commit of a Hugging Face repository. Nothing else has one, but
+            "main" goes with every source, since training scripts of transformers always give it.
+        subfolder: The folder inside a directory or a Hugging Face repository.
+
+    Example:
+        >>> where = resolve("facebook/convnext-tiny-224", revision="main")
+        >>> where.weights(), where.file("preprocessor_config.json")
+
+    Raises:
+        ValueError: The source is empty, is a name that the catalogue does not have or cannot be
+            used, or a revision or a subfolder is asked of what has none.
+        TypeError: It is neither a string nor a path.
+    """
+    check_source(source)
+    name = os.fspath(source)
+    path = Path(os.path.expanduser(name))
+    hub = None if path.exists() else read_hub_id(source)
+    if hub is not None:
+        repo_id, named = hub
+        if revision is not None and named not in (None, revision):
+            raise ValueError(f"revision {revision!r} is asked for, but {name!r} names {named!r}")
+        entry = next((e for e in WEIGHTS.values() if e.hub_id == repo_id), None)
+        return HubSource(name, entry, repo_id, revision or named, subfolder)
+    if revision not in (None, _DEFAULT):
+        raise ValueError(
+            f"revision {revision!r} is asked for, but {name!r} has none: it is no Hugging Face id"
+        )
+    if subfolder and not path.is_dir():
+        raise ValueError(
+            f"subfolder {subfolder!r} is asked for, but {name!r} has none: it is neither a "
+            "directory nor a Hugging Face id"
+        )
+    if not path.exists() and isinstance(source, str):
+        if URL.match(name):
+            entry = next((e for e in WEIGHTS.values() if e.url == name), None)
+            return UrlSource(name, entry, name)
+        if _TAG.fullmatch(name) and not name.endswith(_FILES):
+            return _source_of_entry(get_weight(name))
+    return LocalSource(name, None, path / subfolder)
+
+
+def _source_of_entry(entry: WeightEntry) -> Source:
+    if entry.unsupported:
+        raise ValueError(f"{entry.name} cannot be held by ConvNextBackbone: {entry.unsupported}")
+    if entry.url:
+        return UrlSource(entry.name, entry, entry.url)
+    if entry.hub_id:
+        return HubSource(entry.name, entry, entry.hub_id)
+    raise ValueError(
+        f"{entry.name} has no public link: its owner hands out {entry.file_name} after a form; "
+        "give the path of your copy instead"
+    )
 
 
 class HubId(NamedTuple):
@@ -20,88 +275,34 @@ class HubId(NamedTuple):
 
 
 def read_hub_id(source: str | os.PathLike[str]) -> HubId | None:
-    """Take apart `org/name` or `org/name@revision`; None where a source is none of these.
+    """Split `org/name` or `org/name@revision`; None where a source is none of these.
 
-    What is called like a file is a file, here or missing: the hub need not be asked for it.
+    What has the suffix of a file is a file, here or missing: the hub need not be asked for it.
     """
     if not isinstance(source, str) or source.startswith((".", "/", "~")):
         return None
-    found = _ID.fullmatch(source)
-    return (
-        None if found is None or source.endswith(_FILES) else HubId(found["id"], found["revision"])
-    )
+    found = None if source.endswith(_FILES) else _ID.fullmatch(source)
+    return None if found is None else HubId(found["id"], found["revision"])
+
+
+# Names that other packages still import.
 
 
 def is_hub_id(source: str | os.PathLike[str]) -> bool:
-    """Say whether a source that is no path here has the form of a Hugging Face id."""
+    """Return whether a source that is no path here has the form of a Hugging Face id."""
     return read_hub_id(source) is not None
 
 
 def at_revision(source: str | os.PathLike[str], revision: str | None) -> str | os.PathLike[str]:
-    """Return a Hugging Face id together with the revision that is asked for beside it.
-
-    "main" goes with every source, since transformers' training scripts give it with every source.
-
-    Raises:
-        ValueError: Another revision is asked of what has none, or of an id that names its own.
-    """
-    if revision is None:
-        return source
-    hub = None if os.path.exists(source) else read_hub_id(source)
-    if hub is not None and hub.revision in (None, revision):
-        return f"{hub.repo_id}@{revision}"
-    if hub is not None or revision != _DEFAULT:
-        have = "has none: it is no Hugging Face id" if hub is None else f"names {hub.revision!r}"
-        raise ValueError(f"revision {revision!r} is asked for, but {os.fspath(source)!r} {have}")
+    """Return a Hugging Face id together with the revision that is asked for beside it."""
+    where = resolve(source, revision=revision)
+    if revision is not None and isinstance(where, HubSource) and where.entry is None:
+        return f"{where.repo_id}@{revision}"
     return source
 
 
 def find_file(
-    source: str | os.PathLike[str],
-    name: str,
-    *,
-    revision: str | None = None,
-    subfolder: str = "",
+    source: str | os.PathLike[str], name: str, *, revision: str | None = None, subfolder: str = ""
 ) -> Path:
-    """Return the local path of a model's file, fetching it if need be.
-
-    Args:
-        source: The file itself, the directory that holds it, or a Hugging Face id (`org/name`,
-            `org/name@revision`). What exists on disk comes first.
-        name: The file's name in a directory or repository.
-        revision: The branch, tag or commit of a repository.
-        subfolder: The folder inside the directory or repository.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ConnectionError: The hub cannot be reached, and the file is not in its cache.
-        ValueError: The source is empty, or a revision is asked of what has none.
-    """
-    check_source(source)
-    source = at_revision(source, revision)
-    path = Path(source)
-    path = path / subfolder / name if path.is_dir() else path
-    if path.is_file():
-        return path
-    hub = read_hub_id(source)
-    if path.exists() or Path(source).is_dir() or hub is None:
-        raise FileNotFoundError(f"no {name} at {os.fspath(source)!r}")
-    return _fetch(hub.repo_id, name, hub.revision, subfolder)
-
-
-def _fetch(repo_id: str, name: str, revision: str | None, subfolder: str) -> Path:
-    # Imported here: it brings an HTTP client along, which most users of a backbone never need.
-    from huggingface_hub import errors, hf_hub_download
-
-    try:
-        return Path(hf_hub_download(repo_id, name, revision=revision, subfolder=subfolder or None))
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        raise ConnectionError(
-            f"{name} of {repo_id!r} is not in the cache, and the hub is out of reach"
-        ) from error
-    except (
-        errors.EntryNotFoundError,
-        errors.RepositoryNotFoundError,
-        errors.RevisionNotFoundError,
-    ) as error:
-        raise FileNotFoundError(f"no {name} in {repo_id!r} on the hub") from error
+    """Return the local path of a file beside the weights of a source."""
+    return resolve(source, revision=revision, subfolder=subfolder).file(name)

@@ -444,9 +444,6 @@ ORIGINALS: dict[str, Original] = {
     "keras_weights_h5": Original(
         "keras-numbered", _written(write_keras_v3, "m.weights.h5", V1), **_cls(V1)
     ),
-    "keras_weights_h5_without_names": Original(
-        "keras-numbered", _written(write_keras_v3, "m.weights.h5", V1, named=False), **_cls(V1)
-    ),
     "keras_archive": Original(
         "keras-numbered", _written(write_keras_archive, "m.keras", V1), **_cls(V1)
     ),

@@ -17,7 +17,9 @@ from helpers.originals import V1
 from convnext_backbone import ConvNextBackbone
 from convnext_backbone.utils.files import WEIGHT_SUFFIXES
 from convnext_backbone.weights import DownloadError, catalogue, download
-from convnext_backbone.weights.download import cached_path, fetch_url, locate
+from convnext_backbone.weights import source as sources
+from convnext_backbone.weights.download import cached_path, fetch_url
+from convnext_backbone.weights.source import resolve
 
 
 class _Server(ThreadingHTTPServer):
@@ -236,7 +238,7 @@ def test_a_cache_of_the_hub_that_is_full_is_named(monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", no_room)
     with pytest.raises(DownloadError, match=r"someone/else: it cannot be written .*No space left"):
-        download.fetch_hub("someone/else")
+        resolve("someone/else").weights()
 
 
 _FETCH_ON_DEMAND = """
@@ -268,7 +270,7 @@ def test_other_schemes_are_not_fetched(url):
     with pytest.raises(ValueError, match="http"):
         fetch_url(url)
     with pytest.raises(FileNotFoundError):
-        locate(url)
+        resolve(url).weights()
 
 
 # ------------------------------------------------------------------------------ names and ids
@@ -276,12 +278,14 @@ def test_other_schemes_are_not_fetched(url):
 
 def test_name_of_the_catalogue_is_fetched_checked_and_described(server, monkeypatch):
     entry = catalogue.WeightEntry("convnext_atto.local", "MIT", "nothing", server.url())
-    for module in (catalogue, download):
+    for module in (catalogue, download, sources):
         monkeypatch.setattr(module, "WEIGHTS", {entry.name: entry})
-    path, found = locate("convnext_atto.local")
-    assert found is entry
+    where = resolve("convnext_atto.local")
+    path = where.weights()
+    assert where.entry is entry
     assert path == Path(torch.hub.get_dir()) / "checkpoints" / "weights.pth"
-    assert locate(server.url()) == (path, entry)
+    assert resolve(server.url()).weights() == path
+    assert resolve(server.url()).entry is entry
 
 
 @pytest.mark.parametrize(
@@ -295,28 +299,30 @@ def test_name_of_the_catalogue_is_fetched_checked_and_described(server, monkeypa
 )
 def test_name_that_cannot_be_had_says_why(name, message):
     with pytest.raises(ValueError, match=message):
-        locate(name)
+        resolve(name)
 
 
 def test_the_empty_source_is_not_the_current_directory(tmp_path, monkeypatch):
     torch.save(V1.state_dict(), tmp_path / "weights.pth")
     monkeypatch.chdir(tmp_path)
-    assert locate(".") == (Path("."), None)
+    assert resolve(".").weights() == Path(".")
+    assert resolve(".").entry is None
     with pytest.raises(ValueError, match="source must not be empty"):
         ConvNextBackbone.from_pretrained("")
 
 
 @pytest.mark.parametrize("ending", [*WEIGHT_SUFFIXES, ".json"])
 def test_a_missing_file_is_not_asked_of_the_hub(ending, monkeypatch):
-    monkeypatch.setattr(download, "fetch_hub", None)
+    monkeypatch.setattr(sources, "HubSource", None)
     with pytest.raises(FileNotFoundError, match=r"weights/model.*: there is no such file"):
-        locate(f"weights/model{ending}")
+        resolve(f"weights/model{ending}").weights()
 
 
 def test_file_on_disk_comes_before_a_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save(V1.state_dict(), "convnext_tiny.fb_in1k")
-    assert locate("convnext_tiny.fb_in1k") == (Path("convnext_tiny.fb_in1k"), None)
+    assert resolve("convnext_tiny.fb_in1k").weights() == Path("convnext_tiny.fb_in1k")
+    assert resolve("convnext_tiny.fb_in1k").entry is None
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from helpers.originals import DINOV3, ORIGINALS, V1, WIDTHS
 from torch import nn
 
 from convnext_backbone import ConvNextBackbone, ConvNextForImageClassification, load_weights
-from convnext_backbone.weights import UnknownLayoutError, to_native_
+from convnext_backbone.weights import UnknownLayoutError, convert_state_dict_
 from convnext_backbone.weights.load import adapt_input_channels
 from convnext_backbone.weights.read import read_checkpoint
 
@@ -183,8 +183,8 @@ def test_report_accounts_for_every_tensor(tmp_path):
 def test_report_prints_as_a_short_table(tmp_path):
     report = ConvNextBackbone.from_pretrained(ORIGINALS["timm_v1"].write(tmp_path)).load_report
     lines = str(report).splitlines()
-    assert [line.split()[0] for line in lines] == [
-        "source", "layout", "loaded", "fresh", "dropped", "reshaped"]  # fmt: skip
+    assert [line.split("  ")[0] for line in lines] == [
+        "source", "layout", "loaded", "newly initialized", "dropped", "reshaped"]  # fmt: skip
     assert "head.fc.weight" in lines[4]
     assert all(len(line) < 300 for line in lines)
 
@@ -386,7 +386,7 @@ def test_head_beside_the_backbone_marks_the_final_norm_of_mmpretrain(tmp_path):
     """mmengine hands the whole state dict to every module, so the hook sees the head."""
     keys = ConvNextBackbone(**FIELDS).state_dict().keys()
     state = _tensors("mmpretrain_v1", tmp_path)
-    to_native_(state, "backbone.", keys)
+    convert_state_dict_(state, "backbone.", keys)
     assert {"head.fc.weight", "head.fc.bias"} == {k for k in state if not k.startswith("backbone")}
     assert {k[9:] for k in state if k.startswith("backbone")} == {
         k for k in keys if not k.startswith("norms.")

@@ -13,7 +13,10 @@ from typing import Any
 
 import torch
 
-from ...weights.read import numpy_globals
+from ...weights.torch_files import numpy_globals
+
+# What to do about a type that is refused.
+ADVICE = "If you trust the file, allow the type by torch.serialization.add_safe_globals"
 
 
 def repair(history_buffer: ModuleType) -> None:

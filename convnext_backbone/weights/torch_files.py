@@ -1,0 +1,211 @@
+"""PyTorch files: read without executing anything in them, every fault one clear error.
+
+This module alone knows which types a file may hold, what torch raises on a file that is damaged or
+asks for more, and under which entries of a checkpoint the weights are.
+"""
+
+import argparse
+import pickle
+import re
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..utils.checks import first_line
+
+# Entries of a checkpoint that hold its tensors, and those of their moving averages.
+WRAPPERS = ("model", "state_dict", "module", "net", "network", "backbone")
+EMA_WRAPPERS = ("model_ema", "ema_state_dict", "state_dict_ema", "ema")
+# What torch raises on a file that is truncated, damaged, or not one of its own.
+DAMAGED = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    LookupError,
+    AttributeError,
+    ValueError,
+    TypeError,
+    AssertionError,
+    zipfile.BadZipFile,
+)
+# torch names what it refused in one of these forms, followed by advice to load without protection.
+_REFUSED = re.compile(
+    r"GLOBAL (.+?) (?:was not an allowed global|whose module)"
+    r"|class '?([\w.]+)|`(\S+)` of type|unrecognized function (<[^>]+>)"
+)
+_ADVICE = "If you trust the file, save its state dict anew with nothing but tensors in it"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or is not because that would run foreign code."""
+
+
+class _HistoryBuffer:
+    """Takes the place of mmengine's log buffer, of which nothing is needed here."""
+
+
+def _no_attribute(owner: object, name: str) -> None:
+    """Take the place of `getattr`, with which a HistoryBuffer names its methods."""
+
+
+def numpy_globals() -> list[Any]:
+    """List what numpy's arrays and scalars are rebuilt from, all of it plain data.
+
+    numpy names its constructors differently before and after version 2; either reads both.
+    """
+    array: Any = np.empty(0).__reduce__()[0]
+    scalar: Any = np.float64(0).__reduce__()[0]
+    dtypes = {type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdSUO"}
+    return [
+        np.ndarray,
+        np.dtype,
+        *sorted(dtypes, key=lambda kind: kind.__name__),
+        *((array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+        *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    ]
+
+
+def weight_types() -> list[Any]:
+    """List what published checkpoints hold beside tensors; all of it is plain data."""
+    return [
+        argparse.Namespace,
+        (_HistoryBuffer, "mmengine.logging.history_buffer.HistoryBuffer"),
+        (_no_attribute, "builtins.getattr"),
+        *numpy_globals(),
+    ]
+
+
+@contextmanager
+def _allow_only(types: Sequence[Any]) -> Iterator[None]:
+    """Let torch build these types and no other ones, then restore its process-wide list.
+
+    `torch.serialization.safe_globals` would add to the user's list instead of replacing it, and on
+    leaving take off it even what was there before.
+    """
+    others = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(list(types))
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(others)
+
+
+@contextmanager
+def checkpoint_errors(name: str, advice: str = _ADVICE) -> Iterator[None]:
+    """Turn what torch raises while it loads into one line that names the file.
+
+    Args:
+        name: The file's name in errors.
+        advice: What to do about a refused type.
+
+    Raises:
+        CheckpointError: The file is damaged, or asks for a type that is not allowed.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except pickle.UnpicklingError as error:
+        refused = refused_type(error)
+        if refused is None:
+            reason = f"the PyTorch file is damaged: {_gist(error)}"
+            raise CheckpointError(f"cannot read checkpoint {name}: {reason}") from None
+        raise CheckpointError(
+            f"refused to read checkpoint {name}: it asks for {refused}, which weights have no need "
+            f"of; nothing of it was executed. {advice}"
+        ) from None  # torch's own message advises to load the file without protection
+    except DAMAGED as error:
+        raise CheckpointError(
+            f"cannot read checkpoint {name}: {_gist(error)} "
+            "(truncated, damaged, or not a PyTorch file)"
+        ) from error
+
+
+def refused_type(error: pickle.UnpicklingError) -> str | None:
+    """Return the name of the type that safe loading refused, or None for a damaged file."""
+    found = _REFUSED.search(str(error))
+    return next(filter(None, found.groups())) if found else None
+
+
+def _gist(error: Exception) -> str:
+    """Return the part of torch's long messages that names the fault."""
+    gist = str(error).partition("WeightsUnpickler error: ")[2]
+    return gist.strip().partition("\n")[0] if gist else first_line(error)
+
+
+def read_torch_file(
+    file: Path | BinaryIO,
+    name: str | None = None,
+    *,
+    types: Sequence[Any] | None = None,
+    map_location: Any = "cpu",
+    mmap: bool = False,
+) -> Any:
+    """Read a PyTorch file with `torch.load(weights_only=True)`, whatever the environment asks for.
+
+    Args:
+        file: A path, or an open binary file.
+        name: The file's name in errors; its path when not given.
+        types: What may be built beside tensors, as for `torch.serialization.add_safe_globals`;
+            `weight_types()` when not given. torch's process-wide list is not used.
+        map_location: See `torch.load`.
+        mmap: Map the file instead of reading it.
+
+    Raises:
+        CheckpointError: The file is damaged, or asks for a type that is not allowed.
+    """
+    allowed = weight_types() if types is None else types
+    with checkpoint_errors(str(file) if name is None else name), _allow_only(allowed):
+        return torch.load(file, map_location=map_location, weights_only=True, mmap=mmap)
+
+
+def unwrap(loaded: Any, source: str, ema: bool, notes: list[str]) -> dict[str, Tensor]:
+    """Return the tensors inside what a PyTorch file holds.
+
+    Args:
+        loaded: The object that `torch.load` returned.
+        source: The file's name in errors.
+        ema: Prefer the moving average.
+        notes: Collects what was chosen.
+
+    Raises:
+        ValueError: There are no tensors under any known wrapper.
+    """
+    if not isinstance(loaded, Mapping):
+        raise ValueError(f"{source}: expected a dict of tensors, got {type(loaded).__name__}")
+    tensors = {k: v for k, v in loaded.items() if isinstance(v, Tensor) and isinstance(k, str)}
+    wrapped = {k: v for k, v in loaded.items() if isinstance(v, Mapping) and _has_tensors(v)}
+    if tensors and not wrapped:
+        return tensors
+    plain = next((k for k in WRAPPERS if k in wrapped), None)
+    averaged = next((k for k in EMA_WRAPPERS if k in wrapped), None)
+    chosen = (averaged or plain) if ema else (plain or averaged)
+    if chosen is None:
+        if tensors:
+            return tensors
+        raise ValueError(
+            f"{source}: there are no tensors in it, neither at the top nor under one of "
+            f"{', '.join((*WRAPPERS, *EMA_WRAPPERS))}; its entries are {sorted(map(str, loaded))}"
+        )
+    if averaged is not None:
+        other = plain if chosen == averaged else averaged
+        notes.append(f"{chosen!r} used" + (f"; {other!r} is there too" if other else ""))
+    elif ema:
+        notes.append(f"there is no moving average in it; {chosen!r} used")
+    return unwrap(wrapped[chosen], source, ema, notes if averaged is None else [])
+
+
+def _has_tensors(value: Any, depth: int = 3) -> bool:
+    if isinstance(value, Tensor):
+        return True
+    if isinstance(value, Mapping) and depth:
+        return any(_has_tensors(v, depth - 1) for v in value.values())
+    return False
