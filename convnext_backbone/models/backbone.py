@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from ..weights import LOAD_OPTIONS, load_weights
-from .config import ConvNextConfig, resolve_config
+from .config import ConfigFields, ConvNextConfig, resolve_config, show_config_fields
 from .layers import LayerNorm2d
 from .outputs import BackboneOutput, FeatureMaps
 from .pretrained import PretrainedTrunk
@@ -46,6 +47,7 @@ class ConvNextBackbone(PretrainedTrunk):
         TypeError: An argument is of the wrong type or unknown.
     """
 
+    @show_config_fields
     def __init__(
         self,
         config: ConvNextConfig | str | None = None,
@@ -54,9 +56,9 @@ class ConvNextBackbone(PretrainedTrunk):
         frozen_stages: int = -1,
         with_cp: bool | str = False,
         init_cfg: Mapping[str, Any] | None = None,
-        **fields: Any,
+        **fields: Unpack[ConfigFields],
     ) -> None:
-        super().__init__(resolve_config(config, arch, fields), with_cp=with_cp)
+        super().__init__(resolve_config(type(self), config, arch, **fields), with_cp=with_cp)
         self._frozen_stages = self._check_frozen_stages(frozen_stages)
         self.init_cfg = _check_init_cfg(init_cfg)
         self.norms = nn.ModuleDict()
@@ -77,7 +79,6 @@ class ConvNextBackbone(PretrainedTrunk):
     @property
     def out_features(self) -> tuple[str, ...]:
         """The names of the outputs. Assigning another choice gives new outputs fresh norms."""
-        assert self.config.out_features is not None
         return tuple(self.config.out_features)
 
     @out_features.setter

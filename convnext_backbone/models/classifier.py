@@ -12,8 +12,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from .config import ConvNextConfig, resolve_config
+from .config import ConfigFields, ConvNextConfig, resolve_config, show_config_fields
 from .outputs import BaseModelOutput, ImageClassifierOutput
 from .pretrained import PretrainedTrunk
 
@@ -21,18 +22,17 @@ from .pretrained import PretrainedTrunk
 class _PooledTrunk(PretrainedTrunk):
     """The trunk, the norm of its pooled last map, and a place for a head behind it."""
 
+    @show_config_fields
     def __init__(
         self,
         config: ConvNextConfig | str | None = None,
         *,
         arch: str | None = None,
         with_cp: bool | str = False,
-        **fields: Any,
+        **fields: Unpack[ConfigFields],
     ) -> None:
-        super().__init__(resolve_config(config, arch, fields), with_cp=with_cp)
-        eps = self.config.layer_norm_eps
-        assert eps is not None  # the config has resolved it
-        self.norm = nn.LayerNorm(self.config.hidden_sizes[-1], eps=eps)
+        super().__init__(resolve_config(type(self), config, arch, **fields), with_cp=with_cp)
+        self.norm = nn.LayerNorm(self.config.hidden_sizes[-1], eps=self.config.layer_norm_eps)
         self._build_head()
         self.reset_parameters()
 
@@ -120,7 +120,6 @@ class ConvNextForImageClassification(_PooledTrunk):
     @property
     def num_labels(self) -> int:
         """The number of classes."""
-        assert self.config.num_labels is not None
         return self.config.num_labels
 
     def forward(

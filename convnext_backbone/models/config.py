@@ -1,18 +1,23 @@
-"""ConvNextConfig: what a ConvNeXt is, in Hugging Face's parameter names.
+"""ConvNextConfig: the architecture and the outputs of a ConvNeXt, in Hugging Face's names.
 
-The rules of `out_features` and `out_indices` are transformers' (`backbone_utils.py`), with its gaps
-closed: `[]` and indices out of range are refused, tuples and lists are alike, and either field may
-be changed later.
+The rules of `out_features` and `out_indices` are transformers' (`backbone_utils.py`), and stricter:
+`[]` and indices out of range are refused, tuples and lists are treated alike.
 """
 
+import copy
+import inspect
 import json
+import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, TypeVar
 
-from ..archs import arch_fields
+from typing_extensions import Self, Unpack
+
+from ..archs import FAMILIES, arch_fields
 from ..utils.checks import check_choice
 from ..utils.files import read_json, write_json
 from ..weights.source import find_file
@@ -20,116 +25,182 @@ from .labels import align_labels, check_problem_type
 from .layers import ACTIVATIONS
 
 CONFIG_NAME = "config.json"
-# config.json's model_type -> the fields that it implies.
-_MODEL_TYPES: dict[str, dict[str, object]] = {
-    "convnext": {"use_grn": False},
-    "convnextv2": {"use_grn": True, "layer_scale_init_value": 0.0},
-    "dinov3_convnext": {"use_grn": False},
+_NORM_EPS = _LAYER_SCALE = 1e-6
+# The default of a field that is derived from others. No such field is None in a built config, so
+# the annotations leave None out.
+_DERIVED: Any = None
+# Fields that a change of another makes obsolete, unless they are changed with it.
+_SUPERSEDES: Mapping[str, tuple[str, ...]] = {
+    "depths": ("num_stages",),
+    "use_grn": ("model_type",),
+    "model_type": ("use_grn",),
+    "out_features": ("out_indices",),
+    "out_indices": ("out_features",),
+    "num_labels": ("id2label", "label2id"),
+    "id2label": ("num_labels", "label2id"),
+    "label2id": ("num_labels",),
 }
-_FINAL_NORM_EPS = {"convnext": 1e-12, "convnextv2": 1e-12, "dinov3_convnext": 1e-6}
-MODEL_TYPES = tuple(_MODEL_TYPES)
-# model_type -> fields that transformers' class derives itself and refuses to read.
-_DERIVED = {"dinov3_convnext": {"num_stages"}}
-_OUTPUTS = {"out_features", "out_indices"}
-_LABELS = ("num_labels", "id2label", "label2id")
-# How a model answers, which config.json holds only where it is not the default.
-_ANSWERS = {"output_hidden_states": False, "return_dict": True}
+# Fields whose value in a file or table counts as the user's only where it is not the default.
+_FOLLOWING = (
+    "num_stages", "use_grn", "layer_scale_init_value", "layer_norm_eps", "norm_eps",
+    "out_features", "out_indices",
+)  # fmt: skip
+# What models return where a call leaves it open; config.json holds other values only.
+_OUTPUT_DEFAULTS = {"output_hidden_states": False, "return_dict": True}
+# The largest value of each number field.
+_UPPER_BOUNDS = {
+    "initializer_range": math.inf,
+    "layer_norm_eps": 1.0,
+    "norm_eps": 1.0,
+    "layer_scale_init_value": math.inf,
+    "drop_path_rate": 1.0,
+}
+_Init = TypeVar("_Init", bound=Callable[..., None])
+
+
+class ConfigFields(TypedDict, total=False):
+    """The fields of `ConvNextConfig` as keyword arguments, for static completion and checks."""
+
+    num_channels: int
+    patch_size: int
+    num_stages: int
+    hidden_sizes: Sequence[int]
+    depths: Sequence[int]
+    hidden_act: str
+    initializer_range: float
+    layer_norm_eps: float
+    layer_scale_init_value: float
+    drop_path_rate: float
+    image_size: int
+    use_grn: bool
+    norm_eps: float
+    kernel_size: int
+    out_features: Sequence[str]
+    out_indices: Sequence[int]
+    model_type: str
+    num_labels: int
+    id2label: Mapping[int, str]
+    label2id: Mapping[str, int]
+    problem_type: str | None
+    output_hidden_states: bool
+    return_dict: bool
 
 
 @dataclass(kw_only=True)
 class ConvNextConfig:
     """The architecture and the outputs of a ConvNeXt.
 
+    Every field may be assigned later. An assignment is checked like an argument, leaves the config
+    as it was where it is refused, and updates the fields that are derived from it: those that were
+    neither given nor assigned. None stands for "derived". Fields that fit each other only together,
+    such as `depths` and `hidden_sizes`, are changed together, by `replace` or `update`.
+
     Attributes:
         num_channels: Channels of the input image.
         patch_size: Kernel and stride of the stem, in pixels.
-        num_stages: Number of stages; derived from `depths` when not given.
+        num_stages: Number of stages; the length of `depths`.
         hidden_sizes: Channels of each stage; the stem has those of the first.
         depths: Number of blocks of each stage.
         hidden_act: Activation between the pointwise layers, a key of `layers.ACTIVATIONS`.
         initializer_range: Standard deviation of the truncated normal that fills weights.
-        layer_norm_eps: Epsilon of the final norm over the pooled map, and of that norm only;
-            transformers' own for the family when not given, 1e-12, or 1e-6 for DINOv3.
-        layer_scale_init_value: Start of the layer scale; 0 builds none.
-        drop_path_rate: Stochastic depth of the last block; blocks before it get a linear share.
+        layer_norm_eps: Epsilon of the final norm over the pooled map, and of that norm only. By
+            default, transformers' own for the family: 1e-12, or 1e-6 for DINOv3.
+        layer_scale_init_value: Start of the layer scale; 0 builds none. By default 1e-6, but 0
+            where `model_type` is given as "convnextv2": with `use_grn` alone, as in timm, both are
+            built.
+        drop_path_rate: Stochastic depth of the last block; the rates of the blocks before it rise
+            linearly from 0.
         image_size: Side of the images that the weights were trained on, in pixels; informative.
-        use_grn: Build the V2 block, with Global Response Normalisation.
-        norm_eps: Epsilon of every norm but the final one (1e-6; xxlarge was trained with 1e-5).
+        use_grn: Build the V2 block, with Global Response Normalization; by default, the family's.
+        norm_eps: Epsilon of every norm but the final one (1e-6; xxlarge was trained with 1e-5). In
+            DINOv3, which has one epsilon, by default that of the final norm.
         kernel_size: Side of the depthwise kernel, odd, in pixels.
         out_features: Names of the outputs, out of `stage_names`, in their order.
         out_indices: The same outputs as positions in `stage_names`; negative ones count from the
             end. With neither given the last stage is the output; with both, they must agree.
-        model_type: transformers' name of the family; derived from `use_grn` when not given.
-        num_labels: Number of classes of the classifier; that of `id2label`, or 2.
-        id2label: The name of each class; `LABEL_i` when not given.
-        label2id: The class of each name; the inverse of `id2label` when not given.
-        problem_type: The loss of the classifier, one of `labels.PROBLEM_TYPES`; None goes by the
-            number of classes and the type of the labels.
-        output_hidden_states: Whether the models return their hidden states where a call does not
-            say.
-        return_dict: Whether they return named values, or else a plain tuple, where a call does not
-            say.
+        model_type: transformers' name of the family: "convnext", "convnextv2" or
+            "dinov3_convnext". By default, one of the first two, by `use_grn`.
+        num_labels: Number of classes of the classifier; by default that of `id2label`, or 2.
+        id2label: The name of each class, by default `LABEL_i`.
+        label2id: The class of each name, by default the inverse of `id2label`.
+        problem_type: The loss of the classifier, one of `labels.PROBLEM_TYPES`. None is a value of
+            its own, as in transformers: the number of classes and the dtype of the labels decide.
+        output_hidden_states: Whether the models return their hidden states where a call leaves it
+            open.
+        return_dict: Whether they return named values or a plain tuple where a call leaves it open.
 
     Raises:
-        ValueError: A value is out of its range, or `out_features` and `out_indices` are not a
-            valid choice of outputs.
+        ValueError: A value is out of its range, or values do not fit each other.
         TypeError: A value is of the wrong type, or a name is not a field.
+
+    Example:
+        >>> config = ConvNextConfig(depths=(2, 2, 6, 2), hidden_sizes=(40, 80, 160, 320))
+        >>> config.use_grn = True
+        >>> config.model_type, config.out_features
+        ('convnextv2', ['stage4'])
     """
 
     num_channels: int = 3
     patch_size: int = 4
-    num_stages: int | None = None
+    num_stages: int = _DERIVED
     hidden_sizes: Sequence[int] = (96, 192, 384, 768)
     depths: Sequence[int] = (3, 3, 9, 3)
     hidden_act: str = "gelu"
     initializer_range: float = 0.02
-    layer_norm_eps: float | None = None
-    layer_scale_init_value: float = 1e-6
+    layer_norm_eps: float = _DERIVED
+    layer_scale_init_value: float = _DERIVED
     drop_path_rate: float = 0.0
     image_size: int = 224
-    use_grn: bool = False
-    norm_eps: float = 1e-6
+    use_grn: bool = _DERIVED
+    norm_eps: float = _DERIVED
     kernel_size: int = 7
-    out_features: Sequence[str] | None = None
-    out_indices: Sequence[int] | None = None
-    model_type: str | None = None
-    num_labels: int | None = None
-    id2label: Mapping[int, str] | None = None
-    label2id: Mapping[str, int] | None = None
+    out_features: Sequence[str] = _DERIVED
+    out_indices: Sequence[int] = _DERIVED
+    model_type: str = _DERIVED
+    num_labels: int = _DERIVED
+    id2label: Mapping[int, str] = _DERIVED
+    label2id: Mapping[str, int] = _DERIVED
     problem_type: str | None = None
     output_hidden_states: bool = False
     return_dict: bool = True
 
     def __post_init__(self) -> None:
-        if self.model_type is None:
-            self.model_type = "convnextv2" if self.use_grn else "convnext"
-        check_choice("model_type", self.model_type, MODEL_TYPES)
-        if self.layer_norm_eps is None:
-            self.layer_norm_eps = _FINAL_NORM_EPS[self.model_type]
+        given = [name for name, value in vars(self).items() if value is not None]
+        self._resolve_family()
         self._check_architecture()
-        if _MODEL_TYPES[self.model_type]["use_grn"] != self.use_grn:
-            raise ValueError(f"use_grn={self.use_grn} does not fit model_type {self.model_type!r}")
-        self._set_labels(**{name: getattr(self, name) for name in _LABELS})
+        labels = align_labels(self.num_labels, self.id2label, self.label2id)
+        self.num_labels, self.id2label, self.label2id = labels
         check_problem_type(self.problem_type, self.num_labels)
-        features, indices = align_outputs(self.stage_names, self.out_features, self.out_indices)
-        self._set_outputs(features, indices)
+        outputs = align_outputs(self.stage_names, self.out_features, self.out_indices)
+        self.out_features, self.out_indices = outputs
+        # What the user has set, from which the rest is derived anew after a change. From here on
+        # __setattr__ checks. Copies, since the lists of a config may be edited in place.
+        self._given = {name: copy.copy(getattr(self, name)) for name in given}
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Once built, a change of one field carries along those that say the same.
-        built = "_ready" in self.__dict__
-        if built and name in _OUTPUTS:
-            chosen = {**dict.fromkeys(_OUTPUTS), name: value}
-            self._set_outputs(*align_outputs(self.stage_names, **chosen))
-        elif built and name in ("num_labels", "id2label"):
-            self._set_labels(**{**dict.fromkeys(_LABELS), name: value})
+        if name in self.__dataclass_fields__ and "_given" in vars(self):
+            self.update({name: value})
         else:
-            object.__setattr__(self, name, value)
+            super().__setattr__(name, value)
 
-    def _set_outputs(self, features: list[str], indices: list[int]) -> None:
-        self.__dict__.update(out_features=features, out_indices=indices, _ready=True)
-
-    def _set_labels(self, **fields: Any) -> None:
-        self.__dict__.update(zip(_LABELS, align_labels(**fields), strict=True))
+    def _resolve_family(self) -> None:
+        if self.model_type is None:
+            names = [name for name, f in FAMILIES.items() if f.use_grn == bool(self.use_grn)]
+            self.model_type = names[0]
+            if self.layer_scale_init_value is None:
+                self.layer_scale_init_value = _LAYER_SCALE
+        check_choice("model_type", self.model_type, tuple(FAMILIES))
+        family = FAMILIES[self.model_type]
+        for name in ("use_grn", "layer_scale_init_value", "layer_norm_eps"):
+            if getattr(self, name) is None:
+                setattr(self, name, getattr(family, name))
+        if self.norm_eps is None:
+            self.norm_eps = self.layer_norm_eps if family.single_eps else _NORM_EPS
+        for name in ("use_grn", *_OUTPUT_DEFAULTS):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        if self.use_grn != family.use_grn:
+            raise ValueError(f"use_grn={self.use_grn} does not fit model_type {self.model_type!r}")
 
     def _check_architecture(self) -> None:
         self.hidden_sizes = _positive_ints("hidden_sizes", self.hidden_sizes)
@@ -137,24 +208,20 @@ class ConvNextConfig:
         if len(self.hidden_sizes) != len(self.depths):
             raise ValueError(
                 f"hidden_sizes and depths must have one entry per stage, got hidden_sizes="
-                f"{self.hidden_sizes} and depths={self.depths}"
+                f"{self.hidden_sizes} and depths={self.depths}; replace() and update() change both"
             )
-        if self.num_stages is None:
-            self.num_stages = len(self.depths)
-        if self.num_stages != len(self.depths):
+        if self.num_stages not in (None, len(self.depths)):
             raise ValueError(
                 f"num_stages must be the length of depths, {len(self.depths)}, "
                 f"got {self.num_stages!r}"
             )
+        self.num_stages = len(self.depths)
         for name in ("num_channels", "patch_size", "image_size", "kernel_size"):
-            _positive_ints(name, (getattr(self, name),))
+            _check_positive(name, getattr(self, name))
         if self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {self.kernel_size}")
-        for name, upper in _RATES.items():
+        for name, upper in _UPPER_BOUNDS.items():
             _check_number(name, getattr(self, name), upper)
-        for name in ("use_grn", *_ANSWERS):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
         check_choice("hidden_act", self.hidden_act, tuple(ACTIVATIONS))
 
     @property
@@ -174,17 +241,17 @@ class ConvNextConfig:
         return self.return_dict
 
     @classmethod
-    def from_arch(cls, arch: str, **overrides: Any) -> "ConvNextConfig":
+    def from_arch(cls, arch: str, **overrides: Unpack[ConfigFields]) -> Self:
         """Build the config of a named architecture, with fields replaced by `overrides`.
 
         Raises:
             ValueError: `arch` is not in `list_archs()`, or an override is out of its range.
             TypeError: An override is not a field.
         """
-        return cls(**{**arch_fields(arch), **overrides})
+        return cls._from_values(arch_fields(arch)).replace(**overrides)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], **overrides: Any) -> "ConvNextConfig":
+    def from_dict(cls, values: Mapping[str, Any], **overrides: Unpack[ConfigFields]) -> Self:
         """Build a config from the contents of a Hugging Face config.json.
 
         Entries that do not describe the architecture (`torch_dtype`, `transformers_version`, ...)
@@ -193,31 +260,42 @@ class ConvNextConfig:
         Raises:
             ValueError: The model_type is not a ConvNeXt's, or a value is out of its range.
         """
-        model_type = values.get("model_type", "convnext")
-        check_choice("model_type", model_type, MODEL_TYPES)
-        known = {f.name for f in fields(cls)}
-        given = {k: v for k, v in values.items() if k in known}
+        known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
+        known.setdefault("model_type", "convnext")
         # Both are written; the names are kept, since they alone mean the same in every release.
-        if given.get("out_features") is not None:
-            given.pop("out_indices", None)
-        if model_type == "dinov3_convnext" and "layer_norm_eps" in given:
-            given.setdefault("norm_eps", given["layer_norm_eps"])  # DINOv3 has one epsilon
-        return cls(**{**_MODEL_TYPES[model_type], **given}).replace(**overrides)
+        if known.get("out_features") is not None:
+            known.pop("out_indices", None)
+        return cls._from_values(known).replace(**overrides)
 
-    def replace(self, **changes: Any) -> "ConvNextConfig":
+    @classmethod
+    def _from_values(cls, values: Mapping[str, Any]) -> Self:
+        """Build a config from a file or table, whose defaults are not the user's choice."""
+        config = cls(**values)
+        default = cls(
+            model_type=config.model_type, depths=config.depths, hidden_sizes=config.hidden_sizes
+        )
+        for name in _FOLLOWING:
+            if getattr(config, name) == getattr(default, name):
+                config._given.pop(name, None)
+        config._given["model_type"] = config.model_type
+        return config
+
+    def replace(self, **changes: Unpack[ConfigFields]) -> Self:
         """Return a copy with fields replaced; fields derived from a replaced one follow it.
 
         Raises:
             ValueError: A change is out of its range.
             TypeError: A change is not a field.
         """
-        derived = {"num_stages"} if "depths" in changes else set()
-        derived |= {"model_type"} if "use_grn" in changes else set()
-        derived |= {"out_features", "out_indices"} if _OUTPUTS & changes.keys() else {"out_indices"}
-        derived |= {"num_labels"} if "num_labels" not in changes else {"id2label"}
-        derived |= {"label2id"} if {"num_labels", "id2label"} & changes.keys() else set()
-        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in derived}
-        return type(self)(**{**kept, **changes})
+        # Lists that were edited in place (`config.out_features.append(...)`) count as assigned.
+        built = vars(type(self)(**self._given))
+        now = {f.name: getattr(self, f.name) for f in fields(self)}
+        edited = {name: value for name, value in now.items() if value != built[name]}
+        given = _apply_changes(self._given, built, edited)
+        return type(self)(**_apply_changes(given, now, changes))
+
+    # Python's copy.replace, which dataclasses would otherwise make of all fields.
+    __replace__ = replace
 
     def update(self, values: Mapping[str, Any]) -> None:
         """Change fields in place; fields derived from a changed one follow it.
@@ -226,7 +304,7 @@ class ConvNextConfig:
             ValueError: A value is out of its range; nothing is changed then.
             TypeError: A name is not a field.
         """
-        self.__dict__.update(self.replace(**values).__dict__)
+        vars(self).update(vars(self.replace(**values)))
 
     @classmethod
     def from_pretrained(
@@ -235,8 +313,8 @@ class ConvNextConfig:
         *,
         revision: str | None = None,
         subfolder: str = "",
-        **overrides: Any,
-    ) -> "ConvNextConfig":
+        **overrides: Unpack[ConfigFields],
+    ) -> Self:
         """Read a config.json.
 
         Args:
@@ -254,7 +332,7 @@ class ConvNextConfig:
         return cls.from_dict(read_json(path), **overrides)
 
     @classmethod
-    def from_json_file(cls, path: str | os.PathLike[str]) -> "ConvNextConfig":
+    def from_json_file(cls, path: str | os.PathLike[str]) -> Self:
         """Read a config from a file; see `from_pretrained`."""
         return cls.from_dict(read_json(path))
 
@@ -266,9 +344,9 @@ class ConvNextConfig:
         return {**values, "stage_names": self.stage_names}
 
     def _unwritten(self) -> set[str]:
-        """Leave out what transformers derives or takes as its default."""
-        names = {"num_labels"} | _DERIVED.get(str(self.model_type), set())
-        names |= {name for name, default in _ANSWERS.items() if getattr(self, name) == default}
+        """Return the fields that transformers derives, or whose value is its default."""
+        names = {"num_labels", *FAMILIES[self.model_type].derived}
+        names |= {name for name, value in _OUTPUT_DEFAULTS.items() if getattr(self, name) == value}
         if self.problem_type is None:
             names.add("problem_type")
         if (self.id2label, self.label2id) == align_labels(None, None, None)[1:]:
@@ -289,14 +367,18 @@ class ConvNextConfig:
         self.to_json_file(Path(directory) / CONFIG_NAME)
 
 
-# Number fields and the largest value that makes sense for each.
-_RATES = {
-    "initializer_range": float("inf"),
-    "layer_norm_eps": 1.0,
-    "norm_eps": 1.0,
-    "layer_scale_init_value": float("inf"),
-    "drop_path_rate": 1.0,
-}
+def _apply_changes(
+    given: Mapping[str, Any], current: Mapping[str, Any], changes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what is given after `changes`, without what they make obsolete."""
+
+    def is_new(name: str, value: object) -> bool:
+        # By type first: comparing an array of the user's to a tuple has no single truth value.
+        return type(value) is not type(current.get(name)) or value != current[name]
+
+    changed = [name for name, value in changes.items() if is_new(name, value)]
+    obsolete = {other for name in changed for other in _SUPERSEDES.get(name, ())}
+    return {**{name: given[name] for name in given if name not in obsolete}, **changes}
 
 
 def align_outputs(
@@ -313,86 +395,132 @@ def align_outputs(
             `stage_names`, or the two do not name the same stages.
         TypeError: A choice is not a sequence of names or of integers.
     """
-    num = len(stage_names)
-    if out_features is None and out_indices is None:
-        return [stage_names[-1]], [num - 1]
-    named = placed = None
-    if out_features is not None:
-        features = _sequence("out_features", out_features, str)
-        unknown = [f for f in features if f not in stage_names]
-        if unknown:
-            raise ValueError(
-                f"out_features must be a subset of stage_names {list(stage_names)}, got {features}"
-            )
-        named = [list(stage_names).index(f) for f in features]
-        _check_order("out_features", features, named)
-    if out_indices is not None:
-        indices = _sequence("out_indices", out_indices, int)
+    names, num = list(stage_names), len(stage_names)
+    if out_features is None:
+        indices = _sequence("out_indices", [num - 1] if out_indices is None else out_indices, int)
         if any(not -num <= i < num for i in indices):
             raise ValueError(
-                f"out_indices must be valid indices for stage_names {list(stage_names)}, "
+                f"out_indices must be valid indices for stage_names {names}, "
                 f"from {-num} to {num - 1}, got {indices}"
             )
-        placed = [i % num for i in indices]
-        _check_order("out_indices", indices, placed)
-    if named is not None and placed is not None and named != placed:
+        positions = [i % num for i in indices]
+        _check_order("out_indices", indices, positions)
+        return [names[i] for i in positions], indices
+    features = _sequence("out_features", out_features, str)
+    if any(name not in names for name in features):
+        raise ValueError(f"out_features must be a subset of stage_names {names}, got {features}")
+    positions = [names.index(name) for name in features]
+    _check_order("out_features", features, positions)
+    if out_indices is None:
+        return features, positions
+    placed, indices = align_outputs(names, None, out_indices)
+    if placed != features:
         raise ValueError(
-            f"out_features and out_indices must name the same stages of {list(stage_names)}, "
+            f"out_features and out_indices must name the same stages of {names}, "
             f"got out_features={features} and out_indices={indices}"
         )
-    if named is None:
-        assert placed is not None
-        features = [stage_names[i] for i in placed]
-    if placed is None:
-        assert named is not None
-        indices = named
     return features, indices
 
 
-def _sequence(name: str, value: Any, kind: type) -> list[Any]:
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise TypeError(f"{name} must be a list or tuple of {kind.__name__}, got {value!r}")
-    items = list(value)
-    if not items:
+def _sequence(name: str, value: object, kind: type) -> list[Any]:
+    items = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else None
+    if items == []:
         raise ValueError(f"{name} must not be empty, got {value!r}")
-    if any(not isinstance(item, kind) or isinstance(item, bool) for item in items):
+    if items is None or any(not isinstance(i, kind) or isinstance(i, bool) for i in items):
         raise TypeError(f"{name} must be a list or tuple of {kind.__name__}, got {value!r}")
     return items
 
 
-def _check_order(name: str, given: list[Any], positions: list[int]) -> None:
+def _check_order(name: str, given: Sequence[object], positions: list[int]) -> None:
     if len(set(positions)) != len(positions):
         raise ValueError(f"{name} must not contain any duplicates, got {given}")
     if positions != sorted(positions):
         raise ValueError(f"{name} must be in the same order as stage_names, got {given}")
 
 
-def _positive_ints(name: str, value: Any) -> tuple[int, ...]:
+def _positive_ints(name: str, value: object) -> tuple[int, ...]:
     items = tuple(_sequence(name, value, int))
     if min(items) < 1:
         raise ValueError(f"{name} must be positive, got {value!r}")
     return items
 
 
-def _check_number(name: str, value: Any, upper: float) -> None:
+def _check_positive(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be positive, got {value!r}")
+
+
+def _check_number(name: str, value: object, upper: float) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not 0.0 <= value <= upper:
+    if not 0.0 <= value <= upper or value == math.inf:
         raise ValueError(f"{name} must lie between 0 and {upper}, got {value!r}")
 
 
+def check_names(owner: str, names: Iterable[str], choices: Collection[str]) -> None:
+    """Refuse an argument that is not among the choices.
+
+    Raises:
+        TypeError: It is not.
+    """
+    for name in names:
+        if name not in choices:
+            close = get_close_matches(name, choices, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise TypeError(
+                f"{owner} has no argument {name!r}{hint}; its arguments are {tuple(choices)}, "
+                "most of them fields of ConvNextConfig"
+            )
+
+
+def show_config_fields(init: _Init) -> _Init:
+    """Show the fields of `ConvNextConfig` in the signature of a constructor with `**fields`.
+
+    What `help()`, `inspect.signature` and completion in a shell read. Static tools read the
+    `Unpack[ConfigFields]` of the annotation.
+    """
+    signature = inspect.signature(init)
+    named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    shown = [
+        inspect.Parameter(
+            f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type
+        )
+        for f in fields(ConvNextConfig)
+    ]
+    setattr(init, "__signature__", signature.replace(parameters=[*named, *shown]))  # noqa: B010
+    return init
+
+
 def resolve_config(
-    config: ConvNextConfig | str | None, arch: str | None, fields: dict[str, Any]
+    owner: type,
+    config: ConvNextConfig | str | None,
+    arch: str | None,
+    **fields: Unpack[ConfigFields],
 ) -> ConvNextConfig:
     """Return the config that a model's arguments describe: a config or an arch, then fields.
 
+    Args:
+        owner: The class that takes the arguments.
+        config: A config, or the name of an architecture.
+        arch: The name of an architecture.
+        fields: Fields that replace those of the config or architecture.
+
     Raises:
         ValueError: Both are given, `arch` is unknown, or a value is out of its range.
-        TypeError: A field is unknown.
+        TypeError: A field is unknown, or `config` is of another type.
     """
+    own = inspect.signature(owner).parameters
+    check_names(owner.__name__, fields, dict.fromkeys([*own, *ConfigFields.__annotations__]))
     if config is not None and arch is not None:
         raise ValueError(f"give config or arch, not both: got config={config!r} and arch={arch!r}")
+    if not isinstance(config, ConvNextConfig | str | None):
+        raise TypeError(
+            "config must be a ConvNextConfig or the name of an architecture, "
+            f"got {type(config).__name__}"
+        )
     if isinstance(config, ConvNextConfig):
         return config.replace(**fields)
     name = config if arch is None else arch
-    return ConvNextConfig(**{**(arch_fields(name) if name is not None else {}), **fields})
+    return ConvNextConfig(**fields) if name is None else ConvNextConfig.from_arch(name, **fields)

@@ -1,4 +1,4 @@
-"""The classes of a classifier: how many, their names, and what kind of problem they make.
+"""The classes of a classifier: their number, their names and the kind of problem.
 
 The rules are transformers' (configuration_utils.py).
 """
@@ -19,11 +19,11 @@ def align_labels(
 ) -> tuple[int, dict[int, str], dict[str, int]]:
     """Return all three, each derived from the others where it is None.
 
-    Keys of `id2label` may be strings, as JSON has them. Two classes may share a name (ImageNet's
-    cranes do), so `label2id` may be shorter than `id2label`.
+    Indices may be strings, as JSON has them. Two classes may share a name (ImageNet's cranes do),
+    so `label2id` may be shorter than `id2label`.
 
     Raises:
-        ValueError: The number and the names do not fit.
+        ValueError: The number and the names do not fit, or an index is not an integer.
         TypeError: One of them is of the wrong type.
     """
     for name, value in (("id2label", id2label), ("label2id", label2id)):
@@ -31,22 +31,31 @@ def align_labels(
             raise TypeError(f"{name} must be a dict, got {value!r}")
     if num_labels is not None:
         check_min("num_labels", num_labels, 0)
-    if id2label is None and num_labels is None and label2id is not None:
-        id2label = {index: name for name, index in label2id.items()}
-    if id2label is None:
+    ids = {} if label2id is None else {k: _index("label2id", v) for k, v in label2id.items()}
+    if id2label is not None:
+        names = {_index("id2label", index): name for index, name in id2label.items()}
+    elif num_labels is None and label2id is not None:
+        names = {index: name for name, index in ids.items()}
+    else:
         count = _DEFAULT_NUM_LABELS if num_labels is None else num_labels
-        id2label = {i: f"LABEL_{i}" for i in range(count)}
-    if num_labels not in (None, len(id2label)):
+        names = {i: f"LABEL_{i}" for i in range(count)}
+    if num_labels not in (None, len(names)):
         raise ValueError(
-            f"num_labels must be the length of id2label, {len(id2label)}, got {num_labels}"
+            f"num_labels must be the length of id2label, {len(names)}, got {num_labels}"
         )
-    names = {int(index): name for index, name in id2label.items()}
     if label2id is None:
-        label2id = {name: index for index, name in names.items()}
-    return len(names), names, {name: int(index) for name, index in label2id.items()}
+        ids = {name: index for index, name in names.items()}
+    return len(names), names, ids
 
 
-def check_problem_type(problem_type: str | None, num_labels: int | None) -> None:
+def _index(name: str, value: Any) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"indices of {name} must be integers, got {value!r}") from None
+
+
+def check_problem_type(problem_type: str | None, num_labels: int) -> None:
     """Refuse a problem type that is unknown or does not fit the number of classes.
 
     Raises:

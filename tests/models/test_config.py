@@ -1,15 +1,22 @@
 """ConvNextConfig: transformers' rules for outputs, with its gaps closed."""
 
 import copy
+import dataclasses
 import json
+import math
+import pickle
+import typing
 
+import numpy as np
 import pytest
+import timm
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
 from convnext_backbone import ConvNextBackbone, ConvNextConfig, list_archs
 from convnext_backbone.archs import ARCHS
+from convnext_backbone.models.config import ConfigFields
 
 NAMES = ["stem", "stage1", "stage2", "stage3", "stage4"]
 
@@ -203,3 +210,211 @@ def test_update_changes_in_place_what_depends_on_it_too():
     with pytest.raises(ValueError, match="kernel_size must be odd"):
         config.update({"image_size": 32, "kernel_size": 6})
     assert alias.to_dict() == before
+
+
+# Fields that follow one another
+
+
+FAMILIES = {
+    "convnext": transformers.ConvNextConfig,
+    "convnextv2": transformers.ConvNextV2Config,
+    "dinov3_convnext": transformers.DINOv3ConvNextConfig,
+}
+
+
+def check_family(config, family):
+    """The fields are those of transformers' class, and of a config built for the family."""
+    theirs = FAMILIES[family]()
+    assert config == ConvNextConfig(model_type=family)
+    assert config.model_type == theirs.model_type == family
+    assert config.layer_norm_eps == theirs.layer_norm_eps
+    assert config.use_grn == (family == "convnextv2")
+    # transformers' V2 has no layer scale.
+    assert config.layer_scale_init_value == getattr(theirs, "layer_scale_init_value", 0.0)
+
+
+@pytest.mark.parametrize("after", FAMILIES)
+@pytest.mark.parametrize("before", FAMILIES)
+@pytest.mark.parametrize("source", ["arguments", "config.json", "transformers' config.json"])
+def test_the_family_can_change_and_takes_its_defaults_along(before, after, source):
+    def build():
+        if source == "arguments":
+            return ConvNextConfig(model_type=before)
+        config = FAMILIES[before]() if "their" in source else ConvNextConfig(model_type=before)
+        return ConvNextConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+
+    check_family(build().replace(model_type=after), after)
+    config = build()
+    config.model_type = after
+    check_family(config, after)
+    config.update({"model_type": before})
+    check_family(config, before)
+
+
+def test_the_block_and_the_family_follow_each_other():
+    config = ConvNextConfig.from_arch("convnext_atto")
+    config.use_grn = True
+    assert config == ConvNextConfig.from_arch("convnext_atto", use_grn=True)
+    assert config == ConvNextConfig.from_arch("convnextv2_atto", layer_scale_init_value=1e-6)
+    config.use_grn = False
+    assert config == ConvNextConfig.from_arch("convnext_atto")
+    config.model_type = "dinov3_convnext"
+    config.use_grn = False  # as it is, so the family stays
+    assert (config.model_type, config.layer_norm_eps) == ("dinov3_convnext", 1e-6)
+    config.use_grn = True
+    assert (config.model_type, config.layer_norm_eps) == ("convnextv2", 1e-12)
+    v2 = ConvNextConfig.from_arch("convnextv2_atto")
+    assert v2.replace(use_grn=False) == ConvNextConfig.from_arch("convnext_atto")
+    assert v2.replace() == v2
+
+
+def test_grn_alone_leaves_layer_scale_as_in_timm():
+    block = timm.models.convnext.ConvNeXtBlock(8, use_grn=True)
+    start = block.gamma.unique().item()
+    assert ConvNextConfig(use_grn=True).layer_scale_init_value == pytest.approx(start)
+
+
+def test_what_the_user_gave_does_not_follow_the_family():
+    given = {"layer_norm_eps": 1e-12, "layer_scale_init_value": 1e-6, "norm_eps": 1e-5}
+    config = ConvNextConfig(**given)
+    for family in ("dinov3_convnext", "convnextv2", "convnext"):
+        config.model_type = family
+        assert {name: getattr(config, name) for name in given} == given
+    config.layer_norm_eps = config.norm_eps = None
+    config.model_type = "dinov3_convnext"
+    assert config.layer_norm_eps == config.norm_eps == 1e-6
+
+
+def test_dinov3_has_one_epsilon_as_in_transformers():
+    config = ConvNextConfig(model_type="dinov3_convnext", layer_norm_eps=1e-3)
+    assert config.norm_eps == 1e-3
+    config.layer_norm_eps = 1e-4
+    assert config.norm_eps == 1e-4
+    assert config.replace(norm_eps=1e-2).layer_norm_eps == 1e-4
+    config.model_type = "convnext"
+    assert (config.layer_norm_eps, config.norm_eps) == (1e-4, 1e-6)
+
+
+@pytest.mark.parametrize("given_outputs", [{}, {"out_indices": [-1]}])
+def test_the_last_stage_stays_the_output_when_stages_are_added(given_outputs):
+    config = ConvNextConfig(**given_outputs)
+    config.update({"depths": (1,) * 6, "hidden_sizes": (8,) * 6})
+    assert (config.num_stages, config.out_features) == (6, ["stage6"])
+    named = ConvNextConfig(out_features=["stage4"]).replace(depths=(1,) * 6, hidden_sizes=(8,) * 6)
+    assert (named.num_stages, named.out_features, named.out_indices) == (6, ["stage4"], [4])
+
+
+BAD_ASSIGNMENTS = {
+    "num_channels": (0, 1.5, "3", True, None),
+    "patch_size": (0, [4, 4]),
+    "num_stages": (3, "4"),
+    "hidden_sizes": ((8, 16), (), 8, None, "abcd"),
+    "depths": ((1, 1, 1), (1, 1, 0, 1), np.array([1.0, 1, 1, 1])),
+    "hidden_act": ("gelly", None),
+    "initializer_range": (-0.1, math.inf, math.nan, "x"),
+    "layer_norm_eps": (-1e-6, 2.0, math.nan, "1e-6"),
+    "layer_scale_init_value": (-1.0, math.inf),
+    "drop_path_rate": (1.5, -0.1, None, True),
+    "image_size": (0, None),
+    "use_grn": (1, "yes"),
+    "norm_eps": (2.0, "x"),
+    "kernel_size": (4, 0, None, 3.0),
+    "out_features": ([], ["stage9"], ["stage2", "stage1"], "stage1", [1]),
+    "out_indices": ([], [5], [1, 0], 4, [True]),
+    "model_type": ("resnet", 3),
+    "num_labels": (-1, "3", 2.0),
+    "id2label": (["cat"], {"x": "cat"}),
+    "label2id": (["cat"], {"cat": "x"}),
+    "problem_type": ("clustering",),
+    "output_hidden_states": (None, 1),
+    "return_dict": (None, "no"),
+}
+
+
+def test_every_field_has_bad_values_in_the_table():
+    assert list(BAD_ASSIGNMENTS) == [field.name for field in dataclasses.fields(ConvNextConfig)]
+
+
+@pytest.mark.parametrize("name", BAD_ASSIGNMENTS)
+@pytest.mark.parametrize("how", ["assign", "update", "replace", "construct"])
+def test_a_bad_value_is_refused_by_name_and_changes_nothing(name, how):
+    config = ConvNextConfig(id2label={0: "cat", 1: "dog", 2: "cow"}, out_features=["stem"])
+    before = copy.deepcopy(config)
+    change = {
+        "assign": lambda value: setattr(config, name, value),
+        "update": lambda value: config.update({"image_size": 32, name: value}),
+        "replace": lambda value: config.replace(**{name: value}),
+        "construct": lambda value: ConvNextConfig(**{name: value}),
+    }[how]
+    for value in BAD_ASSIGNMENTS[name]:
+        with pytest.raises((ValueError, TypeError), match=name):
+            change(value)
+        assert config == before
+        assert config.replace() == before
+
+
+def test_an_assignment_is_an_argument():
+    values = {
+        "num_channels": 4, "patch_size": 2, "hidden_sizes": [8, 16, 24, 32], "kernel_size": 5,
+        "depths": [1, 2, 3, 1], "hidden_act": "gelu", "initializer_range": 0.1, "norm_eps": 1e-5,
+        "layer_norm_eps": 1e-5, "layer_scale_init_value": 1, "drop_path_rate": 0.5,
+        "image_size": 64, "use_grn": True, "out_indices": (0, -1), "num_labels": 3,
+        "problem_type": "regression", "output_hidden_states": True, "return_dict": False,
+    }  # fmt: skip
+    config = ConvNextConfig()
+    for name, value in values.items():
+        setattr(config, name, value)
+    assert config == ConvNextConfig(**values)
+    assert config.replace() == config
+
+
+def test_no_field_is_none_where_the_annotation_does_not_say_so():
+    hints = typing.get_type_hints(ConvNextConfig)
+    optional = {name for name, hint in hints.items() if type(None) in typing.get_args(hint)}
+    assert optional == {"problem_type"}
+    for config in (ConvNextConfig(), *map(ConvNextConfig.from_arch, list_archs())):
+        values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+        assert {name for name, value in values.items() if value is None} == {"problem_type"}
+
+
+def test_the_keyword_arguments_of_models_are_the_fields():
+    assert typing.get_type_hints(ConfigFields) == typing.get_type_hints(ConvNextConfig)
+    assert list(ConfigFields.__annotations__) == list(ConvNextConfig.__dataclass_fields__)
+
+
+def test_copies_keep_what_follows_and_what_was_given():
+    config = ConvNextConfig(layer_scale_init_value=1e-6)
+    copies = (
+        copy.copy(config), copy.deepcopy(config), pickle.loads(pickle.dumps(config)),
+        config.replace(), dataclasses.replace(config, layer_norm_eps=None),
+    )  # fmt: skip
+    for twin in copies:
+        assert twin == config
+        assert dataclasses.asdict(twin) == dataclasses.asdict(config)
+        twin.model_type = "dinov3_convnext"
+        assert (twin.layer_norm_eps, twin.layer_scale_init_value) == (1e-6, 1e-6)
+    assert config.model_type == "convnext"
+    assert dataclasses.replace(config, image_size=64).image_size == 64
+
+
+def test_lists_and_tables_that_are_edited_in_place_count_as_assigned():
+    config = ConvNextConfig(num_labels=2)
+    config.out_features.insert(0, "stem")
+    config.id2label[2] = "cow"
+    edited = config.replace()
+    assert (edited.out_features, edited.out_indices) == (["stem", "stage4"], [0, 4])
+    assert (edited.num_labels, edited.label2id["cow"]) == (3, 2)
+    config.out_features.append("stage9")
+    with pytest.raises(ValueError, match="out_features must be a subset"):
+        config.replace()
+
+
+def test_other_attributes_are_the_users():
+    config = ConvNextConfig()
+    config.pad_token_id = 3  # transformers' Trainer writes such
+    config.depths = (1, 1, 1, 1)
+    assert config.pad_token_id == 3
+    with pytest.raises(TypeError, match="hidden_size"):
+        config.update({"hidden_size": 3})
+    with pytest.raises(AttributeError, match="strides"):
+        config.strides = (1, 2)
