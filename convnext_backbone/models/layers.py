@@ -71,14 +71,14 @@ class DepthwiseConv2d(Conv2d):
         # A traced graph has no use for Python's loop over tiles, and a subclass (DTensor,
         # FakeTensor, a quantized weight) has operations of its own.
         return (
-            torch.is_grad_enabled()
+            type(input) is Tensor
+            and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+            and torch.is_grad_enabled()
             and self.weight.requires_grad
             and input.device.type == "cpu"
-            and type(input) is Tensor
             and type(self.weight) in (Tensor, nn.Parameter)
             and input.dim() == 4
             and self._keeps_size()
-            and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
         )
 
     def _keeps_size(self) -> bool:
@@ -139,6 +139,7 @@ class GlobalResponseNorm(nn.Module):
         return f"{self.gamma.numel()}, eps={self.eps}"
 
 
+@torch.fx.wrap  # a leaf of symbolic tracing, which knows no dtypes
 def _norm_over_pixels(x: Tensor) -> Tensor:
     """Return the L2 norm of every channel of `x` (N, H, W, C) over H and W: (N, 1, 1, C).
 
@@ -162,18 +163,18 @@ class DropPath(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` (N, ...) unchanged in eval mode, else with samples dropped."""
-        mask = self.mask(x)
-        return x if mask is None else x * mask
-
-    def mask(self, x: Tensor) -> Tensor | None:
-        """Draw the factor (N, 1, ...) of every sample of `x` (N, ...); None where it is one."""
         if not self.training or self.rate == 0.0:
-            return None
-        keep = 1.0 - self.rate
-        mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep)
-        # rate 1 keeps nothing, and 0 / 0 must not become nan
-        return mask.div_(keep) if keep > 0.0 else mask
+            return x
+        return x * _keep_mask(x, 1.0 - self.rate)
 
     def extra_repr(self) -> str:
         """Show the rate in `print(module)`."""
         return f"rate={self.rate:.3g}"
+
+
+@torch.fx.wrap  # a leaf of symbolic tracing, which knows no shapes
+def _keep_mask(x: Tensor, keep: float) -> Tensor:
+    """Draw the factor (N, 1, ...) of every sample of `x` (N, ...): 0, or 1 / `keep`."""
+    mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep)
+    # Nothing is kept at 0, and 0 / 0 must not become nan.
+    return mask.div_(keep) if keep > 0.0 else mask

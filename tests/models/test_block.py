@@ -491,3 +491,24 @@ def test_drop_path_drops_the_residual_branch_only():
     assert math.isclose(block.drop_path.rate, 1.0)
     y = torch.randn(2, 16, 4, 4)
     assert torch.equal(block(y), y)
+
+
+@VERSIONS
+@pytest.mark.parametrize("training", [False, True])
+def test_a_stage_is_traced_symbolically(training, use_grn):
+    stage = build(use_grn, drop_path_rate=0.5).stages[1].train(training)
+    traced, x = torch.fx.symbolic_trace(stage), torch.randn(4, 16, 8, 8)
+    results = []
+    for run in (stage, traced):
+        torch.manual_seed(2)
+        results.append(run(x))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-5)
+
+
+def test_tracing_by_example_gives_no_warning_and_serves_other_sizes(recwarn):
+    b = build().eval()
+    traced = torch.jit.trace(b, torch.randn(2, 3, 64, 64))
+    x = torch.randn(1, 3, 96, 32)
+    for got, e in zip(traced(x), b(x), strict=True):
+        torch.testing.assert_close(got, e, rtol=1e-5, atol=1e-5)
+    assert not [w for w in recwarn if issubclass(w.category, torch.jit.TracerWarning)]
