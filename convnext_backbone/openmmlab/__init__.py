@@ -1,6 +1,7 @@
-"""What makes the backbone a citizen of mmengine, mmdet and mmsegmentation.
+"""Registration in mmengine, mmcv operations on torchvision, patches for current torch and NumPy.
 
-The only room of the package that imports an OpenMMLab package.
+Also what tools/train.py and tools/test.py run. The only part of the package that imports mmengine,
+mmcv, mmdet and mmsegmentation.
 """
 
 from ..models.backbone import ConvNextBackbone
@@ -12,9 +13,10 @@ __all__ = ["apply_compat", "install_mmcv_ext", "mmcv_ops_provider", "register"]
 
 
 def register() -> None:
-    """Register the backbone in mmengine's root registry, which mmdet and mmseg both look into.
+    """Register the backbone in mmengine's root registry, which mmdet and mmseg both search.
 
-    Also makes the published packages work on a current stack: see `mmcv_ext` and `compat`.
+    Also makes the published packages work on a current stack: see mmcv_ops/finder.py and
+    patches/apply.py.
     """
     from mmengine.registry import MODELS
 

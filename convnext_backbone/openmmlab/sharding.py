@@ -1,7 +1,7 @@
 """How FullyShardedDataParallel cuts a ConvNeXt: one unit per block.
 
-A policy by size alone would cut a block between its layers, or wrap a whole stage, whose blocks the
-backbone runs one by one; either leaves a layer with its weights still sharded.
+A process then gathers the weights of one block at a time, which bounds its memory by the largest
+block. Stages are modules that are called, so policies that wrap whole stages work too.
 """
 
 from torch import nn
@@ -10,7 +10,9 @@ from ..models.block import Block
 
 
 def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
-    """Tell FullyShardedDataParallel which modules to wrap: the blocks.
+    """Choose the modules that FullyShardedDataParallel wraps: the blocks.
+
+    A policy of torch, for `auto_wrap_policy`.
 
     Args:
         module: The module in question.

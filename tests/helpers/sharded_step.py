@@ -5,12 +5,15 @@ cannot be imported by name.
 """
 
 import copy
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy, size_based_auto_wrap_policy
 
 from convnext_backbone import ConvNextBackbone
+from convnext_backbone.models.block import Stage
 from convnext_backbone.openmmlab.layer_decay import layer_groups
 from convnext_backbone.openmmlab.sharding import wrap_blocks
 
@@ -21,6 +24,13 @@ SETTINGS = {
     "use_grn": True,
     "layer_scale_init_value": 0.0,
 }
+
+
+POLICIES = (
+    ("blocks", wrap_blocks),
+    ("stages", ModuleWrapPolicy({Stage})),
+    ("layers", partial(size_based_auto_wrap_policy, min_num_params=500)),
+)
 
 
 def groups_of(model):
@@ -48,9 +58,21 @@ def worker(rank, port, out):
     for parameter in whole.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     images = torch.randn(4, 3, 64, 64)
+    results = {name: shard_and_step(whole, policy, images, rank) for name, policy in POLICIES}
+    expected = groups_of(whole)
+    step(whole, images, 0, 1)
+    state = {name: p.detach() for name, p in whole.named_parameters()}
+    if rank == 0:
+        torch.save((results, expected, state), out)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def shard_and_step(whole, policy, images, rank):
+    """Return the parameter groups, the weights after a step, and the number of units."""
     sharded = FullyShardedDataParallel(
         copy.deepcopy(whole),
-        auto_wrap_policy=wrap_blocks,
+        auto_wrap_policy=policy,
         use_orig_params=True,
         device_id=torch.device("cpu"),
     )
@@ -61,11 +83,5 @@ def worker(rank, port, out):
             name.replace("_fsdp_wrapped_module.", ""): p.detach().clone()
             for name, p in sharded.named_parameters()
         }
-    if rank == 0:
-        expected = groups_of(whole)
-        units = sum(isinstance(m, FullyShardedDataParallel) for m in sharded.modules())
-        step(whole, images, 0, 1)
-        state = {name: p.detach() for name, p in whole.named_parameters()}
-        torch.save((groups, expected, weights, state, units), out)
-    dist.barrier()
-    dist.destroy_process_group()
+    units = sum(isinstance(m, FullyShardedDataParallel) for m in sharded.modules())
+    return groups, weights, units

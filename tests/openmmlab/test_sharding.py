@@ -17,9 +17,12 @@ def test_two_shards_step_as_one_and_keep_every_rate_and_decay(tmp_path):
     port = dist.TCPStore("127.0.0.1", 0, is_master=True).port
     out = tmp_path / "out.pt"
     mp.spawn(worker, args=(port, out), nprocs=2)
-    groups, expected, weights, state, units = torch.load(out, weights_only=True)
-    assert groups == expected
-    assert units == 1 + sum(SETTINGS["depths"])
-    assert weights.keys() == state.keys()
-    for name, value in state.items():
-        torch.testing.assert_close(weights[name], value, rtol=1e-5, atol=1e-6)
+    results, expected, state = torch.load(out, weights_only=True)
+    assert results["blocks"][2] == 1 + sum(SETTINGS["depths"])
+    assert results["stages"][2] == 1 + len(SETTINGS["depths"])
+    assert results["layers"][2] > 1
+    for policy, (groups, weights, _) in results.items():
+        assert groups == expected, policy
+        assert weights.keys() == state.keys(), policy
+        for name, value in state.items():
+            torch.testing.assert_close(weights[name], value, rtol=1e-5, atol=1e-6)

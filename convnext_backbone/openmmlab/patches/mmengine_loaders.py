@@ -11,41 +11,23 @@ overrides what any caller of `torch.load` asks for. Goes when every loader of bo
 """
 
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from pickle import UnpicklingError
 from threading import RLock
 from types import ModuleType
 from typing import Any
-from zipfile import BadZipFile
 
 import torch
 
-from .mmengine_safe_globals import allow_mmengine_types
+from ...weights.torch_files import CheckpointError, checkpoint_errors
+from .mmengine_safe_globals import ADVICE, allow_mmengine_types
 
 _FORCE, _FORBID = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 # The environment belongs to the whole process: a loader that ends must not switch off the
 # protection of another one that still runs.
 _ENVIRONMENT_LOCK = RLock()
-# What torch raises on a file that is damaged, or none of its own.
-_DAMAGED = (
-    RuntimeError,
-    EOFError,
-    OSError,
-    LookupError,
-    AttributeError,
-    ValueError,
-    TypeError,
-    AssertionError,
-    BadZipFile,
-)
 _Loader = Callable[..., Any]
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read, or is not because that would run foreign code."""
 
 
 def repair(checkpoint: ModuleType) -> None:
@@ -62,8 +44,17 @@ def _load_safely(loader: _Loader) -> _Loader:
     # mmengine logs the name of a loader without its "load_from_".
     @wraps(loader, assigned=("__name__", "__qualname__", "__doc__"))
     def load(filename: str, map_location: Any = None, **options: Any) -> Any:
-        with _one_line_errors(filename), _weights_only():
-            return loader(filename, map_location=map_location, **options)
+        try:
+            with checkpoint_errors(filename, ADVICE), _weights_only():
+                return loader(filename, map_location=map_location, **options)
+        except CheckpointError as error:
+            cause, name = error.__cause__, filename.partition("://")[2]
+            if isinstance(cause, FileNotFoundError):
+                raise FileNotFoundError(f"checkpoint {filename}: {cause}") from cause
+            if isinstance(cause, KeyError) and cause.args == (name,):
+                reason = f"no weight is named {name!r}"
+                raise CheckpointError(f"cannot read checkpoint {filename}: {reason}") from cause
+            raise
 
     return load
 
@@ -80,32 +71,3 @@ def _weights_only() -> Iterator[None]:
         finally:
             del os.environ[_FORCE]
             os.environ.update({name: value for name, value in before.items() if value is not None})
-
-
-@contextmanager
-def _one_line_errors(filename: str) -> Iterator[None]:
-    """Say in one line which checkpoint was wrong and why."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"checkpoint {filename}: {error}") from error
-    except UnpicklingError as error:
-        refused = re.search(r"GLOBAL (.+?) (?:was not an allowed global|whose module)", str(error))
-        if refused is None:
-            raise CheckpointError(f"cannot read checkpoint {filename}: {_gist(error)}") from error
-        raise CheckpointError(
-            f"refused to read checkpoint {filename}: it asks for {refused[1]}, which is not known "
-            "to be harmless; nothing of it was executed. If you trust the file, allow the type by "
-            "torch.serialization.add_safe_globals"
-        ) from error
-    except _DAMAGED as error:
-        name = filename.partition("://")[2]
-        unknown = isinstance(error, KeyError) and error.args == (name,)
-        reason = f"no weight is named {name!r}" if unknown else _gist(error)
-        raise CheckpointError(f"cannot read checkpoint {filename}: {reason}") from error
-
-
-def _gist(error: Exception) -> str:
-    """Return the part of torch's long messages that names the fault."""
-    text = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
-    return text.strip().partition("\n")[0] or type(error).__name__

@@ -1,36 +1,23 @@
 """Checks of the checkpoint that a run starts from."""
 
 import os
-import pickle
-import re
-import struct
 import warnings
 import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.runner import find_latest_checkpoint
 
+from ...weights.torch_files import CheckpointError, read_torch_file
 from ..config_walk import is_remote
 from ..patches.mmengine_safe_globals import allow_mmengine_types
 from .errors import UsageError
 
 # What mmengine reads back when a run is resumed.
 _RESUME_KEYS = ("meta", "state_dict", "optimizer", "message_hub")
-# What torch.load raises for bytes that are no checkpoint.
-UNREADABLE = (
-    AttributeError,
-    EOFError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    pickle.UnpicklingError,
-    struct.error,
-)
 
 
 def check_start(cfg: Config, argument: str) -> None:
@@ -81,6 +68,8 @@ def check_checkpoint(path: str, argument: str, *, resume: bool = False) -> None:
 
 def _read_checkpoint(path: str, argument: str) -> Any:
     allow_mmengine_types()
+    # Also the types that the user allows: mmengine's loader takes them too.
+    types = torch.serialization.get_safe_globals()
     with warnings.catch_warnings():
         # torch's hints about pickle protocols do not help a user who chose the wrong file.
         warnings.simplefilter("ignore", UserWarning)
@@ -88,14 +77,6 @@ def _read_checkpoint(path: str, argument: str) -> Any:
             # mmap spares reading weights that only a later load needs. The format of torch < 1.6
             # cannot be mapped.
             mmap = zipfile.is_zipfile(path)
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-        except UNREADABLE as error:
-            raise UsageError(f"{argument} {path!r} {_refusal(error)}") from error
-
-
-def _refusal(error: BaseException) -> str:
-    """Return in a few words why torch did not load a file; its own message is a page of advice."""
-    refused = re.search(r"(?:GLOBAL|global|class) ([\w.]+) ", str(error))
-    if isinstance(error, pickle.UnpicklingError) and refused:
-        return f"holds {refused[1]}, which safe loading refuses: only tensors and plain data load"
-    return "is not a readable checkpoint: it is damaged, or torch.save did not write it"
+            return read_torch_file(Path(path), f"{argument} {path!r}", types=types, mmap=mmap)
+        except CheckpointError as error:
+            raise UsageError(str(error)) from error

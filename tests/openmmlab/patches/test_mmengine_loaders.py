@@ -21,8 +21,8 @@ from mmengine.logging import HistoryBuffer, MessageHub  # noqa: E402
 from mmengine.runner import checkpoint as mm  # noqa: E402
 
 from convnext_backbone.openmmlab.patches import mmengine_loaders  # noqa: E402
-from convnext_backbone.openmmlab.patches.mmengine_loaders import CheckpointError  # noqa: E402
 from convnext_backbone.openmmlab.patches.mmengine_safe_globals import allow_mmengine_types  # noqa: E402
+from convnext_backbone.weights.torch_files import CheckpointError  # noqa: E402
 
 pytestmark = pytest.mark.openmmlab
 
