@@ -1,19 +1,23 @@
-"""The command line, `convnext-backbone COMMAND`: a table of subcommands, each a few lines."""
+"""The command line, `convnext-backbone COMMAND`: the table of commands, and how one is run.
+
+A new command is one module with `add_arguments` and `run`, and one row of `COMMANDS`. The modules
+import the library inside these two functions.
+"""
 
 import argparse
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any
 
 from .._version import __version__
-from ..utils.commandline import one_line
-from . import commands
+from ..utils.commandline import OneLineParser, one_line, print_error
+from . import convert, doctor, export, extract, info, visualize
 
-_ERRORS = (ValueError, TypeError, OSError, ImportError)
+PROGRAM = "convnext-backbone"
+# Errors of the user's making; any other is a fault of this package and keeps its traceback.
+_USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Command:
     Attributes:
         help: What it does, in one line.
         add_arguments: Adds its arguments to a parser.
-        run: Does it; errors that are the user's are ValueError, TypeError, OSError or ImportError.
+        run: Does it. ValueError, TypeError, OSError and ImportError are reported in one line.
     """
 
     help: str
@@ -31,94 +35,34 @@ class Command:
     run: Callable[[argparse.Namespace], None]
 
 
-# ------------------------------------------------------------------------------ convert, info
-
-
-def _add_source(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "source",
-        metavar="SRC",
-        help="a file, a directory, a URL, a Hugging Face id or a name of list_weights()",
-    )
-    parser.add_argument(
-        "--ema", action="store_true", help="take the moving average where a file holds both"
-    )
-    parser.add_argument(
-        "--prefix", help="the prefix of the keys, where a file holds several ConvNeXts"
-    )
-
-
-def _add_convert(parser: argparse.ArgumentParser) -> None:
-    from ..weights.export import POINTWISE, TARGETS
-
-    _add_source(parser)
-    parser.add_argument(
-        "destination",
-        metavar="DST",
-        help="a .safetensors or .pth file; for huggingface a directory",
-    )
-    parser.add_argument("--to", required=True, choices=TARGETS, help="the layout to write")
-    parser.add_argument(
-        "--pointwise",
-        choices=tuple(POINTWISE),
-        help="how timm or mmpretrain is to hold the pointwise layers (default: as timm's model)",
-    )
-
-
-def _convert(args: argparse.Namespace) -> None:
-    from ..weights.export import convert_weights
-    from ..weights.native import open_weights
-
-    weights = open_weights(args.source, ema=args.ema, prefix=args.prefix)
-    path = convert_weights(weights, args.destination, args.to, pointwise=args.pointwise)
-    print(f"{weights.match} -> {args.to}: {len(weights.tensors)} tensors written to {path}")
-    for note in weights.notes:
-        print(f"note: {note}")
-    if weights.converted.dropped:
-        print(f"dropped: {', '.join(weights.converted.dropped)}")
-
-
-def _info(args: argparse.Namespace) -> None:
-    from ..weights.native import describe, open_weights
-
-    print(describe(open_weights(args.source, ema=args.ema, prefix=args.prefix)))
-
-
-COMMANDS: Mapping[str, Command] = MappingProxyType(
-    {
-        "convert": Command("write weights in another published layout", _add_convert, _convert),
-        "info": Command(
-            "show the layout, architecture, size and licence of weights", _add_source, _info
-        ),
-        "extract": Command(
-            "write the features of many images", commands.add_extract, commands.extract
-        ),
-        "visualize": Command(
-            "draw features, or look into them on a local page",
-            commands.add_visualize,
-            commands.visualize,
-        ),
-        "export": Command(
-            "write a network as ONNX or as torch's exported program, and check it",
-            commands.add_export,
-            commands.export,
-        ),
-        "doctor": Command(
-            "tell what is installed, whether it works, and what to type where it does not",
-            commands.add_doctor,
-            commands.doctor,
-        ),
-    }
-)
-
-
-# ------------------------------------------------------------------------------ the program
+COMMANDS = {
+    "convert": Command(
+        "write weights in another published layout", convert.add_arguments, convert.run
+    ),
+    "info": Command(
+        "show the layout, architecture, size and licence of weights", info.add_arguments, info.run
+    ),
+    "extract": Command("write the features of many images", extract.add_arguments, extract.run),
+    "visualize": Command(
+        "draw features, or look into them on a local page", visualize.add_arguments, visualize.run
+    ),
+    "export": Command(
+        "write a network as ONNX or as torch's exported program, and check it",
+        export.add_arguments,
+        export.run,
+    ),
+    "doctor": Command(
+        "report what is installed, whether it works, and what to type where it does not",
+        doctor.add_arguments,
+        doctor.run,
+    ),
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    parser = argparse.ArgumentParser(
-        prog="convnext-backbone", description="ConvNeXt backbones: weights, features, checks."
+    parser = OneLineParser(
+        prog=PROGRAM, description="ConvNeXt backbones: weights, features, checks."
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -132,24 +76,24 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return 0, or 2 after one line on stderr about a bad input."""
     args = build_parser().parse_args(argv)
+    program = f"{PROGRAM} {args.command}"
     try:
-        with _warnings_as_lines(args.command):
+        with _warnings_as_lines(program):
             COMMANDS[args.command].run(args)
-    except _ERRORS as error:
-        print(f"convnext-backbone {args.command}: {one_line(error)}", file=sys.stderr)
-        return 2
+    except _USER_ERRORS as error:
+        return print_error(program, error)
     return 0
 
 
 @contextmanager
-def _warnings_as_lines(command: str) -> Iterator[None]:
-    """Let a warning be one line, without the place in the code that it came from."""
+def _warnings_as_lines(program: str) -> Iterator[None]:
+    """Print each warning in one line, without the place in the code that it came from."""
 
-    def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        print(f"convnext-backbone {command}: warning: {one_line(message)}", file=sys.stderr)
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        print(f"{program}: warning: {one_line(message)}", file=sys.stderr)
 
     before = warnings.showwarning
-    setattr(warnings, "showwarning", show)  # noqa: B010 - to mypy the module's functions are fixed
+    setattr(warnings, "showwarning", show)  # noqa: B010 - mypy takes a module's functions as fixed
     try:
         yield
     finally:

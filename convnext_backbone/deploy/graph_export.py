@@ -1,7 +1,7 @@
 """A network as a file that runs without this package: ONNX, or torch's exported program.
 
 Batch, height and width stay free. The outputs carry the names of the features, and every file is
-run and compared with the network before it is called done.
+run and compared with the network before it is moved to its place.
 
 Axes: N batch, C channels, H height, W width, in pixels.
 """
@@ -12,11 +12,10 @@ import io
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -30,15 +29,30 @@ from ..utils.files import errors_naming
 INPUT = "pixel_values"
 DEFAULT_OPSET = 18
 _OPSETS = range(18, 24)  # what torch's exporter writes, and LayerNormalization (17) with it
-# precision -> dtype and what a value may be off by, over the largest value of its output
-_PRECISIONS: Mapping[str, tuple[torch.dtype, float]] = MappingProxyType(
-    {"float32": (torch.float32, 1e-4), "float16": (torch.float16, 2e-2)}
-)
-PRECISIONS = tuple(_PRECISIONS)
+_Network = ConvNextBackbone | ConvNextModel | ConvNextForImageClassification
 
 
 @dataclass(frozen=True)
-class Exported:
+class Precision:
+    """A dtype to export in.
+
+    Attributes:
+        dtype: Of the weights and the values.
+        tolerance: The largest error that is accepted, over the largest value of the output.
+    """
+
+    dtype: torch.dtype
+    tolerance: float
+
+
+PRECISIONS = {
+    "float32": Precision(torch.float32, 1e-4),
+    "float16": Precision(torch.float16, 2e-2),
+}
+
+
+@dataclass(frozen=True)
+class ExportResult:
     """What was written.
 
     Attributes:
@@ -54,115 +68,21 @@ class Exported:
     error: float
 
 
-class _Named(nn.Module):
-    """A network whose outputs are a plain tuple, and the names that they have."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    @property
-    def config(self) -> Any:
-        """The architecture."""
-        return self.model.config
-
-    @property
-    def least(self) -> int:
-        """The least height and width, in pixels.
-
-        Twice the stride of the last output: torch.export fixes the layout of maps of one pixel.
-        """
-        strides = self.model.strides if isinstance(self.model, ConvNextBackbone) else ()
-        return 2 * max(strides or self.config.strides)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the outputs."""
-        if isinstance(self.model, ConvNextBackbone):
-            return self.model.out_features
-        if isinstance(self.model, ConvNextModel):
-            return ("last_hidden_state", "pooler_output")
-        return ("logits",)
-
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        if isinstance(self.model, ConvNextBackbone):
-            return tuple(self.model(pixel_values))
-        return self.model(pixel_values, return_dict=False)
-
-
-def _named(model: nn.Module, dtype: torch.dtype) -> _Named:
-    kinds = (ConvNextBackbone, ConvNextModel, ConvNextForImageClassification)
-    if not isinstance(model, kinds):
-        names = ", ".join(kind.__name__ for kind in kinds)
-        raise TypeError(f"model must be one of {names}, got {type(model).__name__}")
-    own = copy.deepcopy(model).eval().requires_grad_(False).cpu().to(dtype)
-    own.config.update({"output_hidden_states": False, "return_dict": True})
-    return _Named(own).eval()
-
-
-def _program(model: _Named, dtype: torch.dtype) -> Any:
-    return torch.export.export(
-        model, (_example(model, dtype),), dynamic_shapes={INPUT: _free_sides(model)}
-    )
-
-
-def _free_sides(model: _Named) -> dict[int, Any]:
-    least = model.least
-    return {
-        0: torch.export.Dim("batch"),
-        2: torch.export.Dim("height", min=least),
-        3: torch.export.Dim("width", min=least),
-    }
-
-
-def _example(model: _Named, dtype: torch.dtype) -> Tensor:
-    # A batch of one would be taken for a constant.
-    return torch.zeros(2, model.config.num_channels, 2 * model.least, 3 * model.least, dtype=dtype)
-
-
-def _check_sizes(model: _Named) -> tuple[tuple[int, int, int], ...]:
-    """Choose three shapes: the smallest, one that no stride divides, one larger and wider."""
-    least = model.least
-    return ((1, least, least), (3, least + 5, 2 * least + 1), (2, 4 * least, 3 * least))
-
-
-def _compare(model: _Named, got: Sequence[Any], images: Tensor, limit: float, what: str) -> float:
-    with torch.inference_mode():
-        expected = model(images)
-    worst = 0.0
-    for name, ours, theirs in zip(model.names, expected, got, strict=True):
-        theirs = torch.as_tensor(theirs)
-        if theirs.shape != ours.shape:
-            raise RuntimeError(
-                f"{what} gives {name} of shape {tuple(theirs.shape)} for images of "
-                f"{tuple(images.shape)}, it must be {tuple(ours.shape)}"
-            )
-        scale = max(1.0, float(ours.abs().max()))
-        off = float((theirs.float() - ours.float()).abs().max()) / scale
-        if not off <= limit:  # also when it is nan
-            raise RuntimeError(
-                f"{what} gives {name} off by {off:.2g} for images of {tuple(images.shape)}, "
-                f"allowed is {limit:g}"
-            )
-        worst = max(worst, off)
-    return worst
-
-
-def _images(model: _Named, size: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
-    generator = torch.Generator().manual_seed(sum(size))
-    n, height, width = size
-    shape = (n, model.config.num_channels, height, width)
-    return torch.randn(shape, generator=generator).to(dtype)
-
-
 def export_onnx(
     model: nn.Module,
     path: str | os.PathLike[str],
     *,
     opset: int = DEFAULT_OPSET,
     precision: str = "float32",
-) -> Exported:
+) -> ExportResult:
     """Write a network as ONNX, and compare it with the network on onnxruntime at three sizes.
+
+    The input is `pixel_values` (N, C, H, W), the outputs are those of the network by name.
+
+    Example:
+        >>> backbone = ConvNextBackbone.from_pretrained(source, out_features=["stage3", "stage4"])
+        >>> export_onnx(backbone, "backbone.onnx").outputs
+        ('stage3', 'stage4')
 
     Args:
         model: A `ConvNextBackbone`, `ConvNextModel` or `ConvNextForImageClassification`.
@@ -175,13 +95,14 @@ def export_onnx(
 
     Raises:
         ImportError: onnx, onnxruntime or onnxscript is missing.
+        TypeError: The model is of another kind.
         ValueError: An argument is out of its range.
         RuntimeError: The file does not compute what the network does.
         OSError: The file cannot be written.
     """
     if opset not in _OPSETS:
         raise ValueError(f"opset must be from {_OPSETS[0]} to {_OPSETS[-1]}, got {opset!r}")
-    dtype, limit = _precision(precision)
+    check_choice("precision", precision, PRECISIONS)
     try:
         import onnxruntime
         import onnxscript  # noqa: F401 - torch's exporter needs it
@@ -189,37 +110,36 @@ def export_onnx(
         raise ImportError(
             f"{error.name} is missing: pip install 'convnext_backbone[export]'"
         ) from error
-    named = _named(model, dtype)
-    with _replacing(path) as partial:
+    network = _TupleNetwork(model, PRECISIONS[precision])
+    with _atomic_write(path) as partial:
         with warnings.catch_warnings():
             # torch's exporter warns about its own future.
             warnings.simplefilter("ignore", FutureWarning)
             warnings.simplefilter("ignore", DeprecationWarning)
             program = torch.onnx.export(
-                named,
-                (_example(named, dtype),),
+                network,
+                (network.example(),),
                 input_names=[INPUT],
-                output_names=list(named.names),
-                dynamic_shapes={INPUT: _free_sides(named)},
+                output_names=list(network.names),
+                dynamic_shapes={INPUT: network.free_sides()},
                 opset_version=opset,
                 dynamo=True,
                 verbose=False,
             )
-        assert program is not None  # without a path the exporter returns what it made
+        assert program is not None  # the exporter returns None only when it is given a path
         program.save(partial)
         session = onnxruntime.InferenceSession(partial, providers=["CPUExecutionProvider"])
-        found = tuple(output.name for output in session.get_outputs())
-        if found != named.names:
-            raise RuntimeError(f"the ONNX file has outputs {found}, they must be {named.names}")
-        off = 0.0
-        for size in _check_sizes(named):
-            images = _images(named, size, dtype)
-            got = session.run(list(named.names), {INPUT: images.numpy()})
-            off = max(off, _compare(named, got, images, limit, "the ONNX file"))
-    return Exported(Path(path), named.names, _check_sizes(named), off)
+        written = tuple(output.name for output in session.get_outputs())
+        if written != network.names:
+            raise RuntimeError(f"the ONNX file has outputs {written}, they must be {network.names}")
+
+        def run(images: Tensor) -> Sequence[Any]:
+            return session.run(list(network.names), {INPUT: images.numpy()})
+
+        return _compare(network, run, Path(path), "the ONNX file")
 
 
-def export_program(model: nn.Module, path: str | os.PathLike[str]) -> Exported:
+def export_program(model: nn.Module, path: str | os.PathLike[str]) -> ExportResult:
     """Write a network as torch's exported program, and compare it with the network.
 
     `torch.export.load(path).module()(pixel_values)` gives the outputs as a tuple, in the order of
@@ -234,32 +154,123 @@ def export_program(model: nn.Module, path: str | os.PathLike[str]) -> Exported:
         RuntimeError: The file does not compute what the network does.
         OSError: The file cannot be written.
     """
-    dtype, limit = _PRECISIONS["float32"]
-    named = _named(model, dtype)
-    with _replacing(path) as partial:
+    network = _TupleNetwork(model, PRECISIONS["float32"])
+    with _atomic_write(path) as partial:
+        program = torch.export.export(
+            network, (network.example(),), dynamic_shapes={INPUT: network.free_sides()}
+        )
         buffer = io.BytesIO()  # given a path, torch ends the process where the disk is full
-        torch.export.save(_program(named, dtype), buffer)
+        torch.export.save(program, buffer)
         Path(partial).write_bytes(buffer.getvalue())
         loaded = torch.export.load(partial).module()
-        error = 0.0
-        for size in _check_sizes(named):
-            images = _images(named, size, dtype)
-            with torch.inference_mode():
-                got = loaded(images)
-            error = max(error, _compare(named, got, images, limit, "the exported program"))
-    return Exported(Path(path), named.names, _check_sizes(named), error)
+        return _compare(network, loaded, Path(path), "the exported program")
 
 
-def _precision(precision: str) -> tuple[torch.dtype, float]:
-    check_choice("precision", precision, PRECISIONS)
-    return _PRECISIONS[precision]
+# A new target is one function and one entry; `export --to` takes its choices from here.
+EXPORTERS: dict[str, Callable[..., ExportResult]] = {
+    "onnx": export_onnx,
+    "torch-export": export_program,
+}
+
+
+# ------------------------------------------------------------------------------ the network
+
+
+class _TupleNetwork(nn.Module):
+    """A copy of a network, in eval mode on the CPU, that returns a tuple of named outputs."""
+
+    def __init__(self, model: nn.Module, precision: Precision) -> None:
+        super().__init__()
+        if not isinstance(model, _Network):
+            kinds = (ConvNextBackbone, ConvNextModel, ConvNextForImageClassification)
+            names = ", ".join(kind.__name__ for kind in kinds)
+            raise TypeError(f"model must be one of {names}, got {type(model).__name__}")
+        self.precision = precision
+        self.model = copy.deepcopy(model).requires_grad_(False).cpu().to(precision.dtype)
+        self.config = self.model.config
+        self.config.update({"output_hidden_states": False, "return_dict": True})
+        if isinstance(model, ConvNextBackbone):
+            self.names, strides = model.out_features, model.strides
+        else:
+            pooled = isinstance(model, ConvNextModel)
+            self.names = ("last_hidden_state", "pooler_output") if pooled else ("logits",)
+            strides = self.config.strides
+        # The least height and width. torch.export fixes the layout of maps of one pixel.
+        self.min_size = 2 * max(strides)
+        self.eval()
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        if isinstance(self.model, ConvNextBackbone):
+            return tuple(self.model(pixel_values))
+        return self.model(pixel_values, return_dict=False)
+
+    def free_sides(self) -> dict[int, Any]:
+        """Return the axes of the input that the file leaves open, for torch.export."""
+        return {
+            0: torch.export.Dim("batch"),
+            2: torch.export.Dim("height", min=self.min_size),
+            3: torch.export.Dim("width", min=self.min_size),
+        }
+
+    def example(self) -> Tensor:
+        """Return the images that the network is traced with."""
+        n = 2  # a batch of one would be taken for a constant
+        return self.images((n, 2 * self.min_size, 3 * self.min_size))
+
+    def images(self, size: tuple[int, int, int]) -> Tensor:
+        """Return random images of a size (N, H, W)."""
+        generator = torch.Generator().manual_seed(sum(size))
+        n, height, width = size
+        shape = (n, self.config.num_channels, height, width)
+        return torch.randn(shape, generator=generator).to(self.precision.dtype)
+
+
+# ------------------------------------------------------------------------------ the comparison
+
+
+def _compare(
+    network: _TupleNetwork, run: Callable[[Tensor], Sequence[Any]], path: Path, what: str
+) -> ExportResult:
+    """Run the written file beside the network.
+
+    Raises:
+        RuntimeError: An output has another shape, or is off by more than the tolerance.
+    """
+    least = network.min_size
+    # The smallest, one that no stride divides, one larger and wider.
+    sizes = ((1, least, least), (3, least + 5, 2 * least + 1), (2, 4 * least, 3 * least))
+    worst = 0.0
+    for size in sizes:
+        images = network.images(size)
+        with torch.inference_mode():
+            pairs = zip(network.names, network(images), run(images), strict=True)
+        for name, expected, got in pairs:
+            place = f"{what} gives {name}", f"for images of {tuple(images.shape)}"
+            worst = max(worst, _error(expected, torch.as_tensor(got), network.precision, place))
+    return ExportResult(path, network.names, sizes, worst)
+
+
+def _error(expected: Tensor, got: Tensor, precision: Precision, place: tuple[str, str]) -> float:
+    output, images = place
+    if got.shape != expected.shape:
+        raise RuntimeError(
+            f"{output} of shape {tuple(got.shape)} {images}, it must be {tuple(expected.shape)}"
+        )
+    scale = max(1.0, float(expected.abs().max()))
+    error = float((got.float() - expected.float()).abs().max()) / scale
+    if not error <= precision.tolerance:  # also when it is nan
+        raise RuntimeError(
+            f"{output} off by {error:.2g} {images}, allowed is {precision.tolerance:g}"
+        )
+    return error
 
 
 @contextmanager
-def _replacing(path: str | os.PathLike[str]) -> Iterator[str]:
-    """Give a place to write to under the final name, and move it in when all went well.
+def _atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
+    """Give a path to write to that ends in the final name, and move the files at the end.
 
-    A network beyond 2 GiB is two files, `x.onnx` and `x.onnx.data`, that know each other's name.
+    A network beyond 2 GiB is two files, `x.onnx` and `x.onnx.data`, that refer to each other by
+    name; `utils.files.atomic_write` moves one.
 
     Raises:
         OSError: A file cannot be written; it names `path`.

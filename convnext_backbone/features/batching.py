@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+# Maps a function over batches, like `map`.
+Compute = Callable[..., Iterable[Any]]
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -53,7 +55,7 @@ def prepare_ahead(
 
 
 @contextmanager
-def compute_with(workers: int) -> Iterator[Callable[..., Iterable[Any]]]:
+def compute_with(workers: int) -> Iterator[Compute]:
     """Give the function that maps batches to results: `map`, or that of a pool of threads.
 
     Args:

@@ -7,11 +7,10 @@ import hashlib
 import math
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import metadata
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,32 +19,26 @@ from tqdm import tqdm
 
 from .._version import __version__
 from ..images.processor import ConvNextImageProcessor
-from ..images.reading import UNREADABLE
+from ..images.reading import DECODE_ERRORS
 from ..images.sources import ImageItem, as_item, count_images, expand, is_single, iter_items
 from ..models.backbone import ConvNextBackbone
 from ..models.config import ConvNextConfig
-from ..utils.checks import check_choice, check_min, first_line
-from .batching import batched_by, compute_with, prepare_ahead, stack_padded
-from .network import load_network
-
-ON_ERROR_CHOICES = ("raise", "skip")
-DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
-    {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from .batching import Compute, batched_by, compute_with, prepare_ahead, stack_padded
+from .network import build_network
+from .options import (
+    CLS,
+    ImageOptions,
+    OutputOptions,
+    RunOptions,
+    default_workers,
+    read_device,
+    read_dtype,
+    read_size,
 )
+from .pooling import POOLS
+
 _LOOKAHEAD = 8  # batches' worth of images among which those of one size are put together
 _VERSIONS = ("torchvision", "numpy", "Pillow", "safetensors")
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An image that could not be used, and why."""
-
-    index: int
-    name: str
-    reason: str
-
-    def __str__(self) -> str:
-        return self.reason if repr(self.name) in self.reason else f"{self.name}: {self.reason}"
 
 
 class Features(dict[str, Tensor]):
@@ -67,13 +60,48 @@ class Features(dict[str, Tensor]):
 
 
 @dataclass(frozen=True)
+class Failure:
+    """What stands in the place of the features of an image that could not be used.
+
+    It is false, as features never are: `if result:` tells them apart.
+
+    Attributes:
+        index: The position of the image in the source.
+        name: Its path, or its position.
+        reason: Why it could not be used, in one line.
+    """
+
+    index: int
+    name: str
+    reason: str
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __str__(self) -> str:
+        return self.reason if repr(self.name) in self.reason else f"{self.name}: {self.reason}"
+
+
+@dataclass(frozen=True)
 class _Prepared:
     item: ImageItem
     pixels: Tensor  # (C, H, W), normalised
 
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.pixels.shape[1], self.pixels.shape[2]
+
 
 class FeatureExtractor:
-    """Run images through a ConvNeXt and give its features by name.
+    """Run images through a ConvNeXt and return its features by name.
+
+    Example:
+        >>> fx = FeatureExtractor("convnext_tiny.fb_in1k", out_features=["stage3", "stage4"])
+        >>> fx("cat.jpg")["stage4"].shape
+        torch.Size([768, 7, 7])
+        >>> fx = FeatureExtractor("my-backbone", pool="avg", on_error="skip", batch_size=32)
+        >>> for result in fx.stream("photos/"):
+        ...     print(result.name, result["stage4"] if result else result.reason)
 
     Args:
         source: Anything that `load_weights` reads, a `ConvNextBackbone`, `ConvNextModel` or
@@ -83,32 +111,38 @@ class FeatureExtractor:
         out_features: Names of the features, or "stages" for every stage; the source's own, or the
             last stage, when not given.
         out_indices: The same as positions among the stem and the stages.
-        processor: How images are prepared; what belongs to the weights when not given, and
-            ImageNet's mean and deviation at 224 pixels where nothing does.
+        norm: Pass maps through the norms of a backbone's outputs. False gives the maps before them.
+        pool: None gives maps (C, H, W); "avg", "max" and "gem" reduce each to a vector (C,); "cls"
+            gives one vector, the normed average that a classifier or DINOv3 works on.
+        gem_p: The power of "gem", the generalised mean (Radenovic et al., arXiv 1711.02512).
+        processor: How images are prepared; what belongs to the weights when not given. Where
+            nothing does: 224 pixels with ImageNet's mean and deviation, which for another number
+            of channels than three are averaged over its three.
         size: None resizes as the processor says, a number does so to another side, (height, width)
             warps to it, "native" leaves the image as it is.
-        norm: Pass maps through the norms of a backbone's outputs. False gives the maps before them.
-        pool: None gives maps; "avg", "max" and "gem" reduce each to a vector; "cls" gives one
-            vector, the normed average that a classifier or DINOv3 works on.
-        gem_p: The power of "gem", the generalised mean (Radenovic et al., arXiv 1711.02512).
         pad: Pad images to whole strides and cut the maps back to those that the image touches.
             Without, pixels beyond the last whole stride are dropped.
-        dtype: Of the computation and of the features: a torch dtype or a key of `DTYPES`.
+        dtype: Of the computation and of the features: "float32", "bfloat16", "float16" or the
+            torch dtype of this name.
         device: Where the network runs; CUDA where there is one.
         channels_last: Keep the weights in channels-last memory as well.
         batch_size: Images in a batch; those of one size are put together.
-        num_workers: Threads that decode images; 0 decodes in between.
+        num_workers: Threads that decode images, at most four when not given; 0 decodes in between.
         compute_workers: Batches that the CPU computes at a time, each with one thread, so that the
             rounding does not depend on the number of threads; 0 computes one with all threads.
-        on_error: What to do about an image that cannot be read: "raise", or "skip" and note it in
-            `failures`.
+        on_error: What to do about an image that cannot be read: "raise", or "skip" and return a
+            `Failure` in its place.
         progress: Show a bar with the rate and the time left.
         load_options: Options of `load_weights`.
 
     Attributes:
-        failures: The images that the last run left out.
-        processor: The processor in use.
+        source: What the network came from.
         model: The network in use.
+        processor: The processor in use.
+        names: The names of the features.
+        output_options: `out_features` to `gem_p`, as an `OutputOptions`.
+        image_options: `processor` to `pad`, as an `ImageOptions`.
+        run_options: `dtype` to `progress`, as a `RunOptions`.
 
     Raises:
         ValueError: An argument is out of its range or does not fit the source.
@@ -122,11 +156,11 @@ class FeatureExtractor:
         checkpoint: str | os.PathLike[str] | None = None,
         out_features: Sequence[str] | str | None = None,
         out_indices: Sequence[int] | None = None,
-        processor: ConvNextImageProcessor | None = None,
-        size: int | tuple[int, int] | str | None = None,
         norm: bool = True,
         pool: str | None = None,
         gem_p: float = 3.0,
+        processor: ConvNextImageProcessor | None = None,
+        size: int | tuple[int, int] | str | None = None,
         pad: bool = True,
         dtype: torch.dtype | str = torch.float32,
         device: str | torch.device | None = None,
@@ -138,38 +172,26 @@ class FeatureExtractor:
         progress: bool = False,
         **load_options: Any,
     ) -> None:
-        check_choice("pool", pool, (None, *POOLS, "cls"))
-        check_choice("on_error", on_error, ON_ERROR_CHOICES)
-        self.dtype = _dtype(dtype)
-        self.batch_size = check_min("batch_size", batch_size, 1)
-        workers = min(4, os.cpu_count() or 1) if num_workers is None else num_workers
-        self.num_workers = check_min("num_workers", workers, 0)
-        self.compute_workers = check_min("compute_workers", compute_workers, 0)
-        if not isinstance(gem_p, int | float) or gem_p <= 0:
-            raise ValueError(f"gem_p must be positive, got {gem_p!r}")
-        self.norm, self.pool, self.gem_p, self.pad = norm, pool, float(gem_p), pad
-        self.on_error, self.progress = on_error, progress
-        outputs = {"out_features": out_features, "out_indices": out_indices}
-        outputs = {name: value for name, value in outputs.items() if value is not None}
-        if pool == "cls" and outputs:
-            raise ValueError(
-                f"pool='cls' is one vector and takes no choice of stages, got {outputs}"
-            )
-        loaded = load_network(source, checkpoint, pool == "cls", outputs, load_options)
-        loaded.model.config.update({"output_hidden_states": False, "return_dict": True})
-        self.source = loaded.name
-        self.size = _check_size(loaded.size if size is None else size)
-        self.processor = _place_size(processor or loaded.processor, self.size)
-        chosen = loaded.model.config.out_features
-        self.names: tuple[str, ...] = ("cls",) if pool == "cls" else tuple(chosen)
-        self.channels_last = channels_last
-        self.device = _usable_device(device)
-        model = loaded.model.eval().requires_grad_(False).to(self.device, self.dtype)
-        self.model = model.to(memory_format=torch.channels_last) if channels_last else model
-        self.failures: list[Failure] = []
-        self._seen = 0  # images of the last run, those that failed included
+        # Each argument is named here, where help() shows it, and checked in the group it is of.
+        self.output_options = OutputOptions(out_features, out_indices, norm, pool, gem_p)
+        self.image_options = ImageOptions(processor, read_size(size), pad)
+        self.run_options = RunOptions(
+            dtype=read_dtype(dtype),
+            device=read_device(device),
+            channels_last=channels_last,
+            batch_size=batch_size,
+            num_workers=default_workers() if num_workers is None else num_workers,
+            compute_workers=compute_workers,
+            on_error=on_error,
+            progress=progress,
+        )
+        network = build_network(source, checkpoint, self.output_options, load_options)
+        self.source = network.name
+        self.processor = self.image_options.build_processor(network.processor)
+        self.names = (CLS,) if pool == CLS else tuple(network.model.config.out_features or ())
+        self.model = self.run_options.place(network.model)
 
-    # What it gives.
+    # What it computes: names, channels and strides.
 
     @property
     def config(self) -> ConvNextConfig:
@@ -179,23 +201,27 @@ class FeatureExtractor:
     @property
     def channels(self) -> dict[str, int]:
         """The channels of each feature."""
-        widths = dict(zip(self.config.stage_names, self._widths(), strict=True))
-        return {name: widths[self._stage_of(name)] for name in self.names}
+        widths = (self.config.hidden_sizes[0], *self.config.hidden_sizes)
+        by_stage = dict(zip(self.config.stage_names, widths, strict=True))
+        return {name: by_stage[self._stage_of(name)] for name in self.names}
 
     @property
     def strides(self) -> dict[str, int]:
         """The stride of each feature's map, in pixels of the prepared image."""
-        strides = dict(zip(self.config.stage_names, self.config.strides, strict=True))
-        return {name: strides[self._stage_of(name)] for name in self.names}
+        by_stage = dict(zip(self.config.stage_names, self.config.strides, strict=True))
+        return {name: by_stage[self._stage_of(name)] for name in self.names}
 
-    def _widths(self) -> tuple[int, ...]:
-        return (self.config.hidden_sizes[0], *self.config.hidden_sizes)
+    @property
+    def stride(self) -> int:
+        """The largest stride among the features."""
+        return max(self.strides.values())
 
     def _stage_of(self, name: str) -> str:
-        return self.config.stage_names[-1] if name == "cls" else name
+        return self.config.stage_names[-1] if name == CLS else name
 
     def describe(self) -> dict[str, Any]:
         """Return, ready for JSON, all that decides about the values of the features."""
+        output, images, run = self.output_options, self.image_options, self.run_options
         return {
             "weights": {"source": self.source, "sha256": self.fingerprint()},
             "architecture": self.config.to_dict(),
@@ -203,19 +229,19 @@ class FeatureExtractor:
                 name: {"channels": self.channels[name], "stride": self.strides[name]}
                 for name in self.names
             },
-            "norm": self.norm,
-            "pool": self.pool,
-            **({"gem_p": self.gem_p} if self.pool == "gem" else {}),
+            "norm": output.norm,
+            "pool": output.pool,
+            **({"gem_p": float(output.gem_p)} if output.pool == "gem" else {}),
             "preprocessing": {
                 **self.processor.to_dict(),
                 "backend": self.processor.backend,
-                "size_mode": list(self.size) if isinstance(self.size, tuple) else self.size,
-                "pad_to": self.stride if self.pad else None,
+                "size_mode": images.size,
+                "pad_to": self.stride if images.pad else None,
             },
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "device": self.device.type,
-            "channels_last": self.channels_last,
-            "batch_size": self.batch_size,
+            "dtype": str(run.dtype).removeprefix("torch."),
+            "device": run.device.type,
+            "channels_last": run.channels_last,
+            "batch_size": run.batch_size,
             "versions": {
                 "convnext_backbone": __version__,
                 "python": platform.python_version(),
@@ -232,51 +258,74 @@ class FeatureExtractor:
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         return digest.hexdigest()
 
+    # Sizes of prepared images, batches and maps.
+
+    def prepared_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the (height, width) that an image has once it is prepared, before padding."""
+        if isinstance(self.image_options.size, tuple):
+            return self.image_options.size
+        resizes = self.processor.do_resize
+        return self.processor.plan(height, width)[1] if resizes else (height, width)
+
+    def padded_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the (height, width) of the batch that holds a prepared image of this size."""
+        if not self.image_options.pad:
+            return height, width
+        s = self.stride
+        return math.ceil(height / s) * s, math.ceil(width / s) * s
+
+    def map_size(self, name: str, height: int, width: int) -> tuple[int, int]:
+        """Return the (height, width) of a feature's map for a prepared image of this size."""
+        s = self.strides[name]
+        if self.image_options.pad:
+            return math.ceil(height / s), math.ceil(width / s)
+        return height // s, width // s
+
     # Images in, features out.
 
-    def __call__(self, images: Any) -> Features | list[Features | None]:
+    def __call__(self, images: Any) -> Features | list[Features | Failure]:
         """Return the features of one image, or of every image of a collection, in order.
 
         Args:
             images: A path, Pillow image, array or tensor gives one result. A folder, a glob, a
-                list, a batch (N, C, H, W), an iterator or a dataset gives a list; an image that
-                was skipped is None in it.
+                list, a batch (N, C, H, W), an iterator or a dataset gives a list, with a `Failure`
+                in the place of each image that was skipped.
 
         Raises:
-            ValueError: An image cannot be read and `on_error` is "raise"; or there is none.
+            ValueError: An image cannot be read and `on_error` is "raise", or it is the only one;
+                or there is no image.
             TypeError: The source holds no images.
         """
-        single = is_single(images)
-        results: list[Features | None] = []
-        for features in self.stream(images):
-            results += [None] * (features.index - len(results))
-            results.append(features)
-        results += [None] * (self._seen - len(results))
-        if not single:
-            return results
-        if results[0] is None:
-            raise ValueError(str(self.failures[0]))
-        return results[0]
+        return self.run_one(images) if is_single(images) else list(self.stream(images))
 
-    def stream(self, images: Any) -> Iterator[Features]:
-        """Yield features in the order of the images, holding a few batches in memory.
+    def run_one(self, image: Any) -> Features:
+        """Return the features of one image, as a call does.
 
-        Skipped images are not yielded; `failures` names them, and `index` and `name` of what is
-        yielded say which image it is of. Arguments and errors are those of a call.
+        Raises:
+            ValueError: It cannot be read.
+            TypeError: It is not an image.
+        """
+        (result,) = self.stream(image)
+        if isinstance(result, Failure):
+            raise ValueError(str(result))
+        return result
+
+    def stream(self, images: Any) -> Iterator[Features | Failure]:
+        """Yield the results in the order of the images, holding a few batches in memory.
+
+        With `on_error="skip"`, an image that could not be used yields a `Failure`, which is false.
+        `index` and `name` of a result tell which image it is of. Arguments and errors are those of
+        a call.
         """
         source = expand(images)
-        self.failures = []
-        self._seen = 0
-        bar = tqdm(total=count_images(source), unit="image", disable=not self.progress)
-        length = self.batch_size * _LOOKAHEAD
-        windows = prepare_ahead(self._prepare, iter_items(source), length, self.num_workers)
-        workers = self.compute_workers if self.device.type == "cpu" else 0
+        run = self.run_options
+        bar = tqdm(total=count_images(source), unit="image", disable=not run.progress)
+        length = run.batch_size * _LOOKAHEAD
+        windows = prepare_ahead(self._prepare, iter_items(source), length, run.num_workers)
+        workers = run.compute_workers if run.device.type == "cpu" else 0
         with bar, closing(windows), compute_with(workers) as compute:
             for window in windows:
-                self.failures += [entry for entry in window if isinstance(entry, Failure)]
-                self._seen += len(window)
-                prepared = [entry for entry in window if isinstance(entry, _Prepared)]
-                yield from self._run(prepared, compute)
+                yield from self._run(window, compute)
                 bar.update(len(window))
 
     def prepare(self, image: Any) -> Tensor:
@@ -286,7 +335,7 @@ class FeatureExtractor:
 
         Raises:
             ValueError: It cannot be read.
-            TypeError: It is no image.
+            TypeError: It is not an image.
         """
         return self._pixels(as_item(0, image))
 
@@ -294,27 +343,29 @@ class FeatureExtractor:
         try:
             item = item.fetch()
             return _Prepared(item, self._pixels(item))
-        except UNREADABLE as error:
+        except DECODE_ERRORS as error:
             failure = Failure(item.index, item.name, " ".join(str(error).split()))
-        if self.on_error == "raise":
+        if self.run_options.on_error == "raise":
             raise ValueError(str(failure))
         return failure
 
     def _pixels(self, item: ImageItem) -> Tensor:
-        pixels = self._checked(item.image) if item.ready else self._processed(item.image)
-        least, (height, width) = self.stride, pixels.shape[1:]
-        if not self.pad and min(height, width) < least:
-            raise ValueError(f"an image of {height}x{width} is smaller than the stride {least}")
+        pixels = self._check_pixels(item.image if item.ready else self._process(item.image))
+        height, width = pixels.shape[1:]
+        if not self.image_options.pad and min(height, width) < self.stride:
+            raise ValueError(
+                f"an image of {height}x{width} is smaller than the stride {self.stride}"
+            )
         return pixels
 
-    def _processed(self, image: Any) -> Tensor:
-        x = self.processor.to_tensor(image)
-        if isinstance(self.size, tuple):
-            x = self.processor.warp(x, self.size)
+    def _process(self, image: Any) -> Tensor:
+        x = self.processor.to_tensor(image, num_channels=self.config.num_channels)
+        if isinstance(self.image_options.size, tuple):
+            x = self.processor.warp(x, self.image_options.size)
         return self.processor.process_tensors([x])[0]
 
-    def _checked(self, pixels: Tensor) -> Tensor:
-        """Refuse what cannot be the pixels of one prepared image."""
+    def _check_pixels(self, pixels: Tensor) -> Tensor:
+        """Refuse what cannot be the pixels (C, H, W) of one prepared image."""
         channels = self.config.num_channels
         if pixels.ndim != 3 or pixels.shape[0] != channels or 0 in pixels.shape:
             raise ValueError(
@@ -326,144 +377,57 @@ class FeatureExtractor:
             raise ValueError("pixel_values must not hold NaN or infinite values")
         return pixels
 
-    @property
-    def stride(self) -> int:
-        """The largest stride among the features."""
-        return max(self.strides.values())
-
-    def padded(self, height: int, width: int) -> tuple[int, int]:
-        """Return the (height, width) of the batch that holds a prepared image of this size."""
-        if not self.pad:
-            return height, width
-        s = self.stride
-        return math.ceil(height / s) * s, math.ceil(width / s) * s
-
-    def prepared_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the (height, width) that an image has once it is prepared, before padding."""
-        if self.size == "native":
-            return height, width
-        if isinstance(self.size, tuple):
-            return self.size
-        return (
-            self.processor.plan(height, width)[1] if self.processor.do_resize else (height, width)
-        )
-
-    def map_size(self, name: str, height: int, width: int) -> tuple[int, int]:
-        """Return the (height, width) of a feature's map for a prepared image of this size."""
-        s = self.strides[name]
-        return (
-            (math.ceil(height / s), math.ceil(width / s)) if self.pad else (height // s, width // s)
-        )
-
     def _run(
-        self, prepared: list[_Prepared], compute: Callable[..., Iterable[Any]]
-    ) -> list[Features]:
-        """Return the features of a group of images, in order, running those of one size at once."""
-        sizes = [self.padded(*p.pixels.shape[1:]) for p in prepared]
-        batches = list(batched_by(sizes, self.batch_size))
+        self, window: Sequence[_Prepared | Failure], compute: Compute
+    ) -> list[Features | Failure]:
+        """Compute the images of a window, those of one size at once; failures stay in place."""
+        prepared = [entry for entry in window if isinstance(entry, _Prepared)]
+        sizes = [self.padded_size(*entry.size) for entry in prepared]
+        batches = list(batched_by(sizes, self.run_options.batch_size))
         chosen = [[prepared[i] for i in positions] for _, positions in batches]
         computed = compute(self._run_batch, chosen, [size for size, _ in batches])
-        results = {
-            position: features
-            for (_, positions), batch in zip(batches, computed, strict=True)
-            for position, features in zip(positions, batch, strict=True)
-        }
-        return [results[position] for position in range(len(prepared))]
+        by_index = {features.index: features for batch in computed for features in batch}
+        return [
+            entry if isinstance(entry, Failure) else by_index[entry.item.index] for entry in window
+        ]
 
     def _run_batch(self, prepared: list[_Prepared], size: tuple[int, int]) -> list[Features]:
-        batch = stack_padded([p.pixels for p in prepared], *size)
+        batch = stack_padded([entry.pixels for entry in prepared], *size)
+        run = self.run_options
         try:
-            maps = self._maps(batch.to(self.device, self.dtype))
+            maps = self._maps(batch.to(run.device, run.dtype))
         except torch.OutOfMemoryError as error:
             raise ValueError(
                 f"{len(prepared)} images of {size[0]}x{size[1]} do not fit into the memory of "
-                f"{self.device}: lower batch_size or size"
+                f"{run.device}: lower batch_size or size"
             ) from error
-        return [self._one(maps, row, entry) for row, entry in enumerate(prepared)]
+        return [self._features_of(maps, row, entry) for row, entry in enumerate(prepared)]
 
     @torch.inference_mode()
     def _maps(self, batch: Tensor) -> dict[str, Tensor]:
         """Return the maps (N, C, H, W) of a batch by name."""
-        if self.norm and isinstance(self.model, ConvNextBackbone):
+        if self.output_options.norm and isinstance(self.model, ConvNextBackbone):
             return dict(zip(self.names, self.model(batch), strict=True))
-        names = self.config.stage_names
+        stages = self.config.stage_names
         wanted = [self._stage_of(name) for name in self.names]
-        maps = self.model.iter_maps(batch, last=names.index(wanted[-1]))
-        named = {name: x for name, x in zip(names, maps, strict=False) if name in wanted}
-        return {name: named[self._stage_of(name)] for name in self.names}
+        maps = self.model.iter_maps(batch, last=stages.index(wanted[-1]))
+        by_stage = {stage: x for stage, x in zip(stages, maps, strict=False) if stage in wanted}
+        return dict(zip(self.names, (by_stage[stage] for stage in wanted), strict=True))
 
     @torch.inference_mode()
-    def _one(self, maps: Mapping[str, Tensor], row: int, prepared: _Prepared) -> Features:
-        height, width = prepared.pixels.shape[1:]
+    def _features_of(self, maps: Mapping[str, Tensor], row: int, entry: _Prepared) -> Features:
+        """Cut the maps of one image out of those of its batch, and pool them."""
         tensors = {}
         for name, batch in maps.items():
-            h, w = self.map_size(name, height, width)
+            h, w = self.map_size(name, *entry.size)
             tensors[name] = self._pool(batch[row, :, :h, :w]).cpu()
-        return Features(tensors, prepared.item, (height, width))
+        return Features(tensors, entry.item, entry.size)
 
     def _pool(self, x: Tensor) -> Tensor:
         """Reduce a map (C, H, W) to (C,) as `pool` says."""
-        if self.pool is None:
+        pool = self.output_options.pool
+        if pool is None:
             return x.clone(memory_format=torch.contiguous_format)
-        if self.pool == "cls":
-            return self.model.norm(x.mean(dim=(-2, -1)))
-        return POOLS[self.pool](x, self.gem_p)
-
-
-def _average(x: Tensor, _: float) -> Tensor:
-    return x.mean(dim=(-2, -1))
-
-
-def _maximum(x: Tensor, _: float) -> Tensor:
-    return x.amax(dim=(-2, -1))
-
-
-def _generalised_mean(x: Tensor, p: float) -> Tensor:
-    # Powers overflow in half precision: raise and average in fp32.
-    return x.float().clamp(min=1e-6).pow(p).mean(dim=(-2, -1)).pow(1 / p).to(x.dtype)
-
-
-# (C, H, W) and the power of "gem" -> (C,)
-POOLS: Mapping[str, Callable[[Tensor, float], Tensor]] = MappingProxyType(
-    {"avg": _average, "max": _maximum, "gem": _generalised_mean}
-)
-
-
-def _check_size(size: Any) -> int | tuple[int, int] | str | None:
-    if isinstance(size, Sequence) and not isinstance(size, str) and len(size) == 2:
-        return check_min("size", size[0], 1), check_min("size", size[1], 1)
-    if size is None or size == "native":
-        return size
-    if isinstance(size, int) and not isinstance(size, bool):
-        return check_min("size", size, 1)
-    raise ValueError(f"size must be None, a number, (height, width) or 'native', got {size!r}")
-
-
-def _place_size(processor: ConvNextImageProcessor, size: Any) -> ConvNextImageProcessor:
-    """Let the processor resize where it is the one to do so."""
-    if size is None:
-        return processor
-    return (
-        replace(processor, size=size)
-        if isinstance(size, int)
-        else replace(processor, do_resize=False)
-    )
-
-
-def _usable_device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {str(device)!r} cannot be used: {first_line(error)}") from error
-    return chosen
-
-
-def _dtype(dtype: torch.dtype | str) -> torch.dtype:
-    if isinstance(dtype, str):
-        check_choice("dtype", dtype, tuple(DTYPES))
-        return DTYPES[dtype]
-    check_choice("dtype", dtype, tuple(DTYPES.values()))
-    return dtype
+        if pool == CLS:
+            return self.model.get_submodule("norm")(x.mean(dim=(-2, -1)))
+        return POOLS[pool](x, self.output_options.gem_p)

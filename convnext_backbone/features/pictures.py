@@ -5,7 +5,6 @@ Axes: C channels, H height, W width of a map; pictures are (H, W, 3) in 8 bits.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..utils.checks import check_choice
-from .extractor import FeatureExtractor, Features
+from .extractor import FeatureExtractor
 
-METHODS = ("pca", "activation", "similarity")
-_QUANTILES = (0.01, 0.99)  # of a component, that black and full colour stand for
+_QUANTILES = (0.01, 0.99)  # of a component: drawn black, and in full colour
 # Matplotlib's viridis at equal distances (CC0), from low to high.
 _VIRIDIS = (
     (68, 1, 84),
@@ -32,6 +30,8 @@ _VIRIDIS = (
 )
 _PANEL, _GAP, _TEXT, _BAR = 240, 12, 14, 8  # pixels
 _INK, _PAPER = (32, 32, 36), (255, 255, 255)
+
+Point = tuple[float, float]  # (x, y), in pixels of the image as the network saw it
 
 
 # ------------------------------------------------------------------------------ maps
@@ -59,14 +59,14 @@ def pca_maps(maps: Sequence[Tensor]) -> list[Tensor]:
     centred = pixels - pixels.mean(dim=0)
     _, vectors = torch.linalg.eigh(centred.T @ centred)
     basis = vectors.flip(1)[:, :3]  # eigenvalues come in ascending order
-    # An eigenvector has no sign of its own: let its largest entry be positive.
+    # The sign of an eigenvector is arbitrary: its largest entry is made positive.
     largest = basis.abs().argmax(dim=0, keepdim=True)
     projected = centred @ (basis * basis.gather(0, largest).sign())
     low, high = (projected.quantile(q, dim=0) for q in _QUANTILES)
     scaled = ((projected - low) / (high - low).clamp(min=1e-12)).clamp(0, 1).float()
     scaled = torch.nn.functional.pad(scaled, (0, 3 - scaled.shape[1]))
-    parts = scaled.split([x.shape[1] * x.shape[2] for x in maps])
-    return [part.T.reshape(3, *x.shape[1:]) for part, x in zip(parts, maps, strict=True)]
+    splits = scaled.split([x.shape[1] * x.shape[2] for x in maps])
+    return [split.T.reshape(3, *x.shape[1:]) for split, x in zip(splits, maps, strict=True)]
 
 
 def activation_map(x: Tensor) -> Tensor:
@@ -102,10 +102,10 @@ class Panel:
     Attributes:
         pixels: Colours (H, W, 3), in 8 bits.
         title: What it shows.
-        scale: What the lowest and the highest colour stand for; None for pictures without.
+        scale: The values of the lowest and the highest colour; None for pictures without a scale.
         mark: A point (x, y) to mark, in pixels of the image.
         cell: The side of one pixel of `pixels`, in pixels of the image.
-        size: The (height, width) of the image, that the last cells may reach beyond.
+        size: The (height, width) of the image, which the last cells may exceed.
     """
 
     pixels: np.ndarray
@@ -119,26 +119,26 @@ class Panel:
         """Return the colours at the size of the image."""
         if self.size is None:
             return self.pixels
-        # Without padding the map may stop short of the image's border: it is not stretched.
-        whole = np.full((*self.size, 3), 255, dtype=np.uint8)
+        # Without padding the map may end before the image's border: it is not stretched.
+        canvas = np.full((*self.size, 3), 255, dtype=np.uint8)
         cells = self.pixels.repeat(self.cell, axis=0).repeat(self.cell, axis=1)
         cells = cells[: self.size[0], : self.size[1]]
-        whole[: cells.shape[0], : cells.shape[1]] = cells
-        return whole
+        canvas[: cells.shape[0], : cells.shape[1]] = cells
+        return canvas
 
 
 def colour(values: Tensor, low: float, high: float) -> np.ndarray:
     """Return the colours (H, W, 3) of values (H, W) on a scale from `low` to `high`."""
     span = high - low if high > low else 1.0
     position = ((values.float() - low) / span).clamp(0, 1).cpu().numpy()
-    places = np.linspace(0, 1, len(_VIRIDIS))
+    steps = np.linspace(0, 1, len(_VIRIDIS))
     table = np.array(_VIRIDIS, dtype=np.float64)
-    parts = [np.interp(position, places, table[:, channel]) for channel in range(3)]
-    return np.stack(parts, axis=-1).round().astype(np.uint8)
+    channels = [np.interp(position, steps, table[:, channel]) for channel in range(3)]
+    return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 
 def image_panel(extractor: FeatureExtractor, prepared: Tensor, title: str) -> Panel:
-    """Show a prepared image (C, H, W) in its own colours."""
+    """Show a prepared image (C, H, W) in its own colours; of 2 channels, the first in grey."""
     processor = extractor.processor
     x = prepared.float().cpu()
     if processor.do_normalize:
@@ -178,8 +178,9 @@ def make_scene(extractor: FeatureExtractor, image: Any, name: str) -> Scene:
         ValueError: The image cannot be read, or the extractor pools its maps.
         TypeError: It is no image.
     """
-    if extractor.pool is not None:
-        raise ValueError(f"pictures need maps, got an extractor with pool={extractor.pool!r}")
+    pool = extractor.output_options.pool
+    if pool is not None:
+        raise ValueError(f"pictures need maps, got an extractor with pool={pool!r}")
     try:
         prepared = extractor.prepare(image)
     except (ValueError, TypeError) as error:
@@ -187,20 +188,100 @@ def make_scene(extractor: FeatureExtractor, image: Any, name: str) -> Scene:
             raise
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{name}: {error}") from error
-    features = extractor({"pixel_values": prepared})
-    assert isinstance(features, Features)  # one image in, one out
+    features = extractor.run_one({"pixel_values": prepared})
     return Scene(name, image_panel(extractor, prepared, name), features, extractor.strides)
 
 
+# ------------------------------------------------------------------------------ methods
+
+
+def _draw_pca(scenes: Sequence[Scene], feature: str, _: Point | None) -> list[Panel]:
+    components = pca_maps([scene.features[feature] for scene in scenes])
+    title = f"{feature}  PCA 1-3 as red, green, blue"
+    levels = [(x * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy() for x in components]
+    return [_map_panel(scene, feature, x, title) for x, scene in zip(levels, scenes, strict=True)]
+
+
+def _draw_activation(scenes: Sequence[Scene], feature: str, _: Point | None) -> list[Panel]:
+    maps = [activation_map(scene.features[feature]) for scene in scenes]
+    low, high = min(float(x.min()) for x in maps), max(float(x.max()) for x in maps)
+    title = f"{feature}  activation"
+    return [
+        _map_panel(scene, feature, colour(x, low, high), title, (low, high))
+        for x, scene in zip(maps, scenes, strict=True)
+    ]
+
+
+def _draw_similarity(scenes: Sequence[Scene], feature: str, point: Point | None) -> list[Panel]:
+    panels = []
+    for scene in scenes:
+        x, y = _check_point(point, scene)
+        rows, columns = scene.features[feature].shape[1:]
+        stride = scene.strides[feature]
+        # Without padding the map may end before the image's border.
+        row, column = min(int(y // stride), rows - 1), min(int(x // stride), columns - 1)
+        values = similarity_map(scene.features[feature], row, column)
+        scale = (float(values.min()), 1.0)
+        title = f"{feature}  similarity"
+        panels.append(_map_panel(scene, feature, colour(values, *scale), title, scale, (x, y)))
+    return panels
+
+
+def _map_panel(
+    scene: Scene,
+    feature: str,
+    pixels: np.ndarray,
+    title: str,
+    scale: tuple[float, float] | None = None,
+    mark: Point | None = None,
+) -> Panel:
+    return Panel(pixels, title, scale, mark, cell=scene.strides[feature], size=scene.size)
+
+
+def _check_point(point: Point | None, scene: Scene) -> Point:
+    if point is None:
+        raise ValueError("method 'similarity' needs a point (x, y)")
+    x, y = point
+    height, width = scene.size
+    if not (0 <= x < width and 0 <= y < height):
+        raise ValueError(f"point must lie in the image of {width}x{height}, got ({x:g}, {y:g})")
+    return x, y
+
+
+@dataclass(frozen=True)
+class DrawingMethod:
+    """A way to draw a feature of several images.
+
+    Attributes:
+        label: Its name on the page.
+        legend: What the colours mean, for the page.
+        draw: Makes a panel an image out of (images, name of the feature, point).
+    """
+
+    label: str
+    legend: str
+    draw: Callable[[Sequence[Scene], str, Point | None], list[Panel]]
+
+
+# A new method is one entry; the command line and the page take it from here.
+METHODS = {
+    "pca": DrawingMethod("Principal components", "red, green, blue: components 1 to 3", _draw_pca),
+    "activation": DrawingMethod("Activation", "length of the feature vector", _draw_activation),
+    "similarity": DrawingMethod(
+        "Similarity", "cosine with the marked point; click another", _draw_similarity
+    ),
+}
+
+
 def draw_panels(
-    scenes: Sequence[Scene], feature: str, method: str, point: tuple[float, float] | None = None
+    scenes: Sequence[Scene], feature: str, method: str, point: Point | None = None
 ) -> list[Panel]:
     """Draw one feature of several images.
 
     Args:
         scenes: The images.
         feature: The name of the feature.
-        method: One of `METHODS`. "pca" and "activation" share their basis and scale.
+        method: A key of `METHODS`. "pca" and "activation" share their basis and scale.
         point: Where "similarity" looks from: (x, y) in pixels of the image as the network saw it.
 
     Raises:
@@ -209,62 +290,7 @@ def draw_panels(
     check_choice("method", method, METHODS)
     for scene in scenes:
         check_choice("feature", feature, scene.features)
-    return _DRAWERS[method](scenes, feature, point)
-
-
-def _draw_pca(scenes: Sequence[Scene], feature: str, _: Any) -> list[Panel]:
-    components = pca_maps([scene.features[feature] for scene in scenes])
-    title = f"{feature}  PCA 1-3 as red, green, blue"
-    levels = [(x * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy() for x in components]
-    return [
-        Panel(x, title, **_place(scene, feature)) for x, scene in zip(levels, scenes, strict=True)
-    ]
-
-
-def _draw_activation(scenes: Sequence[Scene], feature: str, _: Any) -> list[Panel]:
-    maps = [activation_map(scene.features[feature]) for scene in scenes]
-    low, high = (float(f(torch.stack([f(x) for x in maps]))) for f in (torch.min, torch.max))
-    title = f"{feature}  activation"
-    return [
-        Panel(colour(x, low, high), title, (low, high), **_place(scene, feature))
-        for x, scene in zip(maps, scenes, strict=True)
-    ]
-
-
-def _draw_similarity(
-    scenes: Sequence[Scene], feature: str, point: tuple[float, float] | None
-) -> list[Panel]:
-    panels = []
-    for scene in scenes:
-        height, width = scene.size
-        x, y = _inside(point, height, width)
-        rows, columns = scene.features[feature].shape[1:]
-        stride = scene.strides[feature]
-        # Without padding the map may stop short of the image's border.
-        row, column = min(int(y // stride), rows - 1), min(int(x // stride), columns - 1)
-        values = similarity_map(scene.features[feature], row, column)
-        low = float(values.min())
-        title, place = f"{feature}  similarity", _place(scene, feature)
-        panels.append(Panel(colour(values, low, 1.0), title, (low, 1.0), (x, y), **place))
-    return panels
-
-
-def _place(scene: Scene, feature: str) -> dict[str, Any]:
-    return {"cell": scene.strides[feature], "size": scene.size}
-
-
-def _inside(point: tuple[float, float] | None, height: int, width: int) -> tuple[float, float]:
-    if point is None:
-        raise ValueError("method 'similarity' needs a point (x, y)")
-    x, y = point
-    if not (0 <= x < width and 0 <= y < height):
-        raise ValueError(f"point must lie in the image of {width}x{height}, got ({x:g}, {y:g})")
-    return x, y
-
-
-_DRAWERS: Mapping[str, Callable[..., list[Panel]]] = MappingProxyType(
-    {"pca": _draw_pca, "activation": _draw_activation, "similarity": _draw_similarity}
-)
+    return METHODS[method].draw(scenes, feature, point)
 
 
 # ------------------------------------------------------------------------------ figures
@@ -282,10 +308,10 @@ def draw_figure(rows: Sequence[Sequence[Panel]], heading: str) -> Image.Image:
     draw = ImageDraw.Draw(figure)
     _write(draw, (_GAP, _GAP), heading, width - 2 * _GAP)
     top = _GAP + _TEXT + _GAP
-    for row, room in zip(rows, heights, strict=True):
+    for row, row_height in zip(rows, heights, strict=True):
         for column, panel in enumerate(row):
             _draw_panel(figure, panel, _GAP + column * (_PANEL + _GAP), top)
-        top += room + extra + _GAP
+        top += row_height + extra + _GAP
     return figure
 
 
@@ -300,12 +326,12 @@ def _draw_panel(figure: Image.Image, panel: Panel, left: int, top: int) -> None:
     top += _TEXT + 6
     height, width = _panel_size(panel)
     pixels = panel.enlarged()
-    share = width / pixels.shape[1]
-    # Cells of a map stay visible as cells; what is made smaller is made so smoothly.
-    method = Image.Resampling.BOX if share < 1 else Image.Resampling.NEAREST
+    factor = width / pixels.shape[1]
+    # Enlarged, the cells of a map keep their edges; reduced, they are averaged.
+    method = Image.Resampling.BOX if factor < 1 else Image.Resampling.NEAREST
     figure.paste(Image.fromarray(pixels).resize((width, height), method), (left, top))
     if panel.mark is not None:
-        x, y = left + (panel.mark[0] + 0.5) * share, top + (panel.mark[1] + 0.5) * share
+        x, y = left + (panel.mark[0] + 0.5) * factor, top + (panel.mark[1] + 0.5) * factor
         draw.ellipse((x - 5, y - 5, x + 5, y + 5), outline=_INK, width=3)
         draw.ellipse((x - 5, y - 5, x + 5, y + 5), outline=_PAPER, width=1)
     if panel.scale is not None:
@@ -322,31 +348,34 @@ def _draw_scale(figure: Image.Image, scale: tuple[float, float], left: int, top:
     _write(draw, (left + _PANEL - int(draw.textlength(high, _font())), below), high, _PANEL)
 
 
-def _font() -> Any:
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size=_TEXT - 2)
 
 
-def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, room: int) -> None:
-    """Write one line, cut short where it would not fit."""
+def _write(draw: ImageDraw.ImageDraw, position: tuple[int, int], text: str, width: int) -> None:
+    """Write one line, shortened to a width in pixels."""
     font = _font()
-    shown = text
-    while shown and draw.textlength(shown, font) > room:
-        shown = shown[:-4] + "..." if len(shown) > 4 else ""
-    draw.text(place, shown, _INK, font)
+    while text and draw.textlength(text, font) > width:
+        text = text[:-4] + "..." if len(text) > 4 else ""
+    draw.text(position, text, _INK, font)
 
 
 def visualize(
     extractor: FeatureExtractor,
     images: Mapping[str, Any],
     methods: Sequence[str] = ("pca", "activation"),
-    point: tuple[float, float] | None = None,
+    point: Point | None = None,
 ) -> Image.Image:
     """Draw every feature of images by every method: a row for each image and method.
+
+    Example:
+        >>> fx = FeatureExtractor("my-backbone", out_features="stages", size="native", norm=False)
+        >>> visualize(fx, {"cat": "cat.jpg"}, ["pca", "similarity"], (120, 80)).save("cat.png")
 
     Args:
         extractor: What computes the features; it must give maps.
         images: Images by the name to show.
-        methods: Out of `METHODS`.
+        methods: Keys of `METHODS`.
         point: Where "similarity" looks from: (x, y) in pixels of the image as the network saw it.
 
     Raises:

@@ -10,11 +10,10 @@ import json
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
-from types import MappingProxyType
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -28,17 +27,15 @@ HOST = "127.0.0.1"
 _MAX_BYTES = 64 << 20  # of an uploaded file
 _MAX_PORT = 65535
 _MAX_SCENES = 8  # images whose features are kept
-_HEADERS: Mapping[str, str] = MappingProxyType(
-    {
-        "Cache-Control": "no-store",
-        "Content-Security-Policy": (
-            "default-src 'none'; connect-src 'self'; img-src 'self' blob:; "
-            "style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-        ),
-        "Cross-Origin-Resource-Policy": "same-origin",
-        "X-Content-Type-Options": "nosniff",
-    }
-)
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": (
+        "default-src 'none'; connect-src 'self'; img-src 'self' blob:; "
+        "style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+    ),
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+}
 
 
 class _RefusedError(Exception):
@@ -49,65 +46,80 @@ class _RefusedError(Exception):
         self.status = status
 
 
-class Studio:
-    """The network and the images that were shown to it.
+class FeatureServer(ThreadingHTTPServer):
+    """The page's server on this machine; `serve_forever()` runs it.
 
     Args:
         extractor: What computes the features; it must give maps.
+        port: 0 takes a free one, see `server_port`.
+
+    Raises:
+        OSError: The port is taken.
+        ValueError: It is not a port.
     """
 
-    def __init__(self, extractor: FeatureExtractor) -> None:
+    daemon_threads = True
+
+    def __init__(self, extractor: FeatureExtractor, port: int = 0) -> None:
+        if not 0 <= port <= _MAX_PORT:
+            raise ValueError(f"port must be from 0 to {_MAX_PORT}, got {port}")
         self.extractor = extractor
         self._scenes: OrderedDict[str, Scene] = OrderedDict()
         self._lock = threading.Lock()  # one image at a time through the network
-
-    def add(self, image: Image.Image, name: str, key: str) -> Scene:
-        """Compute the features of an image and keep them under `key`.
-
-        Raises:
-            ValueError: The image is of no use.
-        """
-        with self._lock:
-            if key not in self._scenes:
-                self._scenes[key] = make_scene(self.extractor, image, name)
-                while len(self._scenes) > _MAX_SCENES:
-                    self._scenes.popitem(last=False)
-            self._scenes.move_to_end(key)
-            return self._scenes[key]
+        try:
+            super().__init__((HOST, port), _Handler)
+        except OSError as error:
+            raise OSError(
+                f"cannot listen on {HOST}:{port}: {error.strerror}; choose another port"
+            ) from error
 
     def add_bytes(self, data: bytes, name: str) -> str:
         """Compute the features of an image file and return the key that they are kept under.
 
         Raises:
-            ValueError: The bytes are no image, or one of no use.
+            ValueError: The bytes are not an image, or not one that the network can take.
         """
-        key = hashlib.sha256(data).hexdigest()[:16]
-        self.add(load_image(io.BytesIO(data), name), name, key)
+        key = hashlib.sha256(b"\0".join((name.encode(errors="replace"), data))).hexdigest()[:16]
+        image = load_image(io.BytesIO(data), name)
+        with self._lock:
+            if key not in self._scenes:
+                self._scenes[key] = make_scene(self.extractor, image, name)
+                if len(self._scenes) > _MAX_SCENES:
+                    self._scenes.popitem(last=False)
+            self._scenes.move_to_end(key)
         return key
 
     def scene(self, key: str) -> Scene:
-        """Return a kept image.
+        """Return an image that is kept.
 
         Raises:
-            KeyError: It is not kept, or no more.
+            KeyError: It is not kept, or no longer.
         """
         with self._lock:
             return self._scenes[key]
 
     def describe(self) -> dict[str, Any]:
-        """Return what the page shows before any image."""
+        """Return what the page shows before any image is chosen."""
         fx = self.extractor
         with self._lock:
-            scenes = [_describe(key, scene) for key, scene in reversed(self._scenes.items())]
+            images = [_describe(key, scene) for key, scene in reversed(self._scenes.items())]
         return {
             "weights": fx.source,
             "features": [
                 {"name": name, "stride": fx.strides[name], "channels": fx.channels[name]}
                 for name in fx.names
             ],
-            "methods": METHODS,
-            "images": scenes,
+            "methods": [
+                {"name": name, "label": method.label, "legend": method.legend}
+                for name, method in METHODS.items()
+            ],
+            "images": images,
         }
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Ignore browsers that disconnected; see `socketserver.BaseServer`."""
+        if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
 
 
 def _describe(key: str, scene: Scene) -> dict[str, Any]:
@@ -116,25 +128,29 @@ def _describe(key: str, scene: Scene) -> dict[str, Any]:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers the page's requests; `studio` is set by `make_server`."""
+    """Answers the page's requests."""
 
-    studio: Studio
+    server: FeatureServer
     server_version = "convnext-backbone"
     sys_version = ""
     timeout = 60  # seconds for a request to arrive
 
     def do_GET(self) -> None:
         """Serve the page, the list of images, an image or a map."""
-        self._answer(
-            {"/": self._page, "/api/info": self._info, "/api/image": self._image}
-            | {"/api/map": self._map}
+        self._respond(
+            {
+                "/": self._page,
+                "/api/info": self._info,
+                "/api/image": self._image,
+                "/api/map": self._map,
+            }
         )
 
     def do_POST(self) -> None:
         """Take an image file."""
-        self._answer({"/api/images": self._upload})
+        self._respond({"/api/images": self._upload})
 
-    def _answer(self, routes: Mapping[str, Any]) -> None:
+    def _respond(self, routes: Mapping[str, Callable[[], None]]) -> None:
         self.query = {k: v[-1] for k, v in parse_qs(urlsplit(self.path).query).items()}
         try:
             self._check_origin()
@@ -148,7 +164,6 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_json({"error": str(error)}, HTTPStatus.BAD_REQUEST)
 
     def _check_origin(self) -> None:
-        assert isinstance(self.server, ThreadingHTTPServer)
         port = self.server.server_port
         own = {f"{host}:{port}" for host in (HOST, "localhost")}
         if self.headers.get("Host") not in own:
@@ -162,7 +177,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(page, "text/html; charset=utf-8")
 
     def _info(self) -> None:
-        self._send_json(self.studio.describe())
+        self._send_json(self.server.describe())
 
     def _image(self) -> None:
         self._send_panel(self._scene().shown)
@@ -186,16 +201,15 @@ class _Handler(BaseHTTPRequestHandler):
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"an image must be at most {limit} MiB"
             )
         data = self.rfile.read(int(length))
-        key = self.studio.add_bytes(data, self.query.get("name", "image"))
-        self._send_json(_describe(key, self.studio.scene(key)))
+        key = self.server.add_bytes(data, self.query.get("name", "image"))
+        self._send_json(_describe(key, self.server.scene(key)))
 
     def _scene(self) -> Scene:
-        key = self.query.get("key", "")
         try:
-            return self.studio.scene(key)
+            return self.server.scene(self.query.get("key", ""))
         except KeyError as error:
             raise _RefusedError(
-                HTTPStatus.NOT_FOUND, "this image is not kept any more: drag it in again"
+                HTTPStatus.NOT_FOUND, "this image is no longer kept: drag it in again"
             ) from error
 
     def _number(self, name: str) -> float:
@@ -216,50 +230,17 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(
         self,
         body: bytes,
-        kind: str,
+        content_type: str,
         status: HTTPStatus = HTTPStatus.OK,
-        headers: Mapping[str, str] = MappingProxyType({}),
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         self.send_response(status)
-        for name, value in {**_HEADERS, **headers}.items():
+        for name, value in {**_HEADERS, **(headers or {})}.items():
             self.send_header(name, value)
-        self.send_header("Content-Type", kind)
+        self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Keep the terminal quiet."""
-
-
-class _Server(ThreadingHTTPServer):
-    """A server that says nothing of browsers that went away before their answer came."""
-
-    daemon_threads = True
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """See `socketserver.BaseServer`."""
-        if not isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
-            super().handle_error(request, client_address)
-
-
-def make_server(studio: Studio, port: int = 0) -> ThreadingHTTPServer:
-    """Return a server of the page on this machine; its `serve_forever()` runs it.
-
-    Args:
-        studio: The network and its images.
-        port: 0 takes a free one; `server_address` tells which.
-
-    Raises:
-        OSError: The port is taken.
-        ValueError: It is no port.
-    """
-    if not 0 <= port <= _MAX_PORT:
-        raise ValueError(f"port must be from 0 to {_MAX_PORT}, got {port}")
-    handler = type("Handler", (_Handler,), {"studio": studio})
-    try:
-        return _Server((HOST, port), handler)
-    except OSError as error:
-        raise OSError(
-            f"cannot listen on {HOST}:{port}: {error.strerror}; choose another port"
-        ) from error
+        """Print nothing."""

@@ -2,13 +2,13 @@
 
 The folder holds
 
-- `plan.json`: the images, how they fall into shards, and all that decides about the values; written
-  before the first shard, and compared when a run is taken up again;
+- `plan.json`: the images, which shard each is in, and all that decides about the values; written
+  before the first shard, and compared when a run is resumed;
 - `features-00000.safetensors`, ...: tensors under `FEATURE/IMAGE`;
 - `features-00000.json`, ...: for each finished shard its hash, its images and their failures. A
   shard without one, or with another hash, is written again;
 - `index.json` (image -> shard) and `manifest.json` (images with their sizes, failures, weights,
-  preprocessing, dtype, versions): written last, so their presence says that nothing is missing.
+  preprocessing, dtype, versions): written last, so where they are nothing is missing.
 
 Which images share a batch depends on the plan alone, and on the CPU every batch is computed by one
 thread, several batches at a time. A shard therefore comes out the same to the bit on whichever
@@ -18,14 +18,15 @@ process and after however many interruptions it is written.
 import copy
 import hashlib
 import json
+import math
 import os
 import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from safetensors import safe_open
@@ -33,25 +34,31 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from ..images.sources import find_images, read_size
+from ..images.sources import read_size
 from ..utils.checks import check_min, shorten_list
 from ..utils.files import file_sha256, read_json, write_bytes
-from .extractor import FeatureExtractor
+from .extractor import Failure, FeatureExtractor
 
 FORMAT = "convnext_backbone features 1"
 _OPEN_SHARDS = 16  # handles that a reader keeps
 _MAX_IMAGES = 4096  # of a shard, however small their features are
-_POLL = 0.2  # seconds between two looks for the shards of other processes
-_TELL = 10.0  # seconds of waiting for them, after which it is told
-_PATIENCE = 1800.0  # seconds without a new one, after which waiting ends; torch.distributed's too
-_SHARDS = 4  # times that one of their shards may take what one of this process took
+# Waiting of process 0 for the shards of the others, in seconds.
+_POLL_INTERVAL = 0.2
+_WARN_AFTER = 10.0
+_TIMEOUT = 1800.0  # since the last new shard; the default of torch.distributed
+_TIMEOUT_SHARDS = 4  # at least as long as this many of the slowest shards of process 0
 
 
 # ------------------------------------------------------------------------------ reading
 
 
 class FeatureStore(Mapping[str, dict[str, Tensor]]):
-    """The features of a folder by image name, each read when it is asked for.
+    """The features of a folder by image name, each read when it is accessed.
+
+    Example:
+        >>> store = load_features("features")
+        >>> store["cat.jpg"]["stage4"].shape
+        torch.Size([768, 7, 7])
 
     Attributes:
         directory: The folder.
@@ -73,7 +80,7 @@ class FeatureStore(Mapping[str, dict[str, Tensor]]):
         self._open: OrderedDict[str, Any] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        # A handle cannot follow into the worker of a data loader; it is opened there anew.
+        # Handles cannot be pickled; the worker of a data loader opens its own.
         return {**self.__dict__, "_open": OrderedDict()}
 
     def __len__(self) -> int:
@@ -141,7 +148,7 @@ class FeatureStore(Mapping[str, dict[str, Tensor]]):
 
     def _handle(self, shard: str) -> Any:
         if shard not in self._open:
-            # An open safetensors file is a mapping of memory; nothing is read before it is asked.
+            # Opening maps the file; tensors are read when they are accessed.
             self._open[shard] = safe_open(self.directory / shard, framework="pt")
             if len(self._open) > _OPEN_SHARDS:
                 self._open.popitem(last=False)
@@ -150,7 +157,23 @@ class FeatureStore(Mapping[str, dict[str, Tensor]]):
 
 
 def load_features(directory: str | os.PathLike[str]) -> FeatureStore:
-    """Open the features that `convnext-backbone extract` wrote; see `FeatureStore`."""
+    """Open the features that `extract_features` or `convnext-backbone extract` wrote.
+
+    Args:
+        directory: The folder.
+
+    Returns:
+        A mapping from image names to their features: maps (C, H, W), or vectors (C,) where they
+        were pooled. Its `failures` are the images that could not be read.
+
+    Raises:
+        FileNotFoundError: The folder holds no features, or is not finished.
+        ValueError: It is of another format.
+
+    Example:
+        >>> store = load_features("features")
+        >>> vectors = store.stack("stage4")  # (N, C), of pooled features
+    """
     return FeatureStore(directory)
 
 
@@ -172,8 +195,8 @@ def _read_finished(directory: Path, name: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Extraction:
-    """What a run did.
+class ExtractionResult:
+    """What a run of `extract_features` did.
 
     Attributes:
         images: Images with features, in all shards.
@@ -181,7 +204,7 @@ class Extraction:
         kept: Shards that were finished before.
         written: Shards that this process wrote.
         seconds: Time that writing them took, decoding and the network included.
-        run: Images that this process worked on.
+        processed: Images that this process worked on.
     """
 
     images: int
@@ -189,27 +212,7 @@ class Extraction:
     kept: int
     written: int
     seconds: float
-    run: int
-
-
-def name_images(sources: Sequence[str | os.PathLike[str]]) -> tuple[Path, dict[str, Path]]:
-    """Return the folder that images have in common, and each image by its path inside it.
-
-    Raises:
-        FileNotFoundError: There is no such file or folder.
-        ValueError: A folder or a glob holds no image, or a name is not Unicode.
-    """
-    found = {path.absolute() for source in sources for path in find_images(source)}
-    roots = [Path(source).absolute() for source in sources]
-    single = roots[0] if len(roots) == 1 and roots[0].is_dir() else None
-    root = single or Path(os.path.commonpath([path.parent for path in found]))
-    names = {path.relative_to(root).as_posix(): path for path in sorted(found)}
-    for name in names:
-        try:
-            name.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"an image's name must be Unicode, got {name!r}") from error
-    return root, names
+    processed: int
 
 
 def extract_features(
@@ -222,8 +225,12 @@ def extract_features(
     world_size: int = 1,
     progress: bool = False,
     timeout: float | None = None,
-) -> Extraction:
-    """Write the features of images to a folder, or go on where an earlier run stopped.
+) -> ExtractionResult:
+    """Write the features of images to a folder, or resume an earlier run.
+
+    Example:
+        >>> _, images = name_images(["photos/"])
+        >>> extract_features(FeatureExtractor("my-backbone", on_error="skip"), images, "features")
 
     Args:
         extractor: What computes them; left as it is.
@@ -246,138 +253,138 @@ def extract_features(
         raise ValueError(f"rank must lie below world_size {world_size}, got {rank}")
     out = Path(out)
     plan = _make_plan(extractor, images, shard_bytes)
-    _settle_plan(out, plan)
+    _write_or_compare_plan(out, plan)
     total = len(plan["shards"])
     mine = range(rank, total, world_size)
     missing = [number for number in mine if not _is_finished(out, number)]
     start = time.perf_counter()
     count = sum(len(plan["shards"][number]) for number in missing)
     # The rounding of a feature must not depend on the number of threads, which torchrun changes.
-    own = copy.copy(extractor)
-    own.compute_workers = extractor.compute_workers or torch.get_num_threads()
+    own, run = copy.copy(extractor), extractor.run_options
+    workers = run.compute_workers or torch.get_num_threads()
+    own.run_options = replace(run, compute_workers=workers)
     longest = 0.0
     with tqdm(total=count, unit="image", disable=not progress or rank != 0) as bar:
         for number in missing:
-            begun = time.perf_counter()
+            begin = time.perf_counter()
             _write_shard(own, images, out, number, plan["shards"][number], bar)
-            longest = max(longest, time.perf_counter() - begun)
+            longest = max(longest, time.perf_counter() - begin)
     seconds = time.perf_counter() - start
     if rank == 0:
-        patience = max(_PATIENCE, _SHARDS * longest) if timeout is None else timeout
-        _wait_for_others(out, total, world_size, patience)
+        if timeout is None:
+            timeout = max(_TIMEOUT, _TIMEOUT_SHARDS * longest)
+        _wait_for_others(out, total, world_size, timeout)
         _finish(out, plan)
-    parts = [read_json(out / _part(n)) for n in range(total) if (out / _part(n)).is_file()]
-    return Extraction(
+    parts = [
+        read_json(out / _part_name(n)) for n in range(total) if (out / _part_name(n)).is_file()
+    ]
+    return ExtractionResult(
         images=sum(len(part["images"]) for part in parts),
         failures={k: v for part in parts for k, v in part["failures"].items()},
         kept=len(mine) - len(missing),
         written=len(missing),
         seconds=seconds,
-        run=count,
+        processed=count,
     )
 
 
 def _make_plan(
     extractor: FeatureExtractor, images: Mapping[str, Path], shard_bytes: int
 ) -> dict[str, Any]:
-    """Lay images of one size side by side, so that batches are full, and cut them into shards."""
+    """Sort the images by size, so that batches are full, and split them into shards."""
     if shard_bytes < 1:
         raise ValueError(f"shard_bytes must be at least 1, got {shard_bytes}")
     sizes: dict[str, tuple[int, int]] = {}
     for name, path in images.items():
         size = read_size(path)
-        # What has no readable header fails later, when it is decoded, like any damaged image.
-        sizes[name] = (1, 1) if size is None else _prepared(extractor, *size)
-    ordered = sorted(images, key=lambda name: (extractor.padded(*sizes[name]), name))
+        # An image without a readable header fails later, when it is decoded.
+        sizes[name] = (1, 1) if size is None else _prepared_size(extractor, *size)
+    ordered = sorted(images, key=lambda name: (extractor.padded_size(*sizes[name]), name))
     shards: list[list[str]] = []
-    room = 0
+    free = 0
     for name in ordered:
         needed = _feature_bytes(extractor, *sizes[name])
-        if not shards or needed > room or len(shards[-1]) == _MAX_IMAGES:
+        if not shards or needed > free or len(shards[-1]) == _MAX_IMAGES:
             shards.append([])
-            room = shard_bytes
+            free = shard_bytes
         shards[-1].append(name)
-        room -= needed
+        free -= needed
     return {
         "format": FORMAT,
         "settings": extractor.describe(),
-        "files": {name: _bytes_of(images[name]) for name in sorted(images)},
+        "files": {name: _file_bytes(images[name]) for name in sorted(images)},
         "shards": shards,
     }
 
 
-def _bytes_of(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0  # a link that leads nowhere
+def _file_bytes(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0  # a dangling symlink
 
 
-def _prepared(extractor: FeatureExtractor, height: int, width: int) -> tuple[int, int]:
+def _prepared_size(extractor: FeatureExtractor, height: int, width: int) -> tuple[int, int]:
     try:
         return extractor.prepared_size(height, width)
-    except ValueError:  # an image that cannot be resized: it fails when its turn comes
+    except ValueError:  # an image that cannot be resized fails later, when it is prepared
         return 1, 1
 
 
 def _feature_bytes(extractor: FeatureExtractor, height: int, width: int) -> int:
-    pixels = {
-        name: 1 if extractor.pool else _product(extractor.map_size(name, height, width))
-        for name in extractor.names
-    }
-    values = sum(pixels[name] * channels for name, channels in extractor.channels.items())
-    return values * extractor.dtype.itemsize
+    pooled = extractor.output_options.pool is not None
+    values = sum(
+        channels * (1 if pooled else math.prod(extractor.map_size(name, height, width)))
+        for name, channels in extractor.channels.items()
+    )
+    return values * extractor.run_options.dtype.itemsize
 
 
-def _product(size: tuple[int, int]) -> int:
-    return size[0] * size[1]
-
-
-def _settle_plan(out: Path, plan: dict[str, Any]) -> None:
+def _write_or_compare_plan(out: Path, plan: dict[str, Any]) -> None:
     """Write the plan, or compare it with the one that is there."""
     path = out / "plan.json"
     plan = json.loads(json.dumps(plan))
     if not path.is_file():
         if out.is_dir() and any(out.glob("*.safetensors")):
-            raise ValueError(f"{out} holds safetensors files that are no features: take another")
+            raise ValueError(f"{out} holds other safetensors files: choose another folder")
         if out.exists() and not out.is_dir():
             raise NotADirectoryError(f"cannot write into {out}: it is a file, not a folder")
         out.mkdir(parents=True, exist_ok=True)
         _write_json(path, plan)
         return
     before = read_json(path)
-    new, old = _values(plan["settings"]), _values(before["settings"])
+    new, old = _comparable(plan["settings"]), _comparable(before["settings"])
     changed = [name for name in new if new[name] != old.get(name)]
     if changed:
         raise ValueError(
             f"{out} holds features of other settings ({', '.join(changed)} changed): "
-            "take another folder, or remove it"
+            "choose another folder, or remove it"
         )
     if plan["files"] != before["files"]:
         added = sorted(plan["files"].keys() - before["files"].keys())
         gone = sorted(before["files"].keys() - plan["files"].keys())
         other = [k for k, v in before["files"].items() if plan["files"].get(k, v) != v]
-        parts = {"added": added, "gone": gone, "of another size": other}
-        told = "; ".join(f"{what}: {shorten_list(names)}" for what, names in parts.items() if names)
-        raise ValueError(f"{out} holds features of other images ({told}): take another folder")
+        changes = {"added": added, "gone": gone, "of another size": other}
+        text = "; ".join(f"{k}: {shorten_list(names)}" for k, names in changes.items() if names)
+        raise ValueError(f"{out} holds features of other images ({text}): choose another folder")
     if plan["shards"] != before["shards"]:
         raise ValueError(f"{out} was begun with shards of another size: give the same shard size")
 
 
-def _values(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep what decides about the values: the weights themselves, not where they lay."""
+def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep what decides about the values: the hash of the weights, not their path."""
     return {**settings, "weights": settings["weights"]["sha256"]}
 
 
-def _shard(number: int) -> str:
+def _shard_name(number: int) -> str:
     return f"features-{number:05d}.safetensors"
 
 
-def _part(number: int) -> str:
+def _part_name(number: int) -> str:
     return f"features-{number:05d}.json"
 
 
 def _is_finished(out: Path, number: int) -> bool:
-    part = out / _part(number)
+    part = out / _part_name(number)
     try:
-        return part.is_file() and _is_whole(out / _shard(number), read_json(part)["sha256"])
+        return part.is_file() and _is_whole(out / _shard_name(number), read_json(part)["sha256"])
     except (ValueError, KeyError):  # a part that was damaged after it was written
         return False
 
@@ -388,64 +395,67 @@ def _write_shard(
     out: Path,
     number: int,
     names: Sequence[str],
-    bar: Any,
+    bar: "tqdm[NoReturn]",
 ) -> None:
     for stale in out.glob(f".features-{number:05d}.*.part"):
         stale.unlink()
     tensors: dict[str, Tensor] = {}
     sizes: dict[str, list[int]] = {}
-    for features in extractor.stream([images[name] for name in names]):
-        name = names[features.index]
-        sizes[name] = list(features.image_size)
-        tensors.update({f"{feature}/{name}": x for feature, x in features.items()})
+    failures: dict[str, str] = {}
+    for result in extractor.stream([images[name] for name in names]):
+        name = names[result.index]
+        if isinstance(result, Failure):
+            failures[name] = result.reason
+        else:
+            sizes[name] = list(result.image_size)
+            tensors.update({f"{feature}/{name}": x for feature, x in result.items()})
         bar.update()
-    bar.update(len(extractor.failures))
     data = save(tensors, metadata={"format": "pt"})
-    _write(out / _shard(number), data)
+    _write(out / _shard_name(number), data)
     part = {
         "sha256": hashlib.sha256(data).hexdigest(),
         "bytes": len(data),
         "images": sizes,
-        "failures": {names[failure.index]: failure.reason for failure in extractor.failures},
+        "failures": failures,
     }
-    _write_json(out / _part(number), part)
+    _write_json(out / _part_name(number), part)
 
 
-def _wait_for_others(out: Path, total: int, world_size: int, patience: float) -> None:
-    """Wait for the shards of all processes, and tell whose are missing.
+def _wait_for_others(out: Path, total: int, world_size: int, timeout: float) -> None:
+    """Wait for the shards of all processes, and warn once of those that are missing.
 
-    A shard that was damaged after an earlier run counts as missing until it is written anew.
+    A shard that was damaged after an earlier run counts as missing until it is written again.
 
     Raises:
-        TimeoutError: None of them came for `patience` seconds.
+        TimeoutError: None of them came for `timeout` seconds.
     """
     left = [number for number in range(total) if number % world_size]
-    since, told = time.monotonic(), False
+    since, warned = time.monotonic(), False
     while missing := [number for number in left if not _is_finished(out, number)]:
         if len(missing) < len(left):
             left, since = missing, time.monotonic()
         waited = time.monotonic() - since
         ranks = ", ".join(str(rank) for rank in sorted({number % world_size for number in left}))
-        whom = f"{len(left)} shards of rank {ranks}"
-        if waited >= patience:
+        awaited = f"{len(left)} shards of rank {ranks}"
+        if waited >= timeout:
             raise TimeoutError(
-                f"{out} is not finished: none of {whom} came for {patience:g} seconds; finished "
+                f"{out} is not finished: none of {awaited} came for {timeout:g} seconds; finished "
                 "shards are kept, the same command goes on from there"
             )
-        if waited >= _TELL and not told:
-            warnings.warn(f"waiting for {whom}", stacklevel=3)
-            told = True
-        time.sleep(_POLL)
+        if waited >= _WARN_AFTER and not warned:
+            warnings.warn(f"waiting for {awaited}", stacklevel=3)
+            warned = True
+        time.sleep(_POLL_INTERVAL)
 
 
 def _finish(out: Path, plan: dict[str, Any]) -> None:
     """Write the index and the manifest, once all shards are there."""
     total = len(plan["shards"])
-    parts = [read_json(out / _part(number)) for number in range(total)]
-    shard_of = {name: _shard(n) for n, part in enumerate(parts) for name in part["images"]}
+    parts = [read_json(out / _part_name(number)) for number in range(total)]
+    shard_of = {name: _shard_name(n) for n, part in enumerate(parts) for name in part["images"]}
     failures = {name: reason for part in parts for name, reason in part["failures"].items()}
     lost = plan["files"].keys() - shard_of.keys() - failures.keys()
-    assert not lost, f"images without features or failure: {lost}"
+    assert not lost, f"images with neither features nor a failure: {lost}"
     sizes = {name: size for part in parts for name, size in part["images"].items()}
     _write_json(out / "index.json", {"files": dict(sorted(shard_of.items()))})
     manifest = {
@@ -458,7 +468,7 @@ def _finish(out: Path, plan: dict[str, Any]) -> None:
         "failures": [{"file": k, "reason": v} for k, v in sorted(failures.items())],
         "shards": [
             {
-                "file": _shard(number),
+                "file": _shard_name(number),
                 "sha256": part["sha256"],
                 "bytes": part["bytes"],
                 "images": len(part["images"]),

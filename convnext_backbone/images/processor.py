@@ -15,7 +15,6 @@ from collections import UserDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from ..utils.checks import check_choice
 from ..utils.files import read_json, write_json
-from ..weights.source import find_file
+from ..weights.source import resolve
 from .reading import (
     CHANNELS_FIRST,
     CHANNELS_LAST,
@@ -39,19 +38,17 @@ from .reading import (
     to_rgb,
 )
 
-CONFIG_NAME = "preprocessor_config.json"
-_WARP_FROM = 384  # sides from here on are resized without a crop, as the checkpoints were trained
+PROCESSOR_CONFIG = "preprocessor_config.json"
+_SQUASH_FROM = 384  # sides from here on are resized without a crop, as the checkpoints were trained
 _MAX_PIXELS = 2**28  # of a resized image; only a sliver of an image gets there
 _BACKENDS = ("torchvision", "pil")
 # Pillow's filter code -> the name of torchvision's. The pil backend has all of Pillow's.
-_FILTERS: Mapping[int, str] = MappingProxyType(
-    {
-        Image.Resampling.NEAREST: "NEAREST_EXACT",
-        Image.Resampling.BILINEAR: "BILINEAR",
-        Image.Resampling.BICUBIC: "BICUBIC",
-        Image.Resampling.LANCZOS: "LANCZOS",
-    }
-)
+_TORCHVISION_FILTERS: dict[int, str] = {
+    Image.Resampling.NEAREST: "NEAREST_EXACT",
+    Image.Resampling.BILINEAR: "BILINEAR",
+    Image.Resampling.BICUBIC: "BICUBIC",
+    Image.Resampling.LANCZOS: "LANCZOS",
+}
 
 
 class BatchFeature(UserDict[str, Any]):
@@ -81,6 +78,11 @@ class BatchFeature(UserDict[str, Any]):
 class ConvNextImageProcessor:
     """Resize, crop, rescale and normalise images.
 
+    Example:
+        >>> processor = ConvNextImageProcessor(size=224)
+        >>> processor("cat.jpg", return_tensors="pt").pixel_values.shape
+        torch.Size([1, 3, 224, 224])
+
     Attributes:
         do_resize: Resize at all.
         size: The side of the output, as `{"shortest_edge": side}` or a number. Below 384 the short
@@ -98,7 +100,8 @@ class ConvNextImageProcessor:
             none.
         data_format: `channels_first` or `channels_last`, of the output.
         input_data_format: The same of arrays and tensors that come in; None looks for an axis of
-            1, 3 or 4 channels, the first one first.
+            1, 3 or 4 channels, or of as many as `image_mean` has where that is another number, the
+            first axis first.
         backend: `torchvision` works on tensors, on any device; `pil` on the CPU with Pillow.
         squash: True warps and False crops at any size; None goes by the size.
 
@@ -134,7 +137,7 @@ class ConvNextImageProcessor:
         self._check()
 
     def _check(self) -> None:
-        codes = _FILTERS if self.backend == "torchvision" else Image.Resampling
+        codes = _TORCHVISION_FILTERS if self.backend == "torchvision" else Image.Resampling
         check_choice("resample", self.resample, tuple(int(code) for code in codes))
         check_choice("data_format", self.data_format, (CHANNELS_FIRST, CHANNELS_LAST))
         check_choice("input_data_format", self.input_data_format, (None, *_FORMATS))
@@ -182,20 +185,33 @@ class ConvNextImageProcessor:
         stack = _STACKERS[getattr(return_tensors, "value", return_tensors)]
         return BatchFeature({"pixel_values": stack(outputs)})
 
-    def to_tensor(self, image: Any, device: str | torch.device | None = None) -> Tensor:
+    def to_tensor(
+        self,
+        image: Any,
+        device: str | torch.device | None = None,
+        *,
+        num_channels: int | None = None,
+    ) -> Tensor:
         """Return one image as (C, H, W), upright and with the channels that are wanted.
 
+        Args:
+            image: A Pillow image, an array or tensor of 2 or 3 axes, or a path.
+            device: Where to; None leaves a tensor where it is.
+            num_channels: The channels that the network takes, where `image_mean` does not fix them.
+
         Raises:
-            ValueError: The image cannot be read, or its values or channels are of no use.
-            TypeError: It is no image.
+            ValueError: The image cannot be read, or its values or channels do not fit.
+            TypeError: It is not an image.
         """
+        wanted = self._wanted_channels(num_channels)
         if isinstance(image, str | os.PathLike):
             image = load_image(image)
         if isinstance(image, Image.Image):
-            x = torch.from_numpy(self._from_pil(ImageOps.exif_transpose(image)))
+            x = torch.from_numpy(self._from_pil(ImageOps.exif_transpose(image), wanted))
             x = x[None] if x.ndim == 2 else x.permute(2, 0, 1)  # (H, W, C) -> (C, H, W)
         else:
-            x = self._match_channels(to_chw(as_tensor(image), self.input_data_format))
+            x = to_chw(as_tensor(image), self.input_data_format, wanted)
+            x = self._match_channels(x, wanted)
         if 0 in x.shape:
             raise ValueError(f"an image must have at least one pixel, got shape {tuple(x.shape)}")
         if self.do_rescale and x.is_floating_point() and 0 < x.max() <= 1:
@@ -206,16 +222,17 @@ class ConvNextImageProcessor:
             )
         return x.contiguous() if device is None else x.contiguous().to(device)
 
-    def _channels(self) -> int | None:
-        """The number of channels that normalisation needs; None where any will do."""
-        if not self.do_normalize or not isinstance(self.image_mean, tuple):
-            return None
-        return len(self.image_mean)
+    def _wanted_channels(self, num_channels: int | None) -> int | None:
+        """Return how many channels a prepared image must have; None where any number will do."""
+        if self.do_convert_rgb:
+            return 3
+        if self.do_normalize and isinstance(self.image_mean, tuple):
+            return len(self.image_mean)
+        return num_channels
 
-    def _from_pil(self, image: Image.Image) -> np.ndarray:
+    def _from_pil(self, image: Image.Image, wanted: int | None) -> np.ndarray:
         if self.do_convert_rgb is False:
             return np.array(image)
-        wanted = 3 if self.do_convert_rgb else self._channels()
         image = to_eight_bits(image)
         if wanted == 1:
             return np.array(image.convert("L"))
@@ -223,11 +240,12 @@ class ConvNextImageProcessor:
             return np.array(to_rgb(image))
         x = np.array(image)
         if x.ndim != 3 or x.shape[-1] != wanted:
-            raise ValueError(f"image_mean has {wanted} entries, got an image of mode {image.mode}")
+            raise ValueError(
+                f"an image must have {wanted} channels, got one of Pillow's mode {image.mode}"
+            )
         return x
 
-    def _match_channels(self, x: Tensor) -> Tensor:
-        wanted = 3 if self.do_convert_rgb else self._channels()
+    def _match_channels(self, x: Tensor, wanted: int | None) -> Tensor:
         if self.do_convert_rgb is False or wanted in (None, x.shape[0]):
             return x
         if wanted == 3 and x.shape[0] == 1:
@@ -257,7 +275,7 @@ class ConvNextImageProcessor:
             ValueError: The image is so narrow that the resized one would not fit into memory.
         """
         side = self.size["shortest_edge"]
-        squash = side >= _WARP_FROM if self.squash is None else self.squash
+        squash = side >= _SQUASH_FROM if self.squash is None else self.squash
         if squash:
             return (side, side), (side, side)
         assert self.crop_pct is not None
@@ -278,7 +296,7 @@ class ConvNextImageProcessor:
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms.v2 import functional as tvf
 
-        mode = getattr(InterpolationMode, _FILTERS[int(self.resample or 0)])
+        mode = getattr(InterpolationMode, _TORCHVISION_FILTERS[int(self.resample or 0)])
         return tvf.resize(x, list(size), interpolation=mode, antialias=True)
 
     def _process_torch(self, x: Tensor) -> Tensor:
@@ -368,12 +386,20 @@ class ConvNextImageProcessor:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | os.PathLike[str], **overrides: Any
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        subfolder: str = "",
+        **overrides: Any,
     ) -> "ConvNextImageProcessor":
         """Read a preprocessor_config.json.
 
         Args:
-            source: The file, the directory that holds it, or a Hugging Face id.
+            source: The file, the directory or weights file that it lies beside, a Hugging Face id
+                or an `arch.tag` of `list_weights()`.
+            revision: The branch, tag or commit of a Hugging Face repository.
+            subfolder: The folder inside a directory or a Hugging Face repository.
             overrides: Attributes to replace.
 
         Raises:
@@ -381,29 +407,26 @@ class ConvNextImageProcessor:
             ConnectionError: The hub cannot be reached.
             ValueError: The file is not a processor's.
         """
-        return cls.from_dict(read_json(find_file(source, CONFIG_NAME)), **overrides)
+        path = resolve(source, revision=revision, subfolder=subfolder).file(PROCESSOR_CONFIG)
+        return cls.from_dict(read_json(path), **overrides)
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> list[str]:
         """Write `directory`/preprocessor_config.json in one step and return its path in a list."""
-        path = Path(directory) / CONFIG_NAME
+        path = Path(directory) / PROCESSOR_CONFIG
         path.parent.mkdir(parents=True, exist_ok=True)
         self.to_json_file(path)
         return [str(path)]
 
 
-_DEFAULTS: Mapping[str, Any] = MappingProxyType(
-    {
-        "size": MappingProxyType({"shortest_edge": 384}),
-        "crop_pct": 224 / 256,
-        "resample": int(Image.Resampling.BICUBIC),
-        "image_mean": (0.5, 0.5, 0.5),
-        "image_std": (0.5, 0.5, 0.5),
-        "data_format": CHANNELS_FIRST,
-    }
-)
-_DINOV3: Mapping[str, Any] = MappingProxyType(
-    {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
-)
+_DEFAULTS: dict[str, Any] = {
+    "size": 384,
+    "crop_pct": 224 / 256,
+    "resample": int(Image.Resampling.BICUBIC),
+    "image_mean": (0.5, 0.5, 0.5),
+    "image_std": (0.5, 0.5, 0.5),
+    "data_format": CHANNELS_FIRST,
+}
+_DINOV3 = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
 _FORMATS = (CHANNELS_FIRST, CHANNELS_LAST)
 
 
@@ -445,12 +468,18 @@ def _resize_pil(x: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarr
             f"the pil backend needs values within 0 .. {limit}, got {x.min()} .. {x.max()}"
         )
     levels = (x if whole else _rescaled(x, 255.0)).astype(np.uint8)
-    hwc = np.moveaxis(levels, 0, -1)  # (C, H, W) -> (H, W, C)
+    # Pillow has images of 1, 3 and 4 channels of one type; others are resized one by one.
+    groups = [levels] if levels.shape[0] in (1, 3, 4) else np.split(levels, levels.shape[0])
+    resized = np.concatenate([_resize_channels(group, size, resample) for group in groups])
+    return resized if whole else _rescaled(resized, 1 / 255)
+
+
+def _resize_channels(x: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:
+    hwc = np.moveaxis(x, 0, -1)  # (C, H, W) -> (H, W, C)
     image = Image.fromarray(hwc[..., 0] if hwc.shape[-1] == 1 else np.ascontiguousarray(hwc))
     resized = np.array(image.resize((size[1], size[0]), resample=resample))
     resized = resized[..., None] if resized.ndim == 2 else resized
-    resized = np.moveaxis(resized, -1, 0)  # (H, W, C) -> (C, H, W)
-    return resized if whole else _rescaled(resized, 1 / 255)
+    return np.moveaxis(resized, -1, 0)  # (H, W, C) -> (C, H, W)
 
 
 def _rescaled(x: np.ndarray, factor: float) -> np.ndarray:
@@ -469,10 +498,8 @@ def _stack(images: list[Tensor]) -> Tensor:
     return torch.stack(images)
 
 
-_STACKERS: Mapping[str | None, Callable[[list[Tensor]], Any]] = MappingProxyType(
-    {
-        None: lambda images: images,
-        "pt": _stack,
-        "np": lambda images: _stack(images).cpu().numpy(),
-    }
-)
+_STACKERS: dict[str | None, Callable[[list[Tensor]], Any]] = {
+    None: lambda images: images,
+    "pt": _stack,
+    "np": lambda images: _stack(images).cpu().numpy(),
+}

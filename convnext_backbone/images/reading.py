@@ -2,9 +2,9 @@
 
 What Pillow would make unusable is converted: palettes, transparency, 16 bits, EXIF orientation.
 
-Of 16 bits the high byte is kept, as everywhere where a type stands for a range. Where no value lies
-above 255, though, they are 8-bit values in a container that is too wide, as for transformers; that
-is told by a warning, since it is a guess.
+Of 16-bit values the high byte is kept, since the type stands for its whole range. Where no value
+lies above 255, they are taken for 8-bit values in a wider type, as in transformers, with a warning,
+since that is a guess.
 
 Axes: C channels, H height, W width, in pixels.
 """
@@ -42,13 +42,13 @@ def load_image(source: str | os.PathLike[str] | BinaryIO, name: str | None = Non
             return ImageOps.exif_transpose(image)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no such image: {name!r}") from error
-    except UNREADABLE as error:
+    except DECODE_ERRORS as error:
         reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise ValueError(f"cannot read image {name!r}: {reason}") from error
 
 
 # What Pillow's decoders raise on files that are cut short, damaged or made to do harm.
-UNREADABLE: tuple[type[BaseException], ...] = (
+DECODE_ERRORS: tuple[type[BaseException], ...] = (
     OSError,
     ValueError,
     TypeError,
@@ -127,13 +127,14 @@ def _narrow(x: Tensor) -> Tensor:
     return (x >> 8).to(torch.uint8)
 
 
-def to_chw(x: Tensor, data_format: str | None) -> Tensor:
+def to_chw(x: Tensor, data_format: str | None, num_channels: int | None = None) -> Tensor:
     """Return an image of 2 or 3 axes as (C, H, W).
 
     Args:
         x: The image.
-        data_format: Where its channels are; None looks for an axis of 1, 3 or 4 of them, the first
-            one first.
+        data_format: Where its channels are; None looks for an axis of 1, 3 or 4 of them, or of
+            `num_channels` where that is another number, the first axis first.
+        num_channels: The number of channels that is expected.
 
     Raises:
         ValueError: It has another number of axes, or no such axis.
@@ -143,11 +144,13 @@ def to_chw(x: Tensor, data_format: str | None) -> Tensor:
     if x.ndim != 3:
         raise ValueError(f"an image must have 2 or 3 axes, got shape {tuple(x.shape)}")
     if data_format is None:
+        expected = (1, 3, 4) if num_channels in (None, 1, 3, 4) else (num_channels,)
         candidates = {CHANNELS_FIRST: x.shape[0], CHANNELS_LAST: x.shape[2]}
-        fitting = [name for name, channels in candidates.items() if channels in (1, 3, 4)]
+        fitting = [name for name, channels in candidates.items() if channels in expected]
         if not fitting:
+            text = "1, 3 or 4" if len(expected) > 1 else str(num_channels)
             raise ValueError(
-                f"an image must have 1, 3 or 4 channels on its first or last axis, got shape "
+                f"an image must have {text} channels on its first or last axis, got shape "
                 f"{tuple(x.shape)}; give input_data_format for other numbers of channels"
             )
         data_format = fitting[0]

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..utils.files import check_source
-from .reading import UNREADABLE
+from .reading import DECODE_ERRORS
 
 IMAGE_SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp", ".avif")
@@ -47,8 +47,8 @@ class ImageItem:
 def find_images(source: str | os.PathLike[str]) -> list[Path]:
     """List the images of a folder (with all below it), a glob or a single file, sorted.
 
-    Files of a folder count as images by their suffix, files of a glob all do. Links that lead
-    nowhere are listed: whoever reads them is to tell.
+    Files of a folder count as images by their suffix, files of a glob all do. Dangling symlinks are
+    included; the reader raises for them.
 
     Raises:
         FileNotFoundError: There is no such file or folder.
@@ -73,12 +73,35 @@ def find_images(source: str | os.PathLike[str]) -> list[Path]:
     raise FileNotFoundError(f"no such image or folder: {os.fspath(source)!r}")
 
 
+def name_images(sources: Sequence[str | os.PathLike[str]]) -> tuple[Path, dict[str, Path]]:
+    """Return the folder that images have in common, and each image by its path inside it.
+
+    Args:
+        sources: Folders, globs and image files; an image that several of them hold is there once.
+
+    Raises:
+        FileNotFoundError: There is no such file or folder.
+        ValueError: A folder or a glob holds no image, or a name is not Unicode.
+    """
+    paths = dict.fromkeys(path.absolute() for source in sources for path in find_images(source))
+    folders = [Path(source).absolute() for source in sources if Path(source).is_dir()]
+    one_folder = len(sources) == 1 and bool(folders)
+    root = folders[0] if one_folder else Path(os.path.commonpath([p.parent for p in paths]))
+    names = {path.relative_to(root).as_posix(): path for path in paths}
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"an image's name must be Unicode, got {name!r}") from error
+    return root, names
+
+
 def _is_file(path: Path) -> bool:
     return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def is_single(source: Any) -> bool:
-    """Say whether a source is one image rather than a collection of them.
+    """Return whether a source is one image rather than a collection of them.
 
     Raises:
         ValueError: The source is the empty path.
@@ -88,13 +111,13 @@ def is_single(source: Any) -> bool:
         return not Path(source).is_dir() and (
             Path(source).exists() or not glob.has_magic(os.fspath(source))
         )
-    if isinstance(source, Image.Image | Mapping | bytes):  # bytes are none, but to be told whole
+    if isinstance(source, Image.Image | Mapping | bytes):  # bytes are refused as a whole
         return True
     return getattr(source, "ndim", 4) < 4
 
 
 def count_images(source: Any) -> int | None:
-    """Return the number of images of a collection, or None when only running it would tell."""
+    """Return the number of images of a collection, or None where only iterating would show it."""
     return len(source) if hasattr(source, "__len__") else None
 
 
@@ -133,7 +156,8 @@ def _is_dataset(source: Any) -> bool:
 def as_item(index: int, entry: Any) -> ImageItem:
     """Take the image out of what a list or a dataset gives.
 
-    A tuple gives its first value, as in (image, label). A dict gives `pixel_values` as they are,
+    A tuple gives its first value, as in (image, label). A dict gives `pixel_values` (C, H, W) or
+    (1, C, H, W) as they are,
     mmengine's `inputs` (BGR, 0 .. 255) in RGB order, or the first of `image`, `img`, `jpg`, `png`.
 
     Raises:
@@ -145,8 +169,11 @@ def as_item(index: int, entry: Any) -> ImageItem:
         name = getattr(entry, "filename", "") or index
         name = os.fspath(entry) if isinstance(entry, str | os.PathLike) else name
         return ImageItem(index, str(name), entry)
-    if isinstance(entry.get("pixel_values"), Tensor):
-        return ImageItem(index, str(index), entry["pixel_values"].squeeze(0), ready=True)
+    pixels = entry.get("pixel_values")
+    if isinstance(pixels, Tensor):
+        # A processor gives a batch of one. The first axis of (1, H, W) is the only channel.
+        image = pixels[0] if pixels.ndim == 4 and len(pixels) == 1 else pixels
+        return ImageItem(index, str(index), image, ready=True)
     if isinstance(entry.get("inputs"), Tensor):
         return ImageItem(index, _mm_name(index, entry), _bgr_to_rgb(entry["inputs"]))
     key = next((key for key in _IMAGE_KEYS if entry.get(key) is not None), None)
@@ -171,6 +198,6 @@ def read_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
         with Image.open(path) as image:
             width, height = image.size
             turned = image.getexif().get(_ORIENTATION) in _TURNED
-    except UNREADABLE:
+    except DECODE_ERRORS:
         return None
     return (width, height) if turned else (height, width)

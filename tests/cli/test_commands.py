@@ -1,13 +1,15 @@
-"""The surface of the commands that work on images is this, and changes only on purpose."""
+"""The arguments of every command are these, and change only on purpose."""
 
 import argparse
 
 import pytest
 
-from convnext_backbone.cli import commands
-from convnext_backbone.deploy.graph_export import PRECISIONS
-from convnext_backbone.features.extractor import DTYPES, POOLS
+from convnext_backbone.cli.arguments import image_size
+from convnext_backbone.cli.main import COMMANDS
+from convnext_backbone.deploy.graph_export import EXPORTERS, PRECISIONS
+from convnext_backbone.features.options import DTYPES
 from convnext_backbone.features.pictures import METHODS
+from convnext_backbone.features.pooling import POOLS
 
 NETWORK = {
     "--weights",
@@ -32,6 +34,8 @@ SURFACE = {
         *NETWORK,
     },
     "visualize": {"IMAGE", "--method", "--point", "--out", "--serve", "--port", *NETWORK},
+    "convert": {"SRC", "DST", "--to", "--pointwise", "--ema", "--prefix"},
+    "info": {"SRC", "--ema", "--prefix"},
     "doctor": set(),
     "export": {"W", "OUT", "--to", "--features", "--logits", "--opset", "--precision"},
 }
@@ -39,8 +43,12 @@ SURFACE = {
 
 def _actions(command):
     parser = argparse.ArgumentParser()
-    getattr(commands, f"add_{command}")(parser)
+    COMMANDS[command].add_arguments(parser)
     return [action for action in parser._actions if action.dest != "help"]
+
+
+def test_every_command_has_its_arguments_listed_here():
+    assert SURFACE.keys() == COMMANDS.keys()
 
 
 @pytest.mark.parametrize("command", SURFACE)
@@ -54,8 +62,9 @@ def test_surface_is_this(command):
     [
         ("extract", "dtype", tuple(DTYPES)),
         ("extract", "pool", (*POOLS, "cls")),
-        ("visualize", "method", METHODS),
-        ("export", "precision", PRECISIONS),
+        ("visualize", "method", tuple(METHODS)),
+        ("export", "to", tuple(EXPORTERS)),
+        ("export", "precision", tuple(PRECISIONS)),
     ],
 )
 def test_choices_are_those_of_the_library(command, flag, choices):
@@ -67,10 +76,10 @@ def test_choices_are_those_of_the_library(command, flag, choices):
     ("text", "size"), [("native", "native"), ("224", 224), ("480x640", (480, 640))]
 )
 def test_sizes_are_read(text, size):
-    assert commands.image_size(text) == size
+    assert image_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "x", "0", "3x", "1x2x3", "-4", "big"])
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match="must be native, a side or HEIGHTxWIDTH"):
-        commands.image_size(text)
+        image_size(text)

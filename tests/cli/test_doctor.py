@@ -9,19 +9,20 @@ import pytest
 import torch
 
 from convnext_backbone import ConvNextBackbone, cli
-from convnext_backbone.cli import doctor
-from convnext_backbone.cli.doctor import NOTE, OK, PROBLEM, Finding
+from convnext_backbone.cli import doctor_checks
+from convnext_backbone.cli.doctor import format_report
+from convnext_backbone.cli.doctor_checks import NOTE, OK, PROBLEM, CheckResult
 
 # A made-up package stands in for one of the family that is installed here.
-ONEDL = "onedl-mmengine" in doctor.installed()
+ONEDL = "onedl-mmengine" in doctor_checks.installed_versions()
 MMENGINE, MMCV = ("onedl-mmengine", "onedl-mmcv") if ONEDL else ("mmengine", "mmcv")
 CORE = dict.fromkeys(
     ("torch", "torchvision", "numpy", "Pillow", "safetensors", "huggingface_hub"), "1.0"
 )
 
 
-def _problems(findings):
-    return [finding for finding in findings if finding.state == PROBLEM]
+def _problems(results):
+    return [result for result in results if result.state == PROBLEM]
 
 
 @pytest.mark.parametrize(
@@ -50,8 +51,8 @@ def _problems(findings):
     ],
 )
 def test_packages_that_do_not_fit_are_a_problem_with_a_line_to_type(versions, told, fix):
-    (problem,) = _problems(doctor.check_families(versions))
-    assert told in problem.told
+    (problem,) = _problems(doctor_checks.check_families(versions))
+    assert told in problem.detail
     assert fix in problem.fix
 
 
@@ -64,14 +65,14 @@ def test_packages_that_do_not_fit_are_a_problem_with_a_line_to_type(versions, to
     ],
 )
 def test_packages_that_fit_are_none(versions, state):
-    (finding,) = doctor.check_families(versions)
-    assert finding.state == state
+    (result,) = doctor_checks.check_families(versions)
+    assert result.state == state
 
 
 def test_missing_packages_are_a_problem():
-    assert not _problems(doctor.check_core(CORE))
+    assert not _problems(doctor_checks.check_core(CORE))
     without = {name: version for name, version in CORE.items() if name != "safetensors"}
-    (problem,) = _problems(doctor.check_core(without))
+    (problem,) = _problems(doctor_checks.check_core(without))
     assert (problem.what, problem.fix) == ("safetensors", "pip install safetensors")
 
 
@@ -97,10 +98,10 @@ def test_an_import_that_fails_is_told_with_what_brings_what_it_lacks(error, fix,
         if name == "mmdet.models":
             raise error
 
-    monkeypatch.setattr(doctor, "import_module", fail)
-    findings = list(doctor.check_openmmlab_imports({"mmengine": "0.10.7", "mmdet": "3.3.0"}))
-    (problem,) = [finding for finding in _problems(findings) if finding.what == "mmdet"]
-    assert problem.told == f"import mmdet.models: {str(error).splitlines()[0]}"
+    monkeypatch.setattr(doctor_checks, "import_module", fail)
+    results = list(doctor_checks.check_openmmlab_imports({"mmengine": "0.10.7", "mmdet": "3.3.0"}))
+    (problem,) = [result for result in _problems(results) if result.what == "mmdet"]
+    assert problem.detail == f"import mmdet.models: {str(error).splitlines()[0]}"
     assert problem.fix.removeprefix("pip install --upgrade --force-reinstall ") == fix
 
 
@@ -108,9 +109,9 @@ def test_what_breaks_one_package_is_mended_by_one_line(monkeypatch):
     def fail(name):
         raise ModuleNotFoundError("No module named 'rich'", name="rich")
 
-    monkeypatch.setattr(doctor, "import_module", fail)
+    monkeypatch.setattr(doctor_checks, "import_module", fail)
     versions = {"mmengine": "0.10.7", "mmdet": "3.3.0", "mmsegmentation": "1.2.2"}
-    problems = _problems(doctor.check_openmmlab_imports(versions))
+    problems = _problems(doctor_checks.check_openmmlab_imports(versions))
     assert {"mmengine", "mmdet", "mmsegmentation"} <= {problem.what for problem in problems}
     fixes = {problem.fix for problem in problems if problem.what != "mmcv's operations"}
     assert fixes == {"pip install rich"}
@@ -124,11 +125,11 @@ def test_what_breaks_one_package_is_mended_by_one_line(monkeypatch):
     ],
 )
 def test_a_missing_mmcv_is_a_problem_with_the_version_that_fits(family, fix, monkeypatch):
-    monkeypatch.setattr(doctor, "import_module", lambda name: None)
+    monkeypatch.setattr(doctor_checks, "import_module", lambda name: None)
     monkeypatch.delitem(sys.modules, "mmcv._ext", raising=False)
     monkeypatch.setitem(sys.modules, "mmcv", None)
-    (problem,) = _problems(doctor.check_openmmlab_imports({family: "1.0"}))
-    assert (problem.told, problem.fix) == ("mmcv is not installed", fix)
+    (problem,) = _problems(doctor_checks.check_openmmlab_imports({family: "1.0"}))
+    assert (problem.detail, problem.fix) == ("mmcv is not installed", fix)
 
 
 # A package of OpenMMLab that cannot be imported is met by whoever imports this one, so these run in
@@ -209,21 +210,21 @@ def test_a_compiled_mmcv_that_does_not_load_is_told(site):
 
 def test_a_cache_that_cannot_be_written_is_a_problem(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch" / "hub"))
-    assert not _problems(doctor.check_caches())
-    monkeypatch.setattr(doctor.os, "access", lambda path, mode: path != tmp_path)
-    (problem,) = _problems(doctor.check_caches())
+    assert not _problems(doctor_checks.check_caches({}))
+    monkeypatch.setattr(doctor_checks.os, "access", lambda path, mode: path != tmp_path)
+    (problem,) = _problems(doctor_checks.check_caches({}))
     assert problem.fix.startswith("export TORCH_HOME=")
 
 
 def test_missing_extras_are_notes():
-    findings = list(doctor.check_extras({"h5py": "3.0", "onnx": "1.17"}))
-    assert [finding.state for finding in findings] == [OK, NOTE]
-    assert "without onnxruntime, onnxscript" in findings[1].told
+    results = list(doctor_checks.check_extras({"h5py": "3.0", "onnx": "1.17"}))
+    assert [result.state for result in results] == [OK, NOTE]
+    assert "without onnxruntime, onnxscript" in results[1].detail
 
 
 def test_the_self_test_passes_here_and_catches_wrong_arithmetic(monkeypatch):
     cpu = torch.device("cpu")
-    assert doctor.self_test(cpu).state == OK
+    assert doctor_checks.self_test(cpu).state == OK
     forward = ConvNextBackbone.forward
 
     def wrong(self, x):
@@ -231,40 +232,42 @@ def test_the_self_test_passes_here_and_catches_wrong_arithmetic(monkeypatch):
         return maps if x.dtype == torch.float64 else tuple(m + 0.01 for m in maps)
 
     monkeypatch.setattr(ConvNextBackbone, "forward", wrong)
-    assert "off by 0.01" in doctor.self_test(cpu).told
+    assert "off by 0.01" in doctor_checks.self_test(cpu).detail
 
     def crash(self, x):
         raise RuntimeError("no kernel image is available\nfor execution")
 
     monkeypatch.setattr(ConvNextBackbone, "forward", crash)
-    finding = doctor.self_test(cpu)
-    assert (finding.state, finding.told) == (PROBLEM, "no kernel image is available")
+    result = doctor_checks.self_test(cpu)
+    assert (result.state, result.detail) == (PROBLEM, "no kernel image is available")
 
 
 def test_the_self_test_leaves_the_random_state_alone():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    doctor.self_test(torch.device("cpu"))
+    doctor_checks.self_test(torch.device("cpu"))
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_the_report_ends_with_the_lines_to_type_once_each():
-    findings = [
-        Finding("a", OK, "fine"),
-        Finding("b", PROBLEM, "broken", "pip install b"),
-        Finding("c", PROBLEM, "broken too", "pip install b"),
+    results = [
+        CheckResult("a", OK, "fine"),
+        CheckResult("b", PROBLEM, "broken", "pip install b"),
+        CheckResult("c", PROBLEM, "broken too", "pip install b"),
     ]
-    text = doctor.report(findings)
-    assert text.endswith("2 problems. To mend, type:\n  pip install b")
-    assert doctor.report(findings[:1]).endswith("No problems.")
+    text = format_report(results)
+    assert text.endswith("2 problems. To fix, type:\n  pip install b")
+    assert format_report(results[:1]).endswith("No problems.")
 
 
 def test_command_line_leaves_with_status_1_where_something_is_broken(monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "examine", lambda: [Finding("a", OK, "fine")])
+    monkeypatch.setattr(doctor_checks, "run_checks", lambda: [CheckResult("a", OK, "fine")])
     assert cli.main(["doctor"]) == 0
     assert "No problems." in capsys.readouterr().out
-    monkeypatch.setattr(doctor, "examine", lambda: [Finding("b", PROBLEM, "broken", "type this")])
+    monkeypatch.setattr(
+        doctor_checks, "run_checks", lambda: [CheckResult("b", PROBLEM, "broken", "type this")]
+    )
     with pytest.raises(SystemExit) as info:
         cli.main(["doctor"])
     assert info.value.code == 1
@@ -272,9 +275,9 @@ def test_command_line_leaves_with_status_1_where_something_is_broken(monkeypatch
 
 
 def test_everything_is_looked_at_here():
-    findings = doctor.examine()
+    results = doctor_checks.run_checks()
     assert {"torch", "torchvision's operations", "OpenMMLab", "self-test on cpu"} <= {
-        finding.what for finding in findings
+        result.what for result in results
     }
-    core = [f for f in findings if f.what.startswith(("torch", "self-test", "numpy"))]
+    core = [f for f in results if f.what.startswith(("torch", "self-test", "numpy"))]
     assert not _problems(core)

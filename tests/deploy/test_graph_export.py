@@ -102,7 +102,7 @@ def test_how_the_callers_model_answers_does_not_matter(tmp_path):
     assert model.config.output_hidden_states
 
 
-def test_a_folder_in_the_place_of_the_file_is_told_by_its_name(tmp_path):
+def test_a_folder_in_the_place_of_the_file_is_named(tmp_path):
     (tmp_path / "x.pt2").mkdir()
     with pytest.raises(IsADirectoryError, match=r"'.*x\.pt2'$"):
         export_program(_backbone(), tmp_path / "x.pt2")
@@ -112,8 +112,12 @@ def test_a_folder_in_the_place_of_the_file_is_told_by_its_name(tmp_path):
 def test_a_file_that_computes_something_else_is_refused_and_not_left(tmp_path, monkeypatch):
     compare = graph_export._compare
 
-    def wrong(model, got, *rest):
-        return compare(model, [*got[:-1], got[-1] + 0.1], *rest)
+    def wrong(network, run, *rest):
+        def off(images):
+            outputs = run(images)
+            return [*outputs[:-1], outputs[-1] + 0.1]
+
+        return compare(network, off, *rest)
 
     monkeypatch.setattr(graph_export, "_compare", wrong)
     for export in (export_onnx, export_program):
@@ -131,7 +135,7 @@ def test_wrong_arguments_are_named(tmp_path):
         export_program(torch.nn.Linear(2, 2), tmp_path / "x.pt2")
 
 
-def test_a_missing_exporter_is_told_with_the_line_to_type(tmp_path, monkeypatch):
+def test_a_missing_exporter_is_reported_with_the_line_to_type(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
     with pytest.raises(ImportError, match=r"pip install 'convnext_backbone\[export\]'"):
         export_onnx(_backbone(), tmp_path / "x.onnx")

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from convnext_backbone import ConvNextBackbone, ConvNextConfig
-from convnext_backbone.features.extractor import FeatureExtractor
+from convnext_backbone.features.extractor import Failure, FeatureExtractor
 from convnext_backbone.images.processor import ConvNextImageProcessor
 from convnext_backbone.images.sources import find_images, is_single
 from convnext_backbone.models.classifier import ConvNextForImageClassification, ConvNextModel
@@ -195,7 +195,7 @@ def test_ready_pixel_values_that_are_none_are_named(pixels, error, backbone):
     fx = FeatureExtractor(backbone, on_error="skip")
     good = {"pixel_values": torch.zeros(3, 32, 32)}
     results = fx([good, {"pixel_values": pixels}])
-    assert [result is None for result in results] == [False, True]
+    assert [isinstance(result, Failure) for result in results] == [False, True]
     with pytest.raises(ValueError, match=f"^1: pixel_values {error}"):
         FeatureExtractor(backbone)([good, {"pixel_values": pixels}])
 
@@ -322,7 +322,7 @@ def test_a_directory_of_transformers_gives_its_own_pooled_output(dinov3, tmp_pat
     torch.testing.assert_close(got, expected, atol=1e-3 if dinov3 else 1e-5, rtol=1e-4)
 
 
-def test_channels_and_strides_are_told(backbone):
+def test_channels_and_strides_are_those_of_the_features(backbone):
     fx = FeatureExtractor(backbone)
     assert fx.channels == {"stem": 8, "stage2": 16, "stage4": 32}
     assert fx.strides == {"stem": 4, "stage2": 8, "stage4": 32}
@@ -343,12 +343,22 @@ def test_damaged_images_are_skipped_and_named(backbone, damaged, workers):
     )
     results = fx(damaged)
     bad = {"2b.jpg", "3b.png", "0b.png"}
-    assert {failure.name.rsplit("/", 1)[1] for failure in fx.failures} == bad
-    assert all("\n" not in str(failure) for failure in fx.failures)
-    assert [r is None for r in results].count(True) == 3
-    assert [f.index for f in fx.failures] == [i for i, r in enumerate(results) if r is None]
-    assert len(list(fx.stream(damaged))) == 7
-    assert len(fx.failures) == 3
+    failures = [result for result in results if not result]
+    assert all(isinstance(failure, Failure) for failure in failures)
+    assert {failure.name.rsplit("/", 1)[1] for failure in failures} == bad
+    assert all("\n" not in str(failure) for failure in failures)
+    assert [result.index for result in results] == list(range(10))
+    streamed = list(fx.stream(damaged))
+    assert [r.name for r in streamed] == [r.name for r in results]
+    assert [r for r in streamed if not r] == failures
+
+
+def test_one_damaged_image_raises_also_where_others_are_skipped(backbone, damaged):
+    fx = FeatureExtractor(backbone, size="native", on_error="skip")
+    with pytest.raises(ValueError, match=r"^cannot read image .*2b\.jpg"):
+        fx(damaged / "2b.jpg")
+    (failure,) = fx([damaged / "2b.jpg"])
+    assert str(failure).startswith("cannot read image ")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -370,8 +380,8 @@ def test_an_entry_that_fails_in_a_dataset_costs_no_other(backbone):
 
     fx = FeatureExtractor(backbone, size="native", on_error="skip")
     results = fx(Dataset())
-    assert [r is None for r in results] == [False, False, True, False, False]
-    assert str(fx.failures[0]) == "2: disk on fire"
+    assert [bool(r) for r in results] == [True, True, False, True, True]
+    assert str(results[2]) == "2: disk on fire"
 
 
 def test_stream_does_not_run_ahead_of_its_reader(backbone):
@@ -418,6 +428,7 @@ def test_progress_is_shown_with_rate_and_remaining_time(backbone, capfd):
         ({"size": "large"}, "size must be None, a number"),
         ({"size": (0, 3)}, "size must be an integer of at least 1, got 0"),
         ({"gem_p": 0}, "gem_p must be positive"),
+        ({"gem_p": float("nan")}, "gem_p must be positive"),
         ({"out_features": ["stage9"]}, "out_features must be a subset"),
         ({"device": "abacus"}, "device 'abacus' cannot be used"),
         ({"device": "cuda:99"}, "device 'cuda:99' cannot be used"),
@@ -447,7 +458,7 @@ def test_an_unknown_argument_is_named_with_those_there_are(given, backbone, tmp_
         FeatureExtractor(source, bogus=1, **more)
 
 
-def test_too_little_memory_is_told_with_what_to_change(backbone, monkeypatch):
+def test_too_little_memory_is_reported_with_what_to_change(backbone, monkeypatch):
     def full(self, x):
         raise torch.OutOfMemoryError("CUDA out of memory")
 

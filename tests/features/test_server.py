@@ -14,26 +14,31 @@ from PIL import Image
 from convnext_backbone import ConvNextBackbone
 from convnext_backbone.features.extractor import FeatureExtractor
 from convnext_backbone.features.pictures import METHODS, draw_panels
-from convnext_backbone.features.server import HOST, Studio, make_server
+from convnext_backbone.features.server import HOST, FeatureServer
 
 SHAPE = {"hidden_sizes": (8, 16, 24, 32), "depths": (1, 1, 2, 1)}
 
 
 @pytest.fixture(scope="module")
-def studio():
+def extractor():
     torch.manual_seed(0)
     backbone = ConvNextBackbone(**SHAPE, out_features=("stage2", "stage4"))
-    return Studio(FeatureExtractor(backbone, size="native", norm=False))
+    return FeatureExtractor(backbone, size="native", norm=False)
 
 
 @pytest.fixture(scope="module")
-def port(studio):
-    with make_server(studio) as server:
+def server(extractor):
+    with FeatureServer(extractor) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield server.server_port
+        yield server
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture(scope="module")
+def port(server):
+    return server.server_port
 
 
 def _ask(port, path, data=None, method=None, **headers):
@@ -79,33 +84,34 @@ def test_the_page_is_one_file_that_asks_nothing_of_the_internet(port):
     assert ("html", {"lang": "en"}) in seen
 
 
-def test_info_tells_features_and_methods(port):
+def test_info_lists_features_and_methods(port):
     _, body = _ask(port, "/api/info")
     info = json.loads(body)
     assert info["features"] == [
         {"name": "stage2", "stride": 8, "channels": 16},
         {"name": "stage4", "stride": 32, "channels": 32},
     ]
-    assert tuple(info["methods"]) == METHODS
+    assert [method["name"] for method in info["methods"]] == list(METHODS)
+    assert all(method["label"] and method["legend"] for method in info["methods"])
 
 
 def test_an_uploaded_image_comes_back_as_the_network_saw_it(port):
-    told = _upload(port)
-    assert (told["width"], told["height"], told["name"]) == (61, 45, "noise.png")
-    answer, body = _ask(port, f"/api/image?key={told['key']}")
+    image = _upload(port)
+    assert (image["width"], image["height"], image["name"]) == (61, 45, "noise.png")
+    answer, body = _ask(port, f"/api/image?key={image['key']}")
     assert answer.getheader("Content-Type") == "image/png"
     shown = np.array(Image.open(io.BytesIO(body))).astype(int)
     assert np.abs(shown - np.array(Image.open(io.BytesIO(_png())))).max() <= 1
     _, body = _ask(port, "/api/info")
-    assert told in json.loads(body)["images"]
+    assert image in json.loads(body)["images"]
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_maps_are_those_of_the_library(port, studio, method):
+def test_maps_are_those_of_the_library(port, server, method):
     key = _upload(port)["key"]
     answer, body = _ask(port, f"/api/map?key={key}&feature=stage2&method={method}&x=20&y=30")
     assert answer.status == 200
-    (panel,) = draw_panels([studio.scene(key)], "stage2", method, (20, 30))
+    (panel,) = draw_panels([server.scene(key)], "stage2", method, (20, 30))
     assert np.array_equal(np.array(Image.open(io.BytesIO(body))), panel.pixels)
     scale = json.loads(answer.getheader("X-Scale", "null"))
     assert scale == (None if panel.scale is None else list(panel.scale))
@@ -163,26 +169,26 @@ def test_other_hosts_and_other_sites_are_refused(port):
     assert answer.status == 200
 
 
-def test_the_server_is_bound_to_this_machine_and_says_when_a_port_is_taken(studio, port):
+def test_the_server_is_bound_to_this_machine_and_says_when_a_port_is_taken(extractor, port):
     assert HOST == "127.0.0.1"
     with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}: .* choose another"):
-        make_server(studio, port)
+        FeatureServer(extractor, port)
 
 
 @pytest.mark.parametrize("wrong", [-1, 65536])
-def test_what_is_no_port_is_refused(studio, wrong):
+def test_what_is_no_port_is_refused(extractor, wrong):
     with pytest.raises(ValueError, match=f"port must be from 0 to 65535, got {wrong}"):
-        make_server(studio, wrong)
+        FeatureServer(extractor, wrong)
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "printed"),
     [(BrokenPipeError(), False), (TimeoutError(), False), (RuntimeError("a bug"), True)],
 )
-def test_a_browser_that_went_away_is_passed_over_in_silence(studio, error, told, capsys):
-    with make_server(studio) as server:
+def test_a_browser_that_went_away_is_passed_over_in_silence(extractor, error, printed, capsys):
+    with FeatureServer(extractor) as server:
         try:
             raise error
         except type(error):
             server.handle_error(None, (HOST, 1))
-    assert ("a bug" in capsys.readouterr().err) == told
+    assert ("a bug" in capsys.readouterr().err) == printed

@@ -25,8 +25,8 @@ from convnext_backbone.features.store import (
     FeatureStore,
     extract_features,
     load_features,
-    name_images,
 )
+from convnext_backbone.images.sources import name_images
 
 SHAPE = {"hidden_sizes": (8, 16, 24, 32), "depths": (1, 1, 2, 1)}
 BROKEN = {"b/text.jpg": b"not an image", "empty.png": b"", "b/cut.png": None}
@@ -135,7 +135,7 @@ def test_split_work_equals_one_process_to_the_bit(weights, images, whole, tmp_pa
 
 def test_process_0_waits_for_the_others_and_says_so(weights, images, whole, tmp_path, monkeypatch):
     out = tmp_path / "split"
-    monkeypatch.setattr(feature_store, "_TELL", 0.0)
+    monkeypatch.setattr(feature_store, "_WARN_AFTER", 0.0)
     later = threading.Thread(
         target=lambda: _extract(weights, images, out, rank=1, world_size=2), daemon=True
     )
@@ -147,10 +147,10 @@ def test_process_0_waits_for_the_others_and_says_so(weights, images, whole, tmp_
         sleep(seconds)
 
     monkeypatch.setattr(time, "sleep", start_the_other)
-    with pytest.warns(UserWarning, match=r"^waiting for \d+ shards of rank 1$") as told:
+    with pytest.warns(UserWarning, match=r"^waiting for \d+ shards of rank 1$") as caught:
         _extract(weights, images, out, rank=0, world_size=2, timeout=300)
     later.join()
-    assert len(told) == 1
+    assert len(caught) == 1
     assert _contents(out) == _contents(whole)
 
 
@@ -196,7 +196,7 @@ def test_the_callers_extractor_is_left_as_it_is(stopped, weights, images, tmp_pa
     with pytest.raises(ZeroDivisionError) if stopped else nullcontext():
         extract_features(extractor, named, tmp_path / "out", shard_bytes=40_000)
     assert vars(extractor) == before
-    assert extractor.compute_workers == 0
+    assert extractor.run_options.compute_workers == 0
 
 
 def test_the_number_of_threads_does_not_change_a_bit(weights, images, whole, tmp_path):
@@ -417,9 +417,9 @@ def test_a_link_that_leads_nowhere_and_a_name_of_two_lines_are_named(weights, tm
     out = tmp_path / "out"
     arguments = ["extract", str(folder), "--weights", str(weights), "--out", str(out), "--quiet"]
     assert cli.main(arguments) == 0
-    told = capsys.readouterr()
-    assert "2 images, 2 unreadable" in told.out
-    nowhere, lines = told.err.splitlines()
+    printed = capsys.readouterr()
+    assert "2 images, 2 unreadable" in printed.out
+    nowhere, lines = printed.err.splitlines()
     assert nowhere.startswith("unreadable: nowhere.png: no such image: ")
     assert lines.startswith(r"unreadable: 'two\nlines.png': cannot read image ")
     store = load_features(out)

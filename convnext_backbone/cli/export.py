@@ -1,0 +1,51 @@
+"""`export`: write a network as a file that runs without this package, and check it."""
+
+import argparse
+
+from .arguments import WEIGHTS_HELP
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `export`."""
+    from ..deploy.graph_export import EXPORTERS, PRECISIONS
+
+    parser.add_argument("weights", metavar="W", help=WEIGHTS_HELP)
+    parser.add_argument("out", metavar="OUT", help="the file to write: .onnx or .pt2")
+    parser.add_argument("--to", choices=tuple(EXPORTERS), required=True)
+    parser.add_argument(
+        "--features",
+        nargs="+",
+        metavar="NAME",
+        help="outputs of the backbone: stem, stage1, ... (default: the last stage)",
+    )
+    parser.add_argument(
+        "--logits", action="store_true", help="export the classifier; its output is `logits`"
+    )
+    parser.add_argument("--opset", type=int, help="of ONNX, 18 to 23 (default: 18)")
+    parser.add_argument("--precision", choices=tuple(PRECISIONS), help="of ONNX (default: float32)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write and check the file, and print its outputs and its largest error."""
+    from ..deploy.graph_export import EXPORTERS
+    from ..models.backbone import ConvNextBackbone
+    from ..models.classifier import ConvNextForImageClassification
+
+    options = {"opset": args.opset, "precision": args.precision}
+    options = {name: value for name, value in options.items() if value is not None}
+    if args.logits and args.features:
+        raise ValueError("a classifier has no choice of features: give --logits or --features")
+    if args.to != "onnx" and options:
+        raise ValueError(f"{', '.join('--' + name for name in options)} is for --to onnx")
+    model: ConvNextBackbone | ConvNextForImageClassification
+    if args.logits:
+        model = ConvNextForImageClassification.from_pretrained(args.weights)
+    else:
+        outputs = {} if args.features is None else {"out_features": args.features}
+        model = ConvNextBackbone.from_pretrained(args.weights, **outputs)
+    result = EXPORTERS[args.to](model, args.out, **options)
+    sizes = ", ".join(f"{n}x{height}x{width}" for n, height, width in result.sizes)
+    print(
+        f"{result.path}: outputs {', '.join(result.outputs)}; batch, height and width are free; "
+        f"off by at most {result.error:.1e} at {sizes}"
+    )

@@ -1,0 +1,104 @@
+"""`extract`: write the features of many images; under torchrun, the processes share the work."""
+
+import argparse
+import os
+import sys
+
+from ..utils.checks import check_min
+from .arguments import add_network_arguments, build_extractor
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `extract`."""
+    from ..features.pooling import POOLS
+
+    parser.add_argument("images", nargs="+", metavar="SRC", help="folders, globs or image files")
+    parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
+    add_network_arguments(parser)
+    parser.add_argument(
+        "--pool", choices=(*POOLS, "cls"), help="one vector an image (default: maps)"
+    )
+    parser.add_argument(
+        "--no-pad",
+        action="store_true",
+        help="drop pixels beyond the last whole stride instead of padding the image",
+    )
+    parser.add_argument(
+        "--channels-last", action="store_true", help="keep weights in channels-last memory too"
+    )
+    parser.add_argument(
+        "--on-error",
+        choices=("skip", "raise"),
+        default="skip",
+        help="about images that cannot be read (default: skip, and name them in the manifest)",
+    )
+    parser.add_argument("--shard-mb", type=int, default=256, metavar="MB", help="size of a shard")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the features, and print what was written and which images could not be read."""
+    from ..features.store import extract_features
+    from ..images.sources import name_images
+
+    check_min("--shard-mb", args.shard_mb, 1)
+    rank, world_size = _read_rank()
+    _, images = name_images(args.images)
+    extractor = build_extractor(
+        args,
+        device=args.device or _device_of_rank(world_size),
+        pool=args.pool,
+        pad=not args.no_pad,
+        channels_last=args.channels_last,
+        on_error=args.on_error,
+    )
+    try:
+        result = extract_features(
+            extractor,
+            images,
+            args.out,
+            shard_bytes=args.shard_mb << 20,
+            rank=rank,
+            world_size=world_size,
+            progress=not args.quiet,
+        )
+    except KeyboardInterrupt:
+        print("stopped: finished shards are kept, the same command goes on", file=sys.stderr)
+        raise SystemExit(130) from None
+    if rank != 0:
+        return
+    rate = f", {result.processed / result.seconds:.1f} images/s" if result.processed else ""
+    print(
+        f"{result.images} images, {len(result.failures)} unreadable; {result.written} shards "
+        f"written, {result.kept} kept{rate}: {args.out}"
+    )
+    for name, reason in sorted(result.failures.items()):
+        print(
+            f"unreadable: {name if name.isprintable() else repr(name)}: {reason}", file=sys.stderr
+        )
+
+
+def _read_rank() -> tuple[int, int]:
+    """Return (rank, world size) from torchrun's environment variables; (0, 1) without them.
+
+    Raises:
+        ValueError: The variables are not those of a torchrun process.
+    """
+    rank, world_size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    values = (rank or "0", world_size or "1")
+    if all(value.isdecimal() for value in values):
+        own, total = map(int, values)
+        if own < total and (rank or total == 1):
+            return own, total
+    raise ValueError(
+        f"the variables RANK and WORLD_SIZE must be those of torchrun, or not be set, got {rank!r} "
+        f"and {world_size!r}"
+    )
+
+
+def _device_of_rank(world_size: int) -> str | None:
+    import torch
+
+    if world_size == 1 or not torch.cuda.is_available():
+        return None
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"

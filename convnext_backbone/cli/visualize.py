@@ -1,0 +1,84 @@
+"""`visualize`: draw the features of images into a PNG, or serve a page to look into them."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .arguments import add_network_arguments, build_extractor
+
+if TYPE_CHECKING:
+    from ..features.extractor import FeatureExtractor
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `visualize`."""
+    from ..features.pictures import METHODS
+
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files, folders or globs")
+    add_network_arguments(parser)
+    parser.set_defaults(size="native")
+    parser.add_argument(
+        "--method",
+        nargs="+",
+        choices=tuple(METHODS),
+        help="what to draw (default: pca and activation, and similarity where there is a point)",
+    )
+    parser.add_argument(
+        "--point",
+        nargs=2,
+        type=float,
+        metavar=("X", "Y"),
+        help="where similarity looks from, in pixels of the image as the network sees it",
+    )
+    parser.add_argument("--out", default="features.png", metavar="PNG", help="the file to write")
+    parser.add_argument(
+        "--serve", action="store_true", help="open a page on this machine instead of writing a file"
+    )
+    parser.add_argument("--port", type=int, default=8000, help="of the page; 0 takes a free one")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Draw the images, or serve the page until it is stopped."""
+    from ..images.sources import name_images
+
+    if not args.images and not args.serve:
+        raise ValueError("give an image, or --serve")
+    # Names relative to the common folder: equal file names in two folders stay two images.
+    images = name_images(args.images)[1] if args.images else {}
+    # A norm over channels would give every pixel the same activation.
+    extractor = build_extractor(args, out_features=args.features or "stages", norm=False)
+    if args.serve:
+        _serve(extractor, images, args.port)
+    else:
+        _draw(extractor, images, args)
+
+
+def _draw(
+    extractor: "FeatureExtractor", images: Mapping[str, Path], args: argparse.Namespace
+) -> None:
+    from ..features.pictures import visualize
+    from ..utils.files import atomic_write, errors_naming
+
+    methods = args.method or ["pca", "activation", *(["similarity"] if args.point else [])]
+    point = None if args.point is None else (args.point[0], args.point[1])
+    figure = visualize(extractor, images, methods, point)
+    out = Path(args.out)
+    with errors_naming(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(out) as partial:
+        figure.save(partial, "PNG")
+    print(f"{len(images)} images drawn by {', '.join(methods)}: {out}")
+
+
+def _serve(extractor: "FeatureExtractor", images: Mapping[str, Path], port: int) -> None:
+    from ..features.server import HOST, FeatureServer
+
+    with FeatureServer(extractor, port) as server:
+        for name, path in images.items():
+            server.add_bytes(path.read_bytes(), name)
+        print(f"http://{HOST}:{server.server_port} (Ctrl-C ends it)", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print()

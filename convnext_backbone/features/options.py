@@ -1,0 +1,178 @@
+"""The arguments of FeatureExtractor in three groups; each value is checked in its own group.
+
+A new option is a field here, an argument of `FeatureExtractor` and the code that reads the field.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ..images.processor import ConvNextImageProcessor
+from ..models.config import ConvNextConfig
+from ..models.trunk import ConvNextTrunk
+from ..utils.checks import check_choice, check_min, first_line
+from .pooling import POOLS
+
+CLS = "cls"  # the pooling that uses a model's final norm instead of `POOLS`
+NATIVE = "native"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ON_ERROR_CHOICES = ("raise", "skip")
+
+Size = int | tuple[int, int] | str | None
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Which features, and in which form.
+
+    Attributes:
+        out_features: Names of the features, or "stages" for every stage.
+        out_indices: The same as positions among the stem and the stages.
+        norm: Whether maps pass the norms of a backbone's outputs.
+        pool: None for maps, a key of `POOLS`, or "cls".
+        gem_p: The power of "gem".
+
+    Raises:
+        ValueError: A value is out of its range, or outputs are chosen for "cls".
+    """
+
+    out_features: Sequence[str] | str | None = None
+    out_indices: Sequence[int] | None = None
+    norm: bool = True
+    pool: str | None = None
+    gem_p: float = 3.0
+
+    def __post_init__(self) -> None:
+        check_choice("pool", self.pool, (None, *POOLS, CLS))
+        if not isinstance(self.gem_p, int | float) or not self.gem_p > 0:
+            raise ValueError(f"gem_p must be positive, got {self.gem_p!r}")
+        if self.pool == CLS and self._chosen():
+            raise ValueError(
+                f"pool='cls' is one vector and takes no choice of stages, got {self._chosen()}"
+            )
+
+    def _chosen(self) -> dict[str, Any]:
+        outputs = {"out_features": self.out_features, "out_indices": self.out_indices}
+        return {name: value for name, value in outputs.items() if value is not None}
+
+    def apply_to(self, config: ConvNextConfig) -> ConvNextConfig:
+        """Return the config with these outputs; with its own where none are chosen."""
+        outputs = self._chosen()
+        if self.out_features == "stages":
+            outputs["out_features"] = config.stage_names[1:]
+        return config.replace(**outputs)
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """How images are prepared.
+
+    Attributes:
+        processor: What resizes and normalises; None for what belongs to the weights.
+        size: None resizes as the processor does, a number to another side, (height, width) warps,
+            "native" keeps the size of each image; see `read_size`.
+        pad: Pad images to whole strides and cut the maps back.
+    """
+
+    processor: ConvNextImageProcessor | None = None
+    size: Size = None
+    pad: bool = True
+
+    def build_processor(self, default: ConvNextImageProcessor) -> ConvNextImageProcessor:
+        """Return the processor to use; it resizes where `size` leaves that to it."""
+        processor = self.processor or default
+        if self.size is None:
+            return processor
+        if isinstance(self.size, int):
+            return replace(processor, do_resize=True, size=self.size)
+        return replace(processor, do_resize=False)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How the network is run.
+
+    Attributes:
+        dtype: Of the computation and of the features; see `read_dtype`.
+        device: Where the network is; see `read_device`.
+        channels_last: Keep the weights in channels-last memory as well.
+        batch_size: Images in a batch.
+        num_workers: Threads that decode images.
+        compute_workers: Batches that the CPU computes at a time.
+        on_error: One of `ON_ERROR_CHOICES`.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+
+    dtype: torch.dtype
+    device: torch.device
+    channels_last: bool
+    batch_size: int
+    num_workers: int
+    compute_workers: int
+    on_error: str
+    progress: bool
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("num_workers", 0), ("compute_workers", 0)):
+            check_min(name, getattr(self, name), least)
+        check_choice("on_error", self.on_error, ON_ERROR_CHOICES)
+
+    def place(self, model: ConvNextTrunk) -> ConvNextTrunk:
+        """Return the network on the device and in the dtype, for inference only."""
+        model = model.eval().requires_grad_(False).to(self.device, self.dtype)
+        return model.to(memory_format=torch.channels_last) if self.channels_last else model
+
+
+def default_workers() -> int:
+    """Return how many threads decode images where the user does not say."""
+    return min(4, os.cpu_count() or 1)
+
+
+def read_size(size: Any) -> Size:
+    """Return None, "native", a side or (height, width).
+
+    Raises:
+        ValueError: `size` is none of these.
+    """
+    if isinstance(size, Sequence) and not isinstance(size, str) and len(size) == 2:
+        return check_min("size", size[0], 1), check_min("size", size[1], 1)
+    if size is None or size == NATIVE:
+        return size
+    if isinstance(size, int) and not isinstance(size, bool):
+        return check_min("size", size, 1)
+    raise ValueError(f"size must be None, a number, (height, width) or 'native', got {size!r}")
+
+
+def read_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """Return a dtype of `DTYPES`, given itself or its name.
+
+    Raises:
+        ValueError: It is not one of them.
+    """
+    if isinstance(dtype, str):
+        check_choice("dtype", dtype, tuple(DTYPES))
+        return DTYPES[dtype]
+    check_choice("dtype", dtype, tuple(DTYPES.values()))
+    return dtype
+
+
+def read_device(device: torch.device | str | None) -> torch.device:
+    """Return a device that a tensor was put on; None takes CUDA where there is one, else the CPU.
+
+    Raises:
+        ValueError: It cannot be used.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+        torch.empty(1, device=resolved)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {str(device)!r} cannot be used: {first_line(error)}") from error
+    return resolved
