@@ -1,6 +1,6 @@
-"""Every public ConvNeXt weight as `arch.tag`: where it is, whose it is, and how to feed it.
+"""Every public ConvNeXt weight as `arch.tag`: its address, its licence and its preprocessing.
 
-Tags follow timm where timm has the weight. Others start with their home: `fb_` facebookresearch,
+Tags follow timm where timm has the weight. Others start with a publisher: `fb_` facebookresearch,
 `hf_` transformers on the Hugging Face hub, `tv_` torchvision, `keras_`, `mm_` OpenMMLab.
 Sources: the READMEs and licences of facebookresearch/ConvNeXt, ConvNeXt-V2 and dinov3, timm 1.0.31
 `default_cfgs`, torchvision's and keras.applications' tables, the metafiles of mmpretrain 1.2.0,
@@ -13,7 +13,6 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -25,16 +24,12 @@ CC_BY_NC, FAIR_NC, DINOV3 = "CC-BY-NC-4.0", "FAIR-Noncommercial-Research-License
 UNSTATED = "see the model card"
 NON_COMMERCIAL = (CC_BY_NC, FAIR_NC)
 
-# What neither tensors nor keys tell of a timm architecture.
+# Fields of a timm architecture that its tensors and keys do not show.
 _EPS_1E5 = {"norm_eps": 1e-5, "layer_norm_eps": 1e-5}
-TIMM_FIELDS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        "convnext_xxlarge": _EPS_1E5,
-        **{
-            f"test_convnext{n}": {**_EPS_1E5, "hidden_act": "gelu_pytorch_tanh"} for n in ("", 2, 3)
-        },
-    }
-)
+TIMM_FIELDS: Mapping[str, Mapping[str, Any]] = {
+    "convnext_xxlarge": _EPS_1E5,
+    **{f"test_convnext{n}": {**_EPS_1E5, "hidden_act": "gelu_pytorch_tanh"} for n in ("", 2, 3)},
+}
 
 
 @dataclass(frozen=True)
@@ -45,8 +40,8 @@ class WeightEntry:
         name: `arch.tag`.
         licence: The licence of the weights.
         data: What they were trained on, in the order of training.
-        url: Where the file is, or nothing when it is on the hub or not to be had by a link.
-        hub_id: The Hugging Face id, or nothing.
+        url: The address of the file; "" where it is on the hub alone or has no public link.
+        hub_id: The Hugging Face id, or "".
         input_size: Side of the images at evaluation, in pixels.
         mean: Mean of each channel of an image in 0..1.
         std: Standard deviation of each channel.
@@ -56,9 +51,8 @@ class WeightEntry:
         num_classes: Classes of the head; 0 without one.
         task: "classification", "features", "detection" or "segmentation".
         gated: The hub asks to accept a licence and to be logged in.
-        unsupported: Why `ConvNextBackbone` cannot hold it, or nothing.
-        final_norm: "stage" where the recipe makes the final norm the last stage's.
-        fields: Fields of `ConvNextConfig` that the tensors do not tell.
+        unsupported: Why `ConvNextBackbone` cannot hold it, or "".
+        fields: Fields of `ConvNextConfig` that the tensors do not show.
         file_name: The name of a file that has no link.
     """
 
@@ -77,7 +71,6 @@ class WeightEntry:
     task: str = "classification"
     gated: bool = False
     unsupported: str = ""
-    final_norm: str | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
     file_name: str = ""
 
@@ -93,11 +86,11 @@ class WeightEntry:
 
     @property
     def sha256(self) -> str:
-        """The first digits of the file's SHA-256 where its name carries them, or nothing."""
+        """The first digits of the file's SHA-256 where its name has them, or ""."""
         return hash_in_name(self.url or self.file_name)
 
     def warn_once(self) -> None:
-        """Say once what the licence asks for, if it asks for more than to be passed on."""
+        """Warn once of a licence that asks for more than to be passed on."""
         if self.name in _WARNED or not (self.non_commercial or self.licence == DINOV3):
             return
         _WARNED.add(self.name)
@@ -132,7 +125,6 @@ _DINO: dict[str, Any] = {
     "crop_pct": 1.0,
     "licence": DINOV3,
     "data": "LVD-1689M",
-    "final_norm": "stage",
     "fields": {"model_type": "dinov3_convnext"},
 }
 _IN1K, _IN22K, _IN12K = "ImageNet-1k", "ImageNet-22k", "ImageNet-12k"
@@ -519,19 +511,23 @@ def _openmmlab() -> Entries:
                           task="segmentation")
 
 
-_HOMES = (
+_PUBLISHERS = (
     _facebook_v1, _facebook_v2, _facebook_dinov3, _facebook_dense, _timm, _huggingface,
     _torchvision, _keras, _openmmlab,
 )
-WEIGHTS: Mapping[str, WeightEntry] = MappingProxyType(
-    {entry.name: entry for home in _HOMES for entry in home()}
-)
+WEIGHTS: Mapping[str, WeightEntry] = {
+    entry.name: entry for entries in _PUBLISHERS for entry in entries()
+}
 
 # fmt: on
 
 
 def list_weights(pattern: str | None = None) -> tuple[str, ...]:
-    """Name every public weight, `arch.tag`, in alphabetical order.
+    """List the name, `arch.tag`, of every public weight in alphabetical order.
+
+    Example:
+        >>> list_weights("convnext_small.fb_in1k*")
+        ('convnext_small.fb_in1k', 'convnext_small.fb_in1k_coco_cascade_mask_rcnn', ...)
 
     Args:
         pattern: Keep the names that fit it: a shell pattern (`convnext_tiny.*`), or a part of the

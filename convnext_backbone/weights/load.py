@@ -139,8 +139,8 @@ def load_native(
     target = module.state_dict()
     if STEM not in target:
         raise ValueError(f"module must be a ConvNeXt of this package, got {type(module).__name__}")
-    recipe = weights.entry.final_norm if weights.entry is not None else None
-    assigned = assign_to_target(weights.converted, weights.match, target, final_norm or recipe)
+    goes_to = final_norm or weights.final_norm
+    assigned = assign_to_target(weights.converted, weights.match, target, goes_to)
     tensors = assigned.tensors
     notes = [*weights.notes, *assigned.notes]
     if adapt_in_channels:

@@ -27,7 +27,7 @@ from .read import read_checkpoint
 from .source import Source, resolve
 
 STEM = "downsample_layers.0.0.weight"
-_LABELS = ("num_labels", "id2label", "label2id", "problem_type")
+_LABELS = ("num_labels", "id2label", "label2id")
 # What the tensors themselves show. Every other field of a config.json is taken from it, so that a
 # new field of `ConvNextConfig` needs no mention here.
 _READ_FROM_TENSORS = (
@@ -77,6 +77,12 @@ class NativeWeights:
     def tensors(self) -> dict[str, Tensor]:
         """The tensors, by native key."""
         return self.converted.tensors
+
+    @property
+    def final_norm(self) -> str | None:
+        """Where the catalogue's recipe puts the final norm in a backbone; None: it has none."""
+        family = FAMILIES.get(self.entry.fields.get("model_type", "")) if self.entry else None
+        return family.final_norm if family else None
 
     @property
     def num_labels(self) -> int | None:
@@ -224,7 +230,7 @@ def _labels(config: Mapping[str, Any], count: int | None) -> dict[str, Any]:
     """Take the names of the classes from a config.json, where they fit the head of `count`."""
     names = config.get("id2label")
     if config.get("model_type") in FAMILIES and names is not None and count in (None, len(names)):
-        return {k: config[k] for k in _LABELS if k in config and k != "num_labels"}
+        return {k: config[k] for k in ("id2label", "label2id") if k in config}
     return {} if count is None else {"num_labels": count}
 
 

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from types import MappingProxyType
 
 from torch import Tensor
 
@@ -97,8 +96,16 @@ class Storage:
     from_native: Callable[[Tensor], Tensor]
 
 
-def _rank(*ranks: int) -> Callable[[Shape], bool]:
-    return lambda shape: len(shape) in ranks
+def _rank(rank: int) -> Callable[[Shape], bool]:
+    return lambda shape: len(shape) == rank
+
+
+def _vector(*sides: int) -> Callable[[Shape], bool]:
+    """A vector in a shape of more axes; -1 is its own."""
+    return lambda shape: (
+        len(shape) == len(sides)
+        and all(side in (-1, length) for side, length in zip(sides, shape, strict=True))
+    )
 
 
 def _side(taps: int) -> int:
@@ -125,39 +132,27 @@ def _sparse_depthwise(weight: Tensor) -> Tensor:
     return weight.transpose(3, 2).flatten(1).t()  # (C, 1, k, k) -> (kk, C)
 
 
-STORAGES: Mapping[str, Storage] = MappingProxyType(
-    {
-        "same": Storage(lambda shape: True, lambda x: x, lambda x: x),
-        "flat": Storage(_rank(1), lambda x: x, lambda x: x),
-        "squeeze_scale": Storage(
-            lambda s: len(s) == 3 and s[1:] == (1, 1),
-            lambda x: x.flatten(),
-            lambda x: x[:, None, None],
-        ),
-        "flatten_row": Storage(
-            lambda s: len(s) == 2 and s[0] == 1, lambda x: x.flatten(), lambda x: x[None]
-        ),
-        "flatten_grn": Storage(
-            lambda s: len(s) == 4 and s[:3] == (1, 1, 1),
-            lambda x: x.flatten(),
-            lambda x: x[None, None, None],
-        ),
-        "flatten_grn_nchw": Storage(
-            lambda s: len(s) == 4 and s[0] == 1 and s[2:] == (1, 1),
-            lambda x: x.flatten(),
-            lambda x: x[None, :, None, None],
-        ),
-        "linear": Storage(_rank(2), lambda x: x, lambda x: x),
-        "conv1x1_to_linear": Storage(
-            lambda s: len(s) == 4 and s[2:] == (1, 1),
-            lambda x: x.flatten(1),
-            lambda x: x[:, :, None, None],
-        ),
-        "transpose": Storage(_rank(2), lambda x: x.t(), lambda x: x.t()),
-        "hwio_to_oihw": Storage(
-            _rank(4), lambda x: x.permute(3, 2, 0, 1), lambda x: x.permute(2, 3, 1, 0)
-        ),
-        "dense_conv": Storage(_rank(3), _dense_conv, _sparse_conv),
-        "dense_depthwise": Storage(_rank(2), _dense_depthwise, _sparse_depthwise),
-    }
-)
+STORAGES: Mapping[str, Storage] = {
+    "same": Storage(lambda s: True, lambda x: x, lambda x: x),
+    "flat": Storage(_rank(1), lambda x: x, lambda x: x),
+    "squeeze_scale": Storage(_vector(-1, 1, 1), lambda x: x.flatten(), lambda x: x[:, None, None]),
+    "flatten_row": Storage(_vector(1, -1), lambda x: x.flatten(), lambda x: x[None]),
+    "flatten_grn": Storage(
+        _vector(1, 1, 1, -1), lambda x: x.flatten(), lambda x: x[None, None, None]
+    ),
+    "flatten_grn_nchw": Storage(
+        _vector(1, -1, 1, 1), lambda x: x.flatten(), lambda x: x[None, :, None, None]
+    ),
+    "linear": Storage(_rank(2), lambda x: x, lambda x: x),
+    "conv1x1_to_linear": Storage(
+        lambda s: len(s) == 4 and s[2:] == (1, 1),
+        lambda x: x.flatten(1),
+        lambda x: x[:, :, None, None],
+    ),
+    "transpose": Storage(_rank(2), lambda x: x.t(), lambda x: x.t()),
+    "hwio_to_oihw": Storage(
+        _rank(4), lambda x: x.permute(3, 2, 0, 1), lambda x: x.permute(2, 3, 1, 0)
+    ),
+    "dense_conv": Storage(_rank(3), _dense_conv, _sparse_conv),
+    "dense_depthwise": Storage(_rank(2), _dense_depthwise, _sparse_depthwise),
+}

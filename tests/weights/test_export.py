@@ -265,3 +265,13 @@ def test_tensor_of_unknown_meaning_is_not_converted(tmp_path):
     )
     with pytest.raises(ValueError, match=r"does not know features\.1\.0\.extra"):
         convert_weights(open_weights(tmp_path / "x.pth"), tmp_path / "out.pth", "timm")
+
+
+def test_two_norms_that_a_layout_gives_one_name_are_refused(tmp_path):
+    """mmpretrain's norm3 is the final norm or that of the last map; one would be lost."""
+    backbone = randomise(ConvNextBackbone(**FIELDS, out_features=["stage3", "stage4"]))
+    extra = {f"norm.{part}": torch.ones(WIDTHS[-1]) for part in ("weight", "bias")}
+    torch.save({**backbone.state_dict(), **extra}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"one name for .*norms\.stage4\.weight"):
+        convert_weights(open_weights(tmp_path / "x.pth"), tmp_path / "out.pth", "mmpretrain")
+    assert not (tmp_path / "out.pth").exists()

@@ -1,14 +1,21 @@
 """Loading is strict: what does not fit is listed, what is left out is reported."""
 
+import dataclasses
+import json
 import warnings
 
 import pytest
 import torch
 import torchvision
-from helpers.originals import DINOV3, ORIGINALS, V1, WIDTHS
+from helpers.originals import DEPTHS, DINOV3, ORIGINALS, V1, WIDTHS
 from torch import nn
 
-from convnext_backbone import ConvNextBackbone, ConvNextForImageClassification, load_weights
+from convnext_backbone import (
+    ConvNextBackbone,
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    load_weights,
+)
 from convnext_backbone.weights import UnknownLayoutError, convert_state_dict_
 from convnext_backbone.weights.load import adapt_input_channels
 from convnext_backbone.weights.read import read_checkpoint
@@ -456,3 +463,36 @@ def test_loading_a_sound_file_warns_of_nothing(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ConvNextBackbone.from_pretrained(path)
+
+
+# Another value of every field that tensors do not show, in a config.json.
+_CARRIED = {
+    "hidden_act": "relu", "initializer_range": 0.5, "layer_norm_eps": 1e-3, "norm_eps": 1e-4,
+    "drop_path_rate": 0.25, "image_size": 96, "out_features": ["stage1", "stage3"],
+    "out_indices": [1, 3], "problem_type": "regression", "output_hidden_states": True,
+    "return_dict": False,
+}  # fmt: skip
+_SHOWN_BY_TENSORS = {
+    "num_channels", "patch_size", "num_stages", "hidden_sizes", "depths", "kernel_size", "use_grn",
+    "layer_scale_init_value", "model_type", "num_labels", "id2label", "label2id",
+}  # fmt: skip
+
+
+def test_every_field_of_config_json_that_tensors_do_not_show_is_carried(tmp_path):
+    """A new field of ConvNextConfig fails here until it is sorted into one of the two."""
+    names = {field.name for field in dataclasses.fields(ConvNextConfig)}
+    assert _CARRIED.keys() | _SHOWN_BY_TENSORS == names
+    config = ConvNextConfig(hidden_sizes=WIDTHS, depths=DEPTHS, **_CARRIED)
+    ConvNextForImageClassification(config).save_pretrained(tmp_path)
+    loaded = ConvNextForImageClassification.from_pretrained(tmp_path).config
+    assert {name: getattr(loaded, name) for name in _CARRIED} == _CARRIED
+
+
+def test_outputs_that_config_json_gives_by_index_alone_are_carried(tmp_path):
+    ConvNextBackbone(hidden_sizes=WIDTHS, depths=DEPTHS).save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    del values["out_features"]
+    (tmp_path / "config.json").write_text(json.dumps({**values, "out_indices": [1, 3]}))
+    assert ConvNextBackbone.from_pretrained(tmp_path).out_features == ("stage1", "stage3")
+    chosen = ConvNextBackbone.from_pretrained(tmp_path, out_features=["stage2"])
+    assert chosen.out_features == ("stage2",)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers.originals import ORIGINALS, V1
+from helpers.originals import ORIGINALS, V1, write_keras_v3
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -210,6 +210,13 @@ def test_file_without_tensors_is_said_to_have_none(content, tmp_path):
     torch.save(content, tmp_path / "weights.pth")
     with pytest.raises(ValueError, match=r"weights\.pth: (there are no tensors|expected a dict)"):
         read_checkpoint(tmp_path / "weights.pth")
+
+
+def test_keras_file_without_names_of_layers_is_refused_with_what_to_do(tmp_path):
+    """Keras before 3.7 stored classes and counters alone."""
+    write_keras_v3(V1, tmp_path / "m.weights.h5", named=False)
+    with pytest.raises(ValueError, match=r"m\.weights\.h5.*does not name its layers.*3\.7"):
+        read_checkpoint(tmp_path / "m.weights.h5")
 
 
 def test_h5_without_h5py_names_the_extra(tmp_path, monkeypatch):

@@ -1,40 +1,130 @@
-"""Small files of a model are found on disk first, then in the hub's cache, and else named."""
+"""Weights and the JSON files beside them: every kind of source, one resolver, one error family."""
+
+from pathlib import Path
 
 import huggingface_hub.constants as constants
 import pytest
+import torch
 
-from convnext_backbone import ConvNextConfig, ConvNextImageProcessor
+from convnext_backbone import (
+    ConvNextBackbone,
+    ConvNextConfig,
+    ConvNextImageProcessor,
+    load_weights,
+)
 from convnext_backbone.utils.files import WEIGHT_SUFFIXES
-from convnext_backbone.weights.source import at_revision, find_file, is_hub_id
+from convnext_backbone.weights import DownloadError, open_weights
+from convnext_backbone.weights.source import read_hub_id, resolve
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+FIELDS = {"depths": (1, 2), "hidden_sizes": (8, 16)}
+
+
+def save_model(folder, **fields):
+    """Save weights, config.json and preprocessor_config.json."""
+    torch.manual_seed(0)
+    ConvNextBackbone(**{**FIELDS, **fields}).save_pretrained(folder)
+    ConvNextImageProcessor(size=64).save_pretrained(folder)
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """A cache of huggingface_hub that holds org/tiny, and no way to the hub."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path), raising=False)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     repo = tmp_path / "models--org--tiny"
     snapshot = repo / "snapshots" / COMMIT
     (repo / "refs").mkdir(parents=True)
     (repo / "refs" / "main").write_text(COMMIT)
     (repo / "refs" / "v2").write_text(COMMIT)
-    ConvNextConfig(depths=(1, 2), hidden_sizes=(8, 16)).save_pretrained(snapshot)
-    ConvNextConfig(depths=(3, 4), hidden_sizes=(8, 16)).save_pretrained(snapshot / "deep")
-    ConvNextImageProcessor(size=64).save_pretrained(snapshot)
+    save_model(snapshot)
+    save_model(snapshot / "deep", depths=(3, 4))
     return tmp_path
+
+
+# ------------------------------------------------------------------------------ one resolver
+
+SOURCES = {
+    "directory": lambda home: str(home / "m"),
+    "path": lambda home: home / "m",
+    "home": lambda home: "~/m",
+    "path_below_home": lambda home: Path("~/m"),
+    "file": lambda home: str(home / "m" / "model.safetensors"),
+    "file_below_home": lambda home: "~/m/model.safetensors",
+    "hub": lambda home: "org/tiny",
+    "hub_revision": lambda home: "hf-hub:org/tiny@v2",
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_weights_config_and_processor_come_from_the_same_source(kind, cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    save_model(tmp_path / "m")
+    source = SOURCES[kind](tmp_path)
+    expected = ConvNextBackbone.from_pretrained(str(tmp_path / "m")).state_dict()
+    module = ConvNextBackbone(**FIELDS)
+    load_weights(module, source)
+    assert all(torch.equal(module.state_dict()[key], value) for key, value in expected.items())
+    assert ConvNextBackbone.from_pretrained(source).config.depths == (1, 2)
+    assert ConvNextConfig.from_pretrained(source).depths == (1, 2)
+    assert ConvNextImageProcessor.from_pretrained(source).size == {"shortest_edge": 64}
+    assert resolve(source).file("preprocessor_config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["{here}/no", "{here}/no.pth", "~/no", "https://host.invalid/model.pth",
+     "convnext_tiny.fb_in1k"],
+)  # fmt: skip
+def test_a_file_that_no_source_has_is_a_file_not_found_error(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ConvNextConfig(**FIELDS).save_pretrained(".")  # never read for a source that is not there
+    source = source.format(here=tmp_path)
+    with pytest.raises(FileNotFoundError, match=rf"no config\.json at '{source}'"):
+        ConvNextConfig.from_pretrained(source)
+
+
+@pytest.mark.parametrize(
+    "load", [ConvNextConfig.from_pretrained, ConvNextBackbone.from_pretrained, open_weights]
+)
+def test_one_error_family_for_all_files(load, cache, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "nothing")
+    with pytest.raises(DownloadError, match="not in the cache"):
+        load("org/unknown")
+    with pytest.raises(ConnectionError):
+        load("org/unknown")
+    with pytest.raises(ValueError, match=r"convnext_tiny\.fb_in1k"):
+        load("convnext_tiny.no_such_tag")
+    with pytest.raises(ValueError, match="source must not be empty"):
+        load("")
+    with pytest.raises(TypeError, match="source must be a string or a path, got int"):
+        load(3)
+
+
+def test_revision_and_subfolder_are_those_of_the_repository(cache, tmp_path):
+    assert ConvNextConfig.from_pretrained("org/tiny", revision="v2").depths == (1, 2)
+    for source in ("org/tiny", tmp_path / "models--org--tiny" / "snapshots" / COMMIT):
+        assert ConvNextConfig.from_pretrained(source, subfolder="deep").depths == (3, 4)
+        assert open_weights(source, subfolder="deep").fields()["depths"] == (3, 4)
+        module = ConvNextBackbone(**{**FIELDS, "depths": (3, 4)})
+        assert load_weights(module, source, subfolder="deep", revision="main").fresh == ()
+    assert open_weights("org/tiny", revision="v2").fields()["depths"] == (1, 2)
+
+
+def test_a_subfolder_of_what_has_none_is_refused(tmp_path):
+    save_model(tmp_path)
+    for source in (tmp_path / "model.safetensors", "convnext_tiny.fb_in1k", "https://host/m.pth"):
+        with pytest.raises(ValueError, match="subfolder 'deep' is asked for"):
+            resolve(source, subfolder="deep")
 
 
 @pytest.mark.parametrize("source", ["org/tiny", "org/tiny@v2", "hf-hub:org/tiny"])
 def test_a_hub_id_gives_the_cached_file(source, cache):
     assert ConvNextConfig.from_pretrained(source).depths == (1, 2)
     assert ConvNextImageProcessor.from_pretrained(source).size == {"shortest_edge": 64}
-
-
-def test_revision_and_subfolder_are_those_of_the_repository(cache):
-    assert ConvNextConfig.from_pretrained("org/tiny", revision="v2").depths == (1, 2)
-    assert ConvNextConfig.from_pretrained("org/tiny", subfolder="deep").depths == (3, 4)
 
 
 @pytest.mark.parametrize("options", [{"revision": "v3"}, {"subfolder": "no"}])
@@ -48,7 +138,15 @@ def test_what_is_on_disk_comes_first(cache, tmp_path, monkeypatch):
     ConvNextConfig(depths=(5, 6), hidden_sizes=(8, 16)).save_pretrained("org/tiny")
     assert ConvNextConfig.from_pretrained("org/tiny").depths == (5, 6)
     with pytest.raises(FileNotFoundError, match=r"no other\.json at 'org/tiny'"):
-        find_file("org/tiny", "other.json")
+        resolve("org/tiny").file("other.json")
+
+
+def test_a_path_is_never_a_hub_id(cache):
+    with pytest.raises(FileNotFoundError):
+        ConvNextConfig.from_pretrained(Path("org/tiny"))
+
+
+# ------------------------------------------------------------------------------ forms
 
 
 @pytest.mark.parametrize(
@@ -66,7 +164,7 @@ def test_what_is_on_disk_comes_first(cache, tmp_path, monkeypatch):
     ],
 )
 def test_the_form_of_an_id(source, expected):
-    assert is_hub_id(source) is expected
+    assert (read_hub_id(source) is not None) is expected
 
 
 def test_a_missing_file_is_not_asked_of_the_hub(cache, monkeypatch):
@@ -79,7 +177,7 @@ def test_a_missing_file_is_not_asked_of_the_hub(cache, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "load", [ConvNextConfig.from_pretrained, lambda source: find_file(source, "x")]
+    "load", [ConvNextConfig.from_pretrained, lambda source: resolve(source).file("x")]
 )
 def test_the_empty_source_is_not_the_current_directory(load, tmp_path, monkeypatch):
     ConvNextConfig().save_pretrained(tmp_path)
@@ -88,13 +186,12 @@ def test_the_empty_source_is_not_the_current_directory(load, tmp_path, monkeypat
         load("")
 
 
-def test_a_revision_belongs_to_an_id(tmp_path):
-    assert at_revision("org/name", "v2") == "org/name@v2"
-    assert at_revision("hf-hub:org/name@v2", "v2") == "org/name@v2"
-    assert at_revision("org/name@v2", None) == "org/name@v2"
-    assert at_revision(tmp_path, None) == tmp_path
+def test_a_revision_belongs_to_an_id():
+    assert resolve("org/name", revision="v2").revision == "v2"
+    assert resolve("hf-hub:org/name@v2", revision="v2").revision == "v2"
+    assert resolve("org/name@v2").revision == "v2"
     with pytest.raises(ValueError, match="revision 'v3' is asked for, but 'org/name@v2' names 'v2"):
-        at_revision("org/name@v2", "v3")
+        resolve("org/name@v2", revision="v3")
 
 
 @pytest.mark.parametrize(
@@ -102,6 +199,6 @@ def test_a_revision_belongs_to_an_id(tmp_path):
 )
 def test_a_revision_of_what_has_none_is_refused(source, tmp_path):
     source = source.format(here=tmp_path)
-    assert at_revision(source, "main") == source
+    assert resolve(source, revision="main").name == source
     with pytest.raises(ValueError, match=f"revision 'v2' is asked for, but '{source}' has none"):
-        at_revision(source, "v2")
+        resolve(source, revision="v2")
