@@ -2,11 +2,9 @@
 """Draw what a quickstart model predicts beside the truth, on the first validation images."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,6 +22,7 @@ from convnext_backbone.openmmlab.tools.config_checks import check_files
 from convnext_backbone.openmmlab.tools.errors import BUILD_ERRORS, UsageError, describe_error
 from convnext_backbone.openmmlab.tools.launch import ConfigOptions
 from convnext_backbone.utils.commandline import OneLineParser, print_error
+from convnext_backbone.utils.files import atomic_write
 
 # H, W height and width of an image in pixels
 
@@ -46,7 +45,8 @@ GAP, MARGIN = 12, 36  # between a pair's halves, and around everything, in pixel
 TITLE_SIZE, NAME_SIZE, TAG_SIZE = 40, 26, 20  # of the letters, in pixels
 LINE = 3  # width of a box, in pixels
 PAIRS_PER_ROW = 2
-METHODS = MappingProxyType({"MaskRCNN": "Mask R-CNN", "UPerHead": "UperNet"})
+METHODS: Mapping[str, str] = {"MaskRCNN": "Mask R-CNN", "UPerHead": "UperNet"}
+FORMATS: Mapping[str, str] = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 MIN_SCORE = 0.5
 MAX_OVERLAP = 0.6  # IoU of two predictions that may both be drawn
 # Digits have colours of their own: a class without a tag must be read from the tint alone.
@@ -64,7 +64,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.num < 1:
         parser.error(f"argument --num: must be at least 1, got {args.num}")
-    if Path(args.out).suffix.lower() not in (".png", ".jpg", ".jpeg"):
+    if Path(args.out).suffix.lower() not in FORMATS:
         parser.error(f"argument --out: must end in .png or .jpg, got {args.out!r}")
     return args
 
@@ -118,7 +118,7 @@ def draw_instances(image: Image.Image, instances: Any, classes: tuple[str, ...])
         classes: Names of the classes.
     """
     scores, boxes = instances.get("scores"), corners(instances.bboxes)
-    kept = range(len(boxes)) if scores is None else best_of_each_place(boxes, scores)
+    kept = range(len(boxes)) if scores is None else most_certain(boxes, scores)
     masks = instances.masks
     masks = masks.masks.astype(bool) if hasattr(masks, "masks") else masks.numpy()
     labels = instances.labels.tolist()
@@ -133,11 +133,10 @@ def draw_instances(image: Image.Image, instances: Any, classes: tuple[str, ...])
         draw_tag(draw, box, text, colour)
 
 
-def best_of_each_place(boxes: torch.Tensor, scores: torch.Tensor) -> list[int]:
-    """Choose the predictions to draw: certain ones, and of overlapping ones the most certain.
+def most_certain(boxes: torch.Tensor, scores: torch.Tensor) -> list[int]:
+    """Choose the predictions to draw: those above `MIN_SCORE`, without overlaps.
 
-    mmdet suppresses overlaps within a class only; COCO's metrics want the second-best class too,
-    a reader of the picture does not.
+    mmdet suppresses overlaps within a class only: COCO's metrics count the second-best class too.
     """
     return [i for i in nms(boxes, scores, MAX_OVERLAP).tolist() if scores[i] >= MIN_SCORE]
 
@@ -192,10 +191,12 @@ def label_pair(sample: Any, image: Image.Image, classes: tuple[str, ...]) -> lis
     return [truth, predicted]
 
 
-DRAW_PAIR: Mapping[str, Callable[[Any, Image.Image, tuple[str, ...]], list[Image.Image]]]
-DRAW_PAIR = MappingProxyType({"mmdet": detection_pair, "mmseg": label_pair})
-# Only label maps need a legend: a detection bears its class.
-FIRST_IN_LEGEND = MappingProxyType({"mmseg": 1})
+DRAW_PAIR: Mapping[str, Callable[[Any, Image.Image, tuple[str, ...]], list[Image.Image]]] = {
+    "mmdet": detection_pair,
+    "mmseg": label_pair,
+}
+# Only label maps need a legend: each box is drawn with the name of its class.
+FIRST_IN_LEGEND: Mapping[str, int] = {"mmseg": 1}
 
 
 def sheet(pairs: list[list[Image.Image]], title: str, legend: tuple[str, ...]) -> Image.Image:
@@ -247,15 +248,6 @@ def headline(cfg: Config) -> str:
     return f"{METHODS.get(method, method)} on {arch}, trained from scratch: validation images"
 
 
-def save(page: Image.Image, out: str) -> None:
-    """Write the picture whole or not at all."""
-    path = Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
-    page.save(partial)
-    partial.replace(path)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Draw the picture.
 
@@ -279,7 +271,11 @@ def main(argv: list[str] | None = None) -> int:
         image = enlarge(Image.open(sample.img_path).convert("RGB"), Image.Resampling.LANCZOS)
         pairs.append(DRAW_PAIR[cfg.default_scope](sample, image, classes))
     first = FIRST_IN_LEGEND.get(cfg.default_scope, len(classes))
-    save(sheet(pairs, headline(cfg), classes[first:]), args.out)
+    out = Path(args.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(out) as partial:
+        page = sheet(pairs, headline(cfg), classes[first:])
+        page.save(partial, FORMATS[out.suffix.lower()])
     print(f"wrote {args.out}")
     return 0
 

@@ -30,7 +30,6 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -50,7 +49,7 @@ FIRST_DIGIT_LABEL = 2
 
 VAL_SHARE = 5  # one scan in five
 # Rows of the photographs (427x640), first and past the last.
-PHOTO_ROWS = MappingProxyType({"train": (0, 250), "val": (257, 427)})
+PHOTO_ROWS: Mapping[str, tuple[int, int]] = {"train": (0, 250), "val": (257, 427)}
 CROP_SIDE = (96, 168)  # side of a crop in the photograph, in pixels
 
 DIMMING = (0.3, 0.7)  # of the photograph, so that bright ink stands out everywhere
@@ -341,7 +340,7 @@ def write_split(
 
 
 def manifest_of(args: argparse.Namespace) -> dict[str, Any]:
-    """Describe the set that `args` ask for; two sets are the same if their manifests are."""
+    """Describe the set that `args` give; two sets are the same if their manifests are."""
     return {
         "tool": "make_quickstart_data",
         "format": FORMAT,
@@ -354,14 +353,14 @@ def manifest_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def read_manifest(out: Path) -> dict[str, Any] | None:
-    """Read the manifest of a folder of ours; None for any other folder."""
+    """Read the manifest of a folder that this tool made; None for any other folder."""
     try:
         manifest = json.loads((out / "manifest.json").read_text(encoding="ascii"))
     except (OSError, ValueError):
         return None
     ours = isinstance(manifest, dict) and manifest.get("tool") == "make_quickstart_data"
     known = {"images", "annotations", "manifest.json"}
-    # A file that somebody put beside the set makes the folder theirs: it must not be deleted.
+    # A folder with other files in it must not be deleted.
     return manifest if ours and {entry.name for entry in out.iterdir()} <= known else None
 
 
@@ -387,18 +386,11 @@ def build(args: argparse.Namespace, root: Path) -> None:
     )
 
 
-def replace_folder(new: Path, out: Path, aside: Path) -> None:
-    """Move `new` to `out`; what stood there goes to `aside` for the caller to delete."""
-    if out.exists():
-        out.rename(aside)
-    new.rename(out)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Build the set unless it is there.
 
     Returns:
-        Exit code: 0, or 2 when the folder is somebody else's or cannot be written.
+        Exit code: 0, or 2 when the folder was not made by this tool or cannot be written.
     """
     args = parse_args(argv)
     out = Path(args.out)
@@ -416,10 +408,12 @@ def main(argv: list[str] | None = None) -> int:
         return print_error(PROGRAM, f"--out {out} cannot be made: {error.strerror}")
     try:
         # A folder inside the temporary one, which only its owner may read.
-        fresh = work / "set"
-        fresh.mkdir()
-        build(args, fresh)
-        replace_folder(fresh, out, work / "old")
+        new = work / "set"
+        new.mkdir()
+        build(args, new)
+        if out.exists():
+            out.rename(work / "old")
+        new.rename(out)
     except OSError as error:
         return print_error(PROGRAM, f"--out {out} cannot be written: {error.strerror}")
     finally:

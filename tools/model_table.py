@@ -1,9 +1,8 @@
 #!/usr/bin/env python
-"""Write the tables of configs/*/README.md: what was published, and what is measured here.
+"""Write the tables of configs/*/README.md: published figures beside measured ones.
 
-The published figures and their sources stand in each folder's metafile.yml. Parameters and FLOPs
-are counted from the configs themselves, on the meta device, by the convention that
-convnext_backbone/openmmlab/complexity.py describes.
+The published figures and their sources are in each folder's metafile.yml. Parameters and FLOPs
+are counted from the configs themselves, by the convention that complexity.py describes.
 """
 
 import sys
@@ -11,16 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from complexity import count_flops, count_parameters, input_size
 from mmengine.config import Config
 from mmengine.fileio import load
 
 import convnext_backbone  # noqa: F401 - registers the backbone
-from convnext_backbone.openmmlab.tools.complexity import (
-    build_model,
-    count_flops,
-    count_parameters,
-    input_size,
-)
+from convnext_backbone.openmmlab.tools.config import build_model
 from convnext_backbone.utils.commandline import OneLineParser, print_error
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -98,7 +93,7 @@ def with_table(text: str, drawn: str) -> str:
 
 
 def outdated(root: Path = ROOT) -> Iterator[tuple[Path, str]]:
-    """Yield each README whose table is not what the configs say, with the text that it should be.
+    """Yield each README whose table is out of date, with the text that it should have.
 
     Raises:
         ValueError: A README lacks the marks of its table.
@@ -115,7 +110,7 @@ def outdated(root: Path = ROOT) -> Iterator[tuple[Path, str]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Rewrite the tables, or with --check say which ones are out of date.
+    """Rewrite the tables, or with --check list those that are out of date.
 
     Returns:
         0; 1 when --check found an outdated table; 2 for a mistake.

@@ -8,7 +8,7 @@ from mmengine.config import Config, DictAction
 
 import convnext_backbone  # noqa: F401 - registers the backbone
 from convnext_backbone.openmmlab.layer_decay import format_layer_groups, layer_groups
-from convnext_backbone.openmmlab.tools.complexity import build_model
+from convnext_backbone.openmmlab.tools.config import build_model
 from convnext_backbone.openmmlab.tools.config_options import apply_options
 from convnext_backbone.openmmlab.tools.errors import UsageError
 from convnext_backbone.utils.commandline import OneLineParser, print_error
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def table(path: str, options: dict[str, object]) -> str:
-    """Draw the groups of a config's optimizer.
+    """Return the groups of a config's optimizer as a table.
 
     Raises:
         FileNotFoundError: There is no such config.

@@ -5,11 +5,14 @@ of facebookresearch/ConvNeXt, object_detection/mmdet/models/backbones/convnext.p
 and `out_indices` are transformers' (models/convnext/modeling_convnext.py).
 """
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from typing_extensions import Unpack
+from torch.nn.utils import parametrize
+from typing_extensions import Self, Unpack
 
 from ..weights import LOAD_OPTIONS, load_weights
 from .config import ConfigFields, ConvNextConfig, resolve_config, show_config_fields
@@ -22,8 +25,20 @@ from .pretrained import PretrainedTrunk
 _INIT_CFG_KEYS = ("type", "checkpoint", "map_location")
 
 
+# An attribute of modules, the names of their parameters that the backbone froze, and of these
+# parameters. Kept in both, since either may be exchanged: the parameter by loading with assign=True
+# or by a copy, the module by a layer that takes over its parameters.
+_FROZEN_HERE = "_requires_grad_before_freezing"
+
+
 class ConvNextBackbone(PretrainedTrunk):
     """A ConvNeXt that returns the maps of the requested stages, each through its own LayerNorm.
+
+    Stages after the last output are not run and take no gradient, so DistributedDataParallel needs
+    no `find_unused_parameters`. Where hidden states are asked for all stages are run and trained:
+    set `output_hidden_states` of the config, or ask in a call, from which on they take gradients.
+    A call in a compiled graph cannot change that, nor parameters that an optimizer or
+    DistributedDataParallel has taken before.
 
     Args:
         config: A `ConvNextConfig`, or the name of an architecture (as `arch`).
@@ -32,20 +47,27 @@ class ConvNextBackbone(PretrainedTrunk):
         frozen_stages: As in mmdet: -1 freezes nothing, 0 the stem, k the stem and stages 1 to k.
             Frozen parameters take no gradient, and their modules stay in eval mode. The norms of
             the outputs are never frozen.
-        with_cp: False keeps the blocks' activations for the backward pass, "selective" only those
-            that are dear to recompute, True none.
+        with_cp: What the blocks hold for the backward pass: False, all activations; "selective",
+            the outputs of convolutions and linear layers; True, the blocks' inputs only.
         init_cfg: `dict(type='Pretrained', checkpoint=SOURCE)`, applied by `init_weights()`; SOURCE
             is anything that `load_weights` reads, and options of `load_weights` may be added.
         fields: Fields of `ConvNextConfig` that replace those of `config` or `arch`.
 
     Attributes:
         config: This backbone's own `ConvNextConfig`.
-        load_report: What the last loading of weights did, or None.
+        load_report: The `LoadReport` of the last loading of weights, or None.
 
     Raises:
         ValueError: An argument is out of its range or the outputs are not a valid choice.
         TypeError: An argument is of the wrong type or unknown.
+
+    Example:
+        >>> backbone = ConvNextBackbone("convnext_tiny", out_indices=(1, 2, 3, 4))
+        >>> [tuple(x.shape) for x in backbone(torch.randn(1, 3, 224, 224))]
+        [(1, 96, 56, 56), (1, 192, 28, 28), (1, 384, 14, 14), (1, 768, 7, 7)]
     """
+
+    has_attentions = False
 
     @show_config_fields
     def __init__(
@@ -62,14 +84,13 @@ class ConvNextBackbone(PretrainedTrunk):
         self._frozen_stages = self._check_frozen_stages(frozen_stages)
         self.init_cfg = _check_init_cfg(init_cfg)
         self.norms = nn.ModuleDict()
-        # Parameters that are frozen or behind the outputs, and whether they took a gradient before.
-        self._idle: dict[str, bool] = {}
-        self._align()
+        self._trains_all_stages = False
+        self._untrained_stages: set[int] = set()
+        self._rebuild_outputs()
+        self.train()
         self.reset_parameters()
 
-    has_attentions = False
-
-    # What it gives: names, positions, channels and strides of the outputs, in stage order.
+    # Names, positions, channels and strides of the outputs, in stage order.
 
     @property
     def stage_names(self) -> tuple[str, ...]:
@@ -78,13 +99,13 @@ class ConvNextBackbone(PretrainedTrunk):
 
     @property
     def out_features(self) -> tuple[str, ...]:
-        """The names of the outputs. Assigning another choice gives new outputs fresh norms."""
+        """The names of the outputs. Assignable; the norms of new outputs are newly initialized."""
         return tuple(self.config.out_features)
 
     @out_features.setter
     def out_features(self, names: Sequence[str]) -> None:
         self.config.out_features = names
-        self._align()
+        self._rebuild_outputs()
 
     @property
     def out_indices(self) -> tuple[int, ...]:
@@ -94,7 +115,7 @@ class ConvNextBackbone(PretrainedTrunk):
     @out_indices.setter
     def out_indices(self, indices: Sequence[int]) -> None:
         self.config.out_indices = indices
-        self._align()
+        self._rebuild_outputs()
 
     @property
     def num_features(self) -> tuple[int, ...]:
@@ -126,7 +147,7 @@ class ConvNextBackbone(PretrainedTrunk):
         """Return the normed map of each requested stage.
 
         Stages after the last requested one are not run, unless their hidden states are asked for.
-        A side that a stride does not divide is floored, as in every other ConvNeXt.
+        Where a stride does not divide a side, the size of the map is rounded down.
 
         Args:
             pixel_values: Images (N, num_channels, H, W), floating point.
@@ -144,13 +165,16 @@ class ConvNextBackbone(PretrainedTrunk):
             ValueError: The shape does not fit, or the image is smaller than the last stride.
             TypeError: The input is not a floating-point tensor.
         """
-        return self._answer(self._run(pixel_values, output_hidden_states), return_dict)
+        return self._format_output(self._run(pixel_values, output_hidden_states), return_dict)
 
     def _run(self, pixel_values: Tensor, output_hidden_states: bool | None) -> FeatureMaps:
-        if self.out_features != tuple(self.norms.keys()):
-            # The user changed the config, or its list, which has not been checked yet.
-            self.out_features = self.out_features
         keep_all = self._wants_hidden_states(output_hidden_states)
+        if (self.config.out_features, self.config.out_indices) != self._built_outputs:
+            self.config.update({})  # checks lists that were edited in place
+            self._rebuild_outputs()
+        if keep_all and not self._trains_all_stages and _is_training_step():
+            self._trains_all_stages = True
+            self._freeze()
         last = len(self.config.depths) if keep_all else self.out_indices[-1]
         maps, hidden = [], []
         for name, x in zip(self.stage_names, self.iter_maps(pixel_values, last), strict=False):
@@ -161,68 +185,85 @@ class ConvNextBackbone(PretrainedTrunk):
         return FeatureMaps(maps, tuple(hidden) if keep_all else None)
 
     def forward_with_filtered_kwargs(
-        self,
-        pixel_values: Tensor,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-        output_attentions: bool | None = None,
+        self, *args: Any, **kwargs: Any
     ) -> BackboneOutput | tuple[Any, ...]:
         """Return what transformers' segmentors and detectors expect of a backbone.
 
         Its UperNet, for one, calls backbones by this name. Positions mean what they mean there:
-        `output[0]` is the tuple of maps. Arguments are those of a call.
+        `output[0]` is the tuple of maps. Arguments are those of a call; other keywords are ignored.
         """
-        maps = self(pixel_values, output_hidden_states, return_dict=True)
+        call = inspect.signature(self.forward)
+        known = {name: value for name, value in kwargs.items() if name in call.parameters}
+        arguments = call.bind(*args, **known).arguments
+        return_dict = arguments.pop("return_dict", None)
+        maps = self(**arguments, return_dict=True)
         output = BackboneOutput(feature_maps=maps.feature_maps, hidden_states=maps.hidden_states)
-        return self._answer(output, return_dict)
+        return self._format_output(output, return_dict)
 
-    # How it trains: which parts are frozen, and their mode.
+    # Freezing, and the mode of frozen modules.
 
-    def train(self, mode: bool = True) -> "ConvNextBackbone":
+    def train(self, mode: bool = True) -> Self:
         """Set training mode, but keep frozen modules in eval mode. Returns self."""
         super().train(mode)
-        for module in self._frozen_modules():
-            module.eval()
+        for stage in range(self.frozen_stages + 1):
+            self._set_mode(stage)
         return self
 
-    def _frozen_modules(self) -> list[nn.Module]:
-        if self.frozen_stages < 0:
-            return []
-        k = self.frozen_stages
-        return [self.downsample_layers[0], *self.downsample_layers[1:k], *self.stages[:k]]
+    def _set_mode(self, stage: int) -> None:
+        for module in self._modules_of(stage):
+            module.train(self.training and stage > self.frozen_stages)
 
-    def _unused_modules(self) -> list[nn.Module]:
-        last = self.out_indices[-1]
-        return [*self.downsample_layers[max(last, 1) :], *self.stages[last:]]
+    def _modules_of(self, stage: int) -> list[nn.Module]:
+        """Return the stem for 0, else a stage and the downsampling before it, where it is there."""
+        if stage == 0:
+            return [*self.downsample_layers[:1]]
+        downsampling = self.downsample_layers[stage - 1 : stage] if stage > 1 else ()
+        return [*downsampling, *self.stages[stage - 1 : stage]]
 
-    def _align(self) -> None:
+    def _rebuild_outputs(self) -> None:
         """Hold one norm per output, and gradients for what is run and not frozen.
 
-        A norm that stays keeps its weights. A stage that is not run would have no gradient, which
-        DistributedDataParallel refuses unless it is told to look for such parameters. Whatever else
-        the user has frozen stays so.
+        A norm that stays keeps its weights.
         """
         like = next(self.parameters())
         norms = dict(self.norms)
-        self.norms = nn.ModuleDict(
-            {
-                name: norms.get(name)
-                or LayerNorm2d(
-                    channels, eps=self.config.norm_eps, device=like.device, dtype=like.dtype
-                )
-                for name, channels in self.out_feature_channels.items()
-                if name in self.out_features
-            }
-        )
-        named = dict(self.named_parameters())
-        for name, before in self._idle.items():
-            named[name].requires_grad_(before)
-        modules = (*self._frozen_modules(), *self._unused_modules())
-        idle = {p for module in modules for p in module.parameters()}
-        self._idle = {name: p.requires_grad for name, p in named.items() if p in idle}
-        for p in idle:
-            p.requires_grad_(False)
-        self.train(self.training)
+        for name in self.out_features:
+            if name not in norms:
+                norm = LayerNorm2d(self.out_feature_channels[name], eps=self.config.norm_eps)
+                norms[name] = norm.to(like.device, like.dtype).train(self.training)
+        self.norms = nn.ModuleDict({name: norms[name] for name in self.out_features})
+        # Copies: the lists of the config may be edited in place.
+        self._built_outputs = [*self.config.out_features], [*self.config.out_indices]
+        self._freeze()
+
+    def _freeze(self) -> None:
+        """Freeze the stages that are not to train any more, unfreeze those that are again.
+
+        Only what has changed since the last time is touched, and only parameters that this froze
+        are unfrozen: whatever the user has frozen, unfrozen or put there in between stays so.
+        """
+        num = len(self.config.depths)
+        trains_all = self._trains_all_stages or self.config.output_hidden_states
+        last = num if trains_all else self.out_indices[-1]
+        untrained = {s for s in range(num + 1) if s <= self.frozen_stages or s > last}
+        modules = {stage: self._modules_of(stage) for stage in untrained}
+        # Parameters may be tied across stages: what one of them may not train stays frozen.
+        still = {p for group in modules.values() for module in group for p in module.parameters()}
+        for module in self.modules():
+            for name, p in _own_parameters(module):
+                here = vars(module).get(_FROZEN_HERE, set())
+                if p not in still and (name in here or hasattr(p, _FROZEN_HERE)):
+                    p.requires_grad_(True)
+                    here.discard(name)
+                    vars(p).pop(_FROZEN_HERE, None)
+        for stage in untrained - self._untrained_stages:
+            for module in (part for group in modules[stage] for part in group.modules()):
+                for name, p in _own_parameters(module):
+                    if p.requires_grad:
+                        p.requires_grad_(False)
+                        vars(p)[_FROZEN_HERE] = True
+                        vars(module).setdefault(_FROZEN_HERE, set()).add(name)
+        self._untrained_stages = untrained
 
     @property
     def frozen_stages(self) -> int:
@@ -231,8 +272,10 @@ class ConvNextBackbone(PretrainedTrunk):
 
     @frozen_stages.setter
     def frozen_stages(self, value: int) -> None:
-        self._frozen_stages = self._check_frozen_stages(value)
-        self._align()
+        before, self._frozen_stages = self._frozen_stages, self._check_frozen_stages(value)
+        self._freeze()
+        for stage in range(min(before, value) + 1, max(before, value) + 1):
+            self._set_mode(stage)
 
     def _check_frozen_stages(self, value: Any) -> int:
         last = len(self.config.depths)
@@ -241,7 +284,7 @@ class ConvNextBackbone(PretrainedTrunk):
         return value
 
     def init_weights(self) -> None:
-        """Fill the parameters afresh, then load what `init_cfg` names. mmengine calls this."""
+        """Initialize the parameters, then load what `init_cfg` names. mmengine calls this."""
         if self.is_init:
             return
         self.reset_parameters()
@@ -251,12 +294,27 @@ class ConvNextBackbone(PretrainedTrunk):
         self.is_init = True
 
 
+def _own_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield a module's own parameters by the names that they have without reparametrization."""
+    for name, p in module.named_parameters(recurse=False):
+        yield name.removesuffix("_orig"), p  # torch.nn.utils.prune
+    if parametrize.is_parametrized(module):
+        for name, originals in module.get_submodule("parametrizations").named_children():
+            yield from ((name, p) for p in originals.parameters(recurse=False))
+
+
+def _is_training_step() -> bool:
+    return (
+        torch.is_grad_enabled() and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    )
+
+
 def _check_init_cfg(init_cfg: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     if init_cfg is None:
         return None
     if not isinstance(init_cfg, Mapping) or init_cfg.get("type") != "Pretrained":
         raise ValueError(
-            "init_cfg must be None or dict(type='Pretrained', checkpoint=...); a fresh start is "
+            "init_cfg must be None or dict(type='Pretrained', checkpoint=...); initial values are "
             f"governed by initializer_range and layer_scale_init_value; got {init_cfg!r}"
         )
     if "checkpoint" not in init_cfg:

@@ -103,7 +103,7 @@ class ConvNextModel(_PooledTrunk):
             ValueError: The shape does not fit, or the image is smaller than the last stride.
             TypeError: The input is not a floating-point tensor.
         """
-        return self._answer(self._run(pixel_values, output_hidden_states), return_dict)
+        return self._format_output(self._run(pixel_values, output_hidden_states), return_dict)
 
 
 class ConvNextForImageClassification(_PooledTrunk):
@@ -151,7 +151,7 @@ class ConvNextForImageClassification(_PooledTrunk):
         logits = self.head(base.pooler_output)
         loss = None if labels is None else self._loss(logits, labels.to(logits.device))
         output = ImageClassifierOutput(loss=loss, logits=logits, hidden_states=base.hidden_states)
-        return self._answer(output, return_dict)
+        return self._format_output(output, return_dict)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         problem = self.config.problem_type or _guess_problem(self.num_labels, labels)

@@ -1,24 +1,24 @@
-"""What the models return: named values that pass for the tuples and dicts that callers expect.
+"""Outputs of the models: named values that also serve as tuples and dicts.
 
-Both kinds are registered as pytree nodes, so torch.export, torch.compile and FSDP take them apart
-and put them together again. Names are transformers' (modeling_outputs.py).
+Both kinds are registered as pytree nodes, which torch.export, torch.compile and FSDP flatten and
+rebuild. Names and behaviour are transformers' (modeling_outputs.py, utils/generic.py).
 """
 
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch.utils._pytree as pytree
 from torch import Tensor
 
 
 class FeatureMaps(tuple[Tensor, ...]):
-    """The maps of a backbone: a tuple, which is also its own `feature_maps`.
+    """The maps of a backbone: a tuple of (N, C_i, H_i, W_i), which is also its own `feature_maps`.
 
-    OpenMMLab's necks and heads ask for a tuple, Hugging Face's users for `outputs.feature_maps`.
+    OpenMMLab's necks and heads take a tuple, Hugging Face's users `outputs.feature_maps`.
 
     Attributes:
         hidden_states: The maps of the stem and of every stage before any output norm, where they
-            were asked for. They are no part of the tuple.
+            were asked for. They are not part of the tuple.
         attentions: None, as a convolutional network has none.
     """
 
@@ -47,25 +47,47 @@ class FeatureMaps(tuple[Tensor, ...]):
 class ModelOutput(dict[str, Any]):
     """Values by name, by attribute and by position; a value that is None takes no position.
 
-    As in transformers, iterating gives the names, and `output[0]` is the first value there is.
+    As in transformers, iterating gives the names, `output[0]` is the first value there is, names
+    and attributes are assigned together, and nothing can be removed.
     """
 
     names: ClassVar[tuple[str, ...]] = ()
 
+    def __init_subclass__(cls) -> None:
+        cls.names = tuple(cls.__annotations__)
+        pytree.register_pytree_node(
+            cls,
+            lambda output: (list(output.values()), list(output)),
+            lambda children, names: cls(zip(names, children, strict=True)),
+            serialized_type_name=f"convnext_backbone.{cls.__name__}",
+        )
+
     def __init__(self, *args: Any, **values: Any) -> None:
-        present = {k: v for k, v in dict(*args, **values).items() if v is not None}
-        unknown = present.keys() - set(self.names)
+        given = dict(*args, **values)
+        unknown = given.keys() - set(self.names)
         if unknown:
             raise TypeError(f"{type(self).__name__} has {self.names}, got {sorted(unknown)}")
-        super().__init__((name, present[name]) for name in self.names if name in present)
-
-    def __getattr__(self, name: str) -> Any:
-        if name in self.names:
-            return self.get(name)
-        raise AttributeError(f"{type(self).__name__} has {self.names}, got {name!r}")
+        super().__init__()
+        for name in self.names:
+            if given.get(name) is not None:
+                self[name] = given[name]
 
     def __getitem__(self, key: Any) -> Any:
         return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        super().__setattr__(key, value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.names and value is not None:
+            super().__setitem__(name, value)
+        super().__setattr__(name, value)
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError(f"values of {type(self).__name__} cannot be removed or updated together")
+
+    __delitem__ = pop = setdefault = update = _refuse
 
     def to_tuple(self) -> tuple[Any, ...]:
         """Return the values there are."""
@@ -73,31 +95,37 @@ class ModelOutput(dict[str, Any]):
 
 
 class BackboneOutput(ModelOutput):
-    """What `ConvNextBackbone.forward_with_filtered_kwargs` returns, for transformers' models.
+    """The output of `ConvNextBackbone.forward_with_filtered_kwargs`, for transformers' models.
 
-    `feature_maps` are the maps of the requested stages; `attentions` is always None.
+    `feature_maps` are the maps (N, C_i, H_i, W_i) of the requested stages; `attentions` is None.
     """
 
-    names = ("feature_maps", "hidden_states", "attentions")
+    feature_maps: tuple[Tensor, ...] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: None = None
 
 
 class BaseModelOutput(ModelOutput):
-    """What `ConvNextModel` returns.
+    """The output of `ConvNextModel`.
 
     `last_hidden_state` is the last map (N, C, H, W), or DINOv3's tokens (N, 1 + H * W, C);
     `pooler_output` is (N, C).
     """
 
-    names = ("last_hidden_state", "pooler_output", "hidden_states")
+    last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
 
 
 class ImageClassifierOutput(ModelOutput):
-    """What `ConvNextForImageClassification` returns.
+    """The output of `ConvNextForImageClassification`.
 
     `logits` is (N, num_labels), `loss` a scalar.
     """
 
-    names = ("loss", "logits", "hidden_states")
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
 
 
 def _flatten_maps(maps: FeatureMaps) -> tuple[list[Tensor], int]:
@@ -109,24 +137,9 @@ def _unflatten_maps(tensors: Iterable[Tensor], num_maps: int) -> FeatureMaps:
     return FeatureMaps(tensors[:num_maps], tensors[num_maps:] or None)
 
 
-def _register_output(cls: type[ModelOutput]) -> None:
-    def flatten(output: ModelOutput) -> tuple[list[Any], list[str]]:
-        return list(output.values()), list(output)
-
-    def unflatten(children: Iterable[Any], names: list[str]) -> ModelOutput:
-        return cls(zip(names, children, strict=True))
-
-    pytree.register_pytree_node(
-        cls, flatten, unflatten, serialized_type_name=f"convnext_backbone.{cls.__name__}"
-    )
-
-
 pytree.register_pytree_node(
     FeatureMaps,
     _flatten_maps,
     _unflatten_maps,
     serialized_type_name="convnext_backbone.FeatureMaps",
 )
-_register_output(BackboneOutput)
-_register_output(BaseModelOutput)
-_register_output(ImageClassifierOutput)

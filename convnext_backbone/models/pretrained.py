@@ -77,7 +77,9 @@ class PretrainedTrunk(ConvNextTrunk):
     def _wants_hidden_states(self, asked: bool | None) -> bool:
         return self.config.output_hidden_states if asked is None else asked
 
-    def _answer(self, output: _Output, return_dict: bool | None) -> _Output | tuple[Any, ...]:
+    def _format_output(
+        self, output: _Output, return_dict: bool | None
+    ) -> _Output | tuple[Any, ...]:
         named = self.config.return_dict if return_dict is None else return_dict
         return output if named else output.to_tuple()
 
@@ -162,7 +164,7 @@ def _check_names(cls: type[PretrainedTrunk], names: Collection[str]) -> None:
         TypeError: There is no such argument.
     """
     init = getattr(cls, "__init__")  # noqa: B009 - mypy takes it for an instance's
-    if init.__module__.partition(".")[0] != __package__:
+    if init.__module__.partition(".")[0] != __package__.partition(".")[0]:
         return  # a subclass may take any keyword
     built = list(inspect.signature(init).parameters.values())[1:]
     own = tuple(p.name for p in built if p.kind is not p.VAR_KEYWORD)

@@ -128,7 +128,8 @@ class ConvNextTrunk(nn.Module):
             TypeError: `pixel_values` is not a floating-point tensor.
             ValueError: It is not (N, num_channels, H, W), or too small for stage `last`.
         """
-        self._check_input(pixel_values, last)
+        channels, least = self.config.num_channels, self.config.strides[last]
+        _check_images(pixel_values, channels, least, self.config.stage_names[last])
         x = self.downsample_layers[0](pixel_values)
         yield x
         for index in range(last):
@@ -136,22 +137,6 @@ class ConvNextTrunk(nn.Module):
                 x = self.downsample_layers[index](x)
             x = self.stages[index](x)
             yield x
-
-    def _check_input(self, pixel_values: Tensor, last: int) -> None:
-        if not isinstance(pixel_values, Tensor):
-            raise TypeError(f"pixel_values must be a tensor, got {type(pixel_values).__name__}")
-        if not pixel_values.is_floating_point():
-            raise TypeError(f"pixel_values must be floating point, got {pixel_values.dtype}")
-        shape = tuple(pixel_values.shape)
-        channels = self.config.num_channels
-        if len(shape) != 4 or shape[1] != channels:
-            raise ValueError(f"pixel_values must have shape (N, {channels}, H, W), got {shape}")
-        least = self.config.strides[last]
-        if shape[2] < least or shape[3] < least:
-            raise ValueError(
-                f"pixel_values must be at least {least}x{least} pixels to reach "
-                f"{self.config.stage_names[last]!r}, got {shape[2]}x{shape[3]}"
-            )
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -165,3 +150,21 @@ class ConvNextTrunk(nn.Module):
 def _linear_rates(last: float, num: int) -> list[float]:
     """Return `num` rates from 0 to `last`, evenly spaced; a lone block gets 0."""
     return [last * i / max(num - 1, 1) for i in range(num)]
+
+
+@torch.fx.wrap  # a leaf of symbolic tracing, which has no shapes to compare
+def _check_images(pixel_values: Tensor, channels: int, least: int, stage_name: str) -> None:
+    if not isinstance(pixel_values, Tensor):
+        raise TypeError(f"pixel_values must be a tensor, got {type(pixel_values).__name__}")
+    if not pixel_values.is_floating_point():
+        raise TypeError(f"pixel_values must be floating point, got {pixel_values.dtype}")
+    if torch.jit.is_tracing():  # sizes are tensors there, and comparing them warns
+        return
+    shape = tuple(pixel_values.shape)
+    if len(shape) != 4 or shape[1] != channels:
+        raise ValueError(f"pixel_values must have shape (N, {channels}, H, W), got {shape}")
+    if shape[2] < least or shape[3] < least:
+        raise ValueError(
+            f"pixel_values must be at least {least}x{least} pixels to reach {stage_name!r}, got "
+            f"{shape[2]}x{shape[3]}"
+        )

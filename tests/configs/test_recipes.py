@@ -11,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import json
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,15 +32,14 @@ from mmengine.registry import OPTIM_WRAPPERS, PARAM_SCHEDULERS, TRANSFORMS, init
 from mmseg.structures import SegDataSample
 
 from convnext_backbone import ConvNextBackbone
-from convnext_backbone.openmmlab.tools.complexity import (
-    build_model,
-    count_flops,
-    count_parameters,
-    input_size,
-)
+from convnext_backbone.openmmlab.tools.config import build_model
 from convnext_backbone.weights import list_weights
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+from complexity import count_flops, count_parameters, input_size
+
 CONFIGS = sorted(
     str(path.relative_to(ROOT / "configs"))
     for path in (ROOT / "configs").glob("[!_]*/*.py")

@@ -15,7 +15,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData, PixelData
 
-from convnext_backbone.openmmlab.tools.complexity import register_models
+from convnext_backbone.openmmlab.tools.config import register_models
 from convnext_backbone.openmmlab.tools.config_options import apply_options
 
 CONFIGS = Path(__file__).parents[2] / "configs"

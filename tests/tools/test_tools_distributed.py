@@ -21,7 +21,7 @@ if torch.cuda.is_available():
 from mmengine.config import Config
 
 from convnext_backbone.openmmlab.patches.mmengine_safe_globals import allow_mmengine_types
-from convnext_backbone.openmmlab.tools.complexity import build_model
+from convnext_backbone.openmmlab.tools.config import build_model
 
 HALVES = ("--cfg-options", "train_dataloader.batch_size=2", "val_dataloader.batch_size=2")
 TWO_STEPS = ("train_cfg.max_iters=2", "train_cfg.val_interval=2")

@@ -1,12 +1,15 @@
-"""Reading the config of tools/train.py and tools/test.py, and whether it is mmdet's or mmseg's."""
+"""Reading a config, finding out whether it is mmdet's or mmseg's, and building its model."""
 
 import importlib
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
 
+from ...utils.checks import check_choice
 from ...utils.commandline import one_line
 from ..config_walk import split_datasets
 from .config_options import apply_options
@@ -108,3 +111,26 @@ def _is_own_type(scope: str, registry: str, name: str) -> bool:
     own = getattr(importlib.import_module(f"{scope}.registry"), registry)
     own.import_from_location()
     return name in own.module_dict
+
+
+def build_model(cfg: Config, device: str = "meta") -> Any:
+    """Build the model of a config on `device`, by default without any storage.
+
+    Raises:
+        ValueError: The config's `default_scope` is neither mmdet nor mmseg.
+        KeyError: A type of the config is not registered.
+    """
+    register_models(cfg.default_scope)
+    init_default_scope(cfg.default_scope)
+    with torch.device(device):
+        return MODELS.build(cfg.model).eval()
+
+
+def register_models(scope: str) -> None:
+    """Import the models of a config's `default_scope`, so that its types are known.
+
+    Raises:
+        ValueError: The scope is neither mmdet nor mmseg.
+    """
+    check_choice("default_scope", scope, SCOPES)
+    importlib.import_module(f"{scope}.models")

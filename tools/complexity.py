@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of a whole detector or segmentor, counted without computing anything.
+"""Parameters and FLOPs of a whole detector or segmentor, counted on the meta device.
 
 The FLOPs are multiply-accumulates of convolutions and matrix products, by the convention behind
 the figures of the ConvNeXt papers, which is that of mmdet 2 and mmsegmentation 0 `get_flops.py`: a
@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -25,25 +24,6 @@ _PROPOSALS = 1000
 _MASKS = 100
 _DETECTION_SIZE = (800, 1280)
 _COSTLY = frozenset({*flop_registry, torch.ops.aten.grid_sampler_2d})
-
-
-def build_model(cfg: Config, device: str = "meta") -> Any:
-    """Build the model of a config on `device`, by default without any storage.
-
-    Raises:
-        KeyError: A type of the config is not registered.
-    """
-    register_models(cfg.default_scope)
-    init_default_scope(cfg.default_scope)
-    with torch.device(device):
-        return MODELS.build(cfg.model).eval()
-
-
-def register_models(scope: str) -> None:
-    """Import the models of a config's `default_scope`, so that its types are known."""
-    if scope not in ("mmdet", "mmseg"):
-        raise ValueError(f"default_scope must be 'mmdet' or 'mmseg', got {scope!r}")
-    importlib.import_module(f"{scope}.models")
 
 
 def input_size(cfg: Config) -> tuple[int, int]:
@@ -63,7 +43,7 @@ def count_flops(model: Any, size: tuple[int, int]) -> int:
     """Count the multiply-accumulates of one image of `size` (height, width) pixels.
 
     Args:
-        model: A model on the meta device, as `build_model` returns it.
+        model: A model on the meta device, as `config.build_model` returns it.
         size: Height and width in pixels.
     """
     counter = FlopCounterMode(display=False)
