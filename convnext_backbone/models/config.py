@@ -20,7 +20,7 @@ from typing_extensions import Self, Unpack
 from ..archs import FAMILIES, arch_fields
 from ..utils.checks import check_choice
 from ..utils.files import read_json, write_json
-from ..weights.source import find_file
+from ..weights.source import resolve
 from .labels import align_labels, check_problem_type
 from .layers import ACTIVATIONS
 
@@ -328,7 +328,7 @@ class ConvNextConfig:
             ConnectionError: The hub cannot be reached.
             ValueError: The file is not a ConvNeXt's config.json.
         """
-        path = find_file(source, CONFIG_NAME, revision=revision, subfolder=subfolder)
+        path = resolve(source, revision=revision, subfolder=subfolder).file(CONFIG_NAME)
         return cls.from_dict(read_json(path), **overrides)
 
     @classmethod

@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..weights import LOAD_OPTIONS, load_pretrained_, open_weights, save_pretrained
-from ..weights.source import at_revision
+from ..weights import LOAD_OPTIONS, OPEN_OPTIONS, load_pretrained_, open_weights, save_pretrained
 from .config import ConvNextConfig
 from .outputs import FeatureMaps, ModelOutput
 from .trunk import ConvNextTrunk
@@ -37,6 +36,7 @@ class PretrainedTrunk(ConvNextTrunk):
         source: str | os.PathLike[str],
         *,
         revision: str | None = None,
+        subfolder: str = "",
         dtype: torch.dtype | str | None = None,
         torch_dtype: torch.dtype | str | None = None,
         ignore_mismatched_sizes: bool = False,
@@ -49,10 +49,11 @@ class PretrainedTrunk(ConvNextTrunk):
                 `list_weights()`. The architecture is read from the tensors.
             revision: The branch, tag or commit of a Hugging Face repository. Nothing else has one;
                 "main", which training scripts give with every source, goes with any.
+            subfolder: The folder inside a directory or a Hugging Face repository.
             dtype: Of the parameters, also by name ("float16"), or "auto", that of the source; fp32
                 when not given.
             torch_dtype: Older releases' name of `dtype`.
-            ignore_mismatched_sizes: Start a head of another number of classes afresh.
+            ignore_mismatched_sizes: Newly initialize a head of another number of classes.
             overrides: Any argument of the constructor, and any option of `load_weights`.
 
         Raises:
@@ -61,7 +62,7 @@ class PretrainedTrunk(ConvNextTrunk):
             FileNotFoundError: There is no such file.
         """
         _check_names(cls, overrides)
-        source = at_revision(source, revision)
+        overrides |= {"revision": revision, "subfolder": subfolder}
         wanted = torch_dtype if dtype is None else dtype
         chosen = _dtype_of(source, overrides) if wanted == "auto" else _floating(wanted)
         if ignore_mismatched_sizes:
@@ -126,7 +127,7 @@ class PretrainedTrunk(ConvNextTrunk):
         if every_n_layers != 1 or offload:
             warnings.warn(
                 f"every_n_layers={every_n_layers} and offload={offload} are ignored: every block "
-                "is recomputed; with_cp='selective' keeps the part of each that is dear",
+                "is recomputed; with_cp='selective' saves convolutions and linear layers",
                 stacklevel=2,
             )
         self.with_cp = True
@@ -152,8 +153,13 @@ class PretrainedTrunk(ConvNextTrunk):
         """Do what `activation_checkpointing_disable` does."""
         self.activation_checkpointing_disable()
 
-    def num_parameters(self, only_trainable: bool = False) -> int:
-        """Count the parameters, or those that take a gradient."""
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Return the number of parameters.
+
+        Args:
+            only_trainable: Count only those that take a gradient.
+            exclude_embeddings: For transformers' callers; a ConvNeXt has no token embeddings.
+        """
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
 
 
@@ -179,7 +185,7 @@ def _check_names(cls: type[PretrainedTrunk], names: Collection[str]) -> None:
 
 
 def _dtype_of(source: str | os.PathLike[str], overrides: Mapping[str, Any]) -> torch.dtype:
-    options = {name: overrides[name] for name in ("ema", "prefix") if name in overrides}
+    options = {name: overrides[name] for name in OPEN_OPTIONS if name in overrides}
     tensors = open_weights(source, **options).tensors.values()
     return next(tensor.dtype for tensor in tensors if tensor.is_floating_point())
 

@@ -283,26 +283,3 @@ def read_hub_id(source: str | os.PathLike[str]) -> HubId | None:
         return None
     found = None if source.endswith(_FILES) else _ID.fullmatch(source)
     return None if found is None else HubId(found["id"], found["revision"])
-
-
-# Names that other packages still import.
-
-
-def is_hub_id(source: str | os.PathLike[str]) -> bool:
-    """Return whether a source that is no path here has the form of a Hugging Face id."""
-    return read_hub_id(source) is not None
-
-
-def at_revision(source: str | os.PathLike[str], revision: str | None) -> str | os.PathLike[str]:
-    """Return a Hugging Face id together with the revision that is asked for beside it."""
-    where = resolve(source, revision=revision)
-    if revision is not None and isinstance(where, HubSource) and where.entry is None:
-        return f"{where.repo_id}@{revision}"
-    return source
-
-
-def find_file(
-    source: str | os.PathLike[str], name: str, *, revision: str | None = None, subfolder: str = ""
-) -> Path:
-    """Return the local path of a file beside the weights of a source."""
-    return resolve(source, revision=revision, subfolder=subfolder).file(name)

@@ -517,3 +517,145 @@ def test_one_patch_is_enough_for_the_stem_and_stage1():
 def test_bad_arguments_are_refused_by_name(arguments, error, message):
     with pytest.raises(error, match=message):
         ConvNextBackbone(**arguments)
+
+
+# Stages behind the outputs, and frozen ones
+
+
+def test_hidden_states_train_the_stages_that_gave_them_as_in_transformers():
+    b = tiny(out_features=["stage1"])
+    assert not any(p.requires_grad for p in b.stages[1:].parameters())
+    out = b(torch.randn(1, 3, 64, 64), output_hidden_states=True)
+    sum(h.square().mean() for h in out.hidden_states).backward()
+    assert all(
+        p.grad is not None for p in (*b.stages.parameters(), *b.downsample_layers.parameters())
+    )
+
+
+def test_hidden_states_by_config_leave_no_stage_untrained():
+    b = tiny(out_features=["stage1"], output_hidden_states=True)
+    assert all(p.requires_grad for p in b.parameters())
+    b(torch.randn(1, 3, 64, 64)).hidden_states[-1].sum().backward()
+    assert all(p.grad is not None for p in b.stages.parameters())
+
+
+def test_hidden_states_without_gradients_change_nothing():
+    b = tiny(out_features=["stage1"])
+    with torch.no_grad():
+        b(torch.randn(1, 3, 64, 64), output_hidden_states=True)
+    assert not any(p.requires_grad for p in b.stages[1:].parameters())
+
+
+class Lora(nn.Module):
+    """A low-rank adapter around a linear layer, as peft puts it there."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.a = nn.Linear(base.in_features, 2, bias=False)
+        self.b = nn.Linear(2, base.out_features, bias=False)
+
+    def forward(self, x):
+        return self.base(x) + self.b(self.a(x))
+
+
+def _adapt(b):
+    b.stages[0][0].pwconv1 = Lora(b.stages[0][0].pwconv1)
+
+
+def _remove(b):
+    b.stages[0][0].gamma = None
+
+
+def _add(b):
+    b.stages[0][0].register_parameter("extra", nn.Parameter(torch.zeros(3)))
+
+
+def _tie(b):
+    b.stages[0][0].norm.weight = b.norms["stage1"].weight
+
+
+def _replace_stage(b):
+    b.stages[0] = nn.Sequential(copy.deepcopy(b.stages[0]))
+
+
+def _replace_block(b):
+    b.stages[0][0] = nn.Conv2d(8, 8, 3, padding=1)
+
+
+CHANGES = (_adapt, _remove, _add, _tie, _replace_stage, _replace_block)
+ASSIGNMENTS = {
+    "out_features": lambda b: setattr(b, "out_features", ["stage2"]),
+    "frozen_stages": lambda b: setattr(b, "frozen_stages", 2),
+    "unfrozen": lambda b: setattr(b, "frozen_stages", -1),
+    "config": lambda b: (
+        setattr(b.config, "out_features", ["stage3"]),
+        b(torch.zeros(1, 3, 64, 64)),
+    ),
+}
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+@pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
+def test_parts_of_a_frozen_stage_may_be_replaced_before_an_assignment(change, assignment):
+    b = tiny(frozen_stages=1, out_features=["stage1", "stage4"])
+    change(b)
+    ASSIGNMENTS[assignment](b)
+    b(torch.randn(1, 3, 64, 64))
+
+
+def test_adapters_put_into_a_frozen_stage_stay_trainable_and_their_base_frozen():
+    b = tiny(frozen_stages=1, out_features=["stage1", "stage4"])
+    _adapt(b)
+    adapter = b.stages[0][0].pwconv1
+    b.out_features = ["stage2", "stage4"]
+    assert adapter.a.weight.requires_grad
+    assert not adapter.base.weight.requires_grad
+    sum(m.square().sum() for m in b(torch.randn(1, 3, 64, 64))).backward()
+    assert adapter.b.weight.grad is not None
+
+
+def test_what_the_user_froze_and_unfroze_stays_so():
+    b = tiny(frozen_stages=1)
+    b.stages[0][0].norm.requires_grad_(True)
+    b.stages[2].requires_grad_(False)
+    b.out_features = ["stage2", "stage4"]
+    assert b.stages[0][0].norm.weight.requires_grad
+    b.frozen_stages = 2
+    b.frozen_stages = -1
+    assert all(p.requires_grad for p in b.stages[0].parameters())
+    assert not any(p.requires_grad for p in b.stages[2].parameters())
+
+
+@pytest.mark.parametrize("way", ["deepcopy", "pickle", "assign", "meta", "bfloat16"])
+def test_unfreezing_works_after_copies_casts_and_loading(way, tmp_path):
+    b = tiny(frozen_stages=2)
+    if way == "deepcopy":
+        b = copy.deepcopy(b)
+    elif way == "pickle":
+        torch.save(b, tmp_path / "b.pt")
+        b = torch.load(tmp_path / "b.pt", weights_only=False)
+    elif way == "assign":
+        b.load_state_dict({k: v.clone() for k, v in b.state_dict().items()}, assign=True)
+    elif way == "meta":
+        with torch.device("meta"):
+            b = tiny(frozen_stages=2)
+        b.to_empty(device="cpu")
+    else:
+        b = b.to(torch.bfloat16)
+    assert not any(p.requires_grad for p in b.stages[:2].parameters())
+    b.frozen_stages = -1
+    assert all(p.requires_grad for p in b.parameters())
+
+
+# transformers' ways of calling
+
+
+def test_unknown_keywords_are_filtered_as_in_transformers():
+    b, x = tiny(), torch.randn(1, 3, 64, 64)
+    out = b.forward_with_filtered_kwargs(x, foo=1, output_hidden_states=True)
+    assert len(out.hidden_states) == 5
+    torch.testing.assert_close(out.feature_maps[0], b(pixel_values=x)[0])
+    assert isinstance(
+        b.forward_with_filtered_kwargs(pixel_values=x, bar=2, return_dict=False), tuple
+    )

@@ -384,3 +384,33 @@ def test_another_number_of_classes_gets_a_fresh_head(tmp_path):
     model = ConvNextForImageClassification.from_pretrained(tmp_path, **fresh)
     assert model(torch.randn(1, 3, 32, 32)).logits.shape == (1, 7)
     assert set(model.load_report.fresh) == {"head.weight", "head.bias"}
+
+
+def test_transformers_trainer_trains_the_classifier(tmp_path):
+    """Two steps by transformers' own loop: loss, gradients, saving, evaluation."""
+    pytest.importorskip("accelerate")
+    from transformers import Trainer, TrainingArguments
+
+    model = ConvNextForImageClassification(hidden_sizes=(8, 16), depths=(1, 1), num_labels=3)
+    before = model.head.weight.detach().clone()
+    data = [{"pixel_values": torch.randn(3, 32, 32), "labels": i % 3} for i in range(8)]
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=2, per_device_train_batch_size=4, report_to=[], use_cpu=True,
+        save_steps=2, logging_steps=1, disable_tqdm=True,
+    )  # fmt: skip
+    trainer = Trainer(model=model, args=arguments, train_dataset=data, eval_dataset=data)
+    result = trainer.train()
+    assert result.global_step == 2
+    assert not torch.equal(model.head.weight, before)
+    assert trainer.evaluate()["eval_loss"] > 0
+
+
+def test_parameters_are_counted_as_in_transformers():
+    from transformers import ConvNextConfig as TheirConfig
+    from transformers import ConvNextForImageClassification as Theirs
+
+    sizes = {"hidden_sizes": [8, 16], "depths": [1, 1], "num_labels": 3}
+    ours = ConvNextForImageClassification(**sizes)
+    theirs = Theirs(TheirConfig(num_stages=2, **sizes))
+    for options in ({}, {"only_trainable": True}, {"exclude_embeddings": True}):
+        assert ours.num_parameters(**options) == theirs.num_parameters(**options)

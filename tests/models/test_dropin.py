@@ -191,13 +191,14 @@ def test_a_revision_goes_along_with_a_hub_id_only(directory, monkeypatch):
     asked = []
 
     def note(cls, source, overrides):
-        asked.append(source)
+        asked.append((source, overrides["revision"], overrides["subfolder"]))
         return cls(**SHAPE)
 
     monkeypatch.setattr("convnext_backbone.models.pretrained.load_pretrained_", note)
-    ConvNextModel.from_pretrained("org/name", revision="v2")
+    ConvNextModel.from_pretrained("org/name", revision="v2", subfolder="a")
+    monkeypatch.undo()
+    assert asked == [("org/name", "v2", "a")]
     # transformers' scripts give "main" where their user gives nothing.
     ConvNextModel.from_pretrained(directory, revision="main")
-    assert asked == ["org/name@v2", directory]
     with pytest.raises(ValueError, match=r"revision 'v2' is asked for, but '.*' has none"):
         ConvNextModel.from_pretrained(directory, revision="v2")
