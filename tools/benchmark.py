@@ -6,8 +6,9 @@
 Every contender gives the raw map of each stage, as a detector takes it. In one process the
 contenders take turns, each on a fresh random image, and a table gives the median, the spread and
 the ratio to the best peer. Before anything is timed, its maps (and in training its gradients) are
-compared with those of our definition in fp32. The machine's ceilings, a large matrix product and a
-large copy, are measured in the same run.
+compared with timm's in fp32. onnxruntime and OpenVINO run our network, exported for the cell's
+shape. The machine's ceilings, a large matrix product and a large copy, are measured in the same
+run.
 
 On a machine that others share, `--clock cpu --threads 1` counts the processor time of this process,
 which waiting does not lengthen.

@@ -4,16 +4,16 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from convnext_backbone import ConvNextConfig
-from convnext_backbone.kernels import use_kernels
 
-from .contenders import CONTENDERS, BenchmarkError, copy_weights, randomise, runner
+from .contenders import CONTENDERS, ENGINES, REFERENCE, BenchmarkError, copy_weights, randomise
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Relative error of a contender's maps or gradients that is rounding: three times what the widest
@@ -108,7 +108,8 @@ def build(name: str, master: nn.Module, config: ConvNextConfig, cell: Cell) -> n
     module = module.to(device=cell.device, dtype=DTYPES[cell.dtype])
     module.train(cell.mode == "training")
     if contender.finish is not None:
-        module = contender.finish(module, DTYPES[cell.dtype])
+        shape = (cell.batch, config.num_channels, *cell.size)
+        module = contender.finish(module, DTYPES[cell.dtype], shape)
     if cell.engine == "compile":
         module.compile()
     return module
@@ -117,7 +118,7 @@ def build(name: str, master: nn.Module, config: ConvNextConfig, cell: Cell) -> n
 def relative_error(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """Return the largest ||got - expected|| / ||expected||; a shape that differs is an error."""
     if [g.shape for g in got] != [e.shape for e in expected]:
-        raise BenchmarkError(f"shapes {[tuple(g.shape) for g in got]} differ from ours")
+        raise BenchmarkError(f"shapes {[tuple(g.shape) for g in got]} differ from {REFERENCE}'s")
     gaps = [
         ((g.detach().double() - e).norm() / e.norm()).item()
         for g, e in zip(got, (e.detach().double() for e in expected), strict=True)
@@ -126,16 +127,18 @@ def relative_error(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
 
 
 def reference(
-    master: nn.Module, x: Tensor, cell: Cell
+    master: nn.Module, config: ConvNextConfig, x: Tensor, cell: Cell
 ) -> tuple[Sequence[Tensor], dict[str, Tensor]]:
-    """Return the maps and some gradients of our definition in fp32."""
-    with use_kernels(cpu=False, triton=False):
-        maps = step(master.train(cell.mode == "training"), runner("ours"), x.float(), cell.mode)
-    wanted = ("downsample_layers.0.0.weight", "stages.0.0.pwconv1.weight")
-    named = dict(master.named_parameters())
+    """Return the maps and some gradients of `REFERENCE` in fp32; gradients by our names."""
+    contender = CONTENDERS[REFERENCE]
+    module = build(REFERENCE, master, config, replace(cell, dtype="float32", engine="eager"))
+    maps = step(module, contender.run, x.float(), cell.mode)
     if cell.mode == "inference":
         return maps, {}
-    return maps, {name: named[name].grad.clone() for name in wanted}  # type: ignore[union-attr]
+    wanted = ("downsample_layers.0.0.weight", "stages.0.0.pwconv1.weight")
+    named = dict(module.named_parameters())
+    gradients = {name: named[contender.name_of(name)].grad for name in wanted}
+    return maps, {name: grad for name, grad in gradients.items() if grad is not None}
 
 
 def check(
@@ -147,24 +150,25 @@ def check(
     Raises:
         BenchmarkError: It computes something else.
     """
-    error = relative_error(tuple(step(module, runner(name), x, cell.mode)), maps)
+    error = relative_error(tuple(step(module, CONTENDERS[name].run, x, cell.mode)), maps)
     named = dict(module.named_parameters())
     for ours, expected in gradients.items():
         got = named[CONTENDERS[name].name_of(ours)].grad
         assert got is not None
         error = max(error, relative_error([got.view_as(expected)], [expected]))
     if not error <= TOLERANCE[cell.dtype]:
-        raise BenchmarkError(f"{name} differs from ours by {error:.1e} in {cell}")
+        raise BenchmarkError(f"{name} differs from {REFERENCE} by {error:.1e} in {cell}")
     return error
 
 
 def held_bytes(name: str, module: nn.Module, x: Tensor, device: str) -> int:
     """Return the bytes that a training step holds for its backward pass.
 
-    On CUDA, the allocator's peak over the step, less what was there before; on the CPU the bytes of
-    the distinct storages that autograd saves, parameters left out.
+    On CUDA, the allocator's peak over the step, less what was there before. On the CPU, what was
+    allocated in the forward pass and is still there after it, by torch's profiler: hooks on saved
+    tensors would not see what selective checkpointing keeps in its own cache.
     """
-    run = runner(name)
+    run = CONTENDERS[name].run
     if device == "cuda":
         module.zero_grad(set_to_none=True)
         torch.cuda.synchronize()
@@ -173,17 +177,14 @@ def held_bytes(name: str, module: nn.Module, x: Tensor, device: str) -> int:
         step(module, run, x, "training")
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    own = {p.untyped_storage().data_ptr() for p in module.parameters()}
-    held: dict[int, Tensor] = {}
-
-    def pack(t: Tensor) -> Tensor:
-        held[t.untyped_storage().data_ptr()] = t
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         maps = run(module, x)
     assert maps
-    return sum(t.untyped_storage().nbytes() for key, t in held.items() if key not in own)
+    # What an operation allocates and frees is its own; what Python frees later is "[memory]".
+    return sum(
+        event.cpu_memory_usage if event.name == "[memory]" else event.self_cpu_memory_usage
+        for event in profiler.events()
+    )
 
 
 def run_cell(cell: Cell, names: Sequence[str], args: argparse.Namespace) -> list[Result]:
@@ -196,6 +197,8 @@ def run_cell(cell: Cell, names: Sequence[str], args: argparse.Namespace) -> list
         if version in CONTENDERS[n].versions
         and cell.mode in CONTENDERS[n].modes
         and cell.device in CONTENDERS[n].devices
+        and cell.dtype in CONTENDERS[n].dtypes
+        and (cell.engine == "eager" or n not in ENGINES)
     ]  # fmt: skip
     master = CONTENDERS["ours"].build(config)
     randomise(master)
@@ -208,7 +211,7 @@ def run_cell(cell: Cell, names: Sequence[str], args: argparse.Namespace) -> list
         )
 
     x = image()
-    maps, gradients = reference(master, x, cell)
+    maps, gradients = reference(master, config, x, cell)
     results = {name: Result(cell, name) for name in names}
     for name, module in modules.items():
         results[name].error = check(name, module, x, cell, maps, gradients)
@@ -221,7 +224,7 @@ def run_cell(cell: Cell, names: Sequence[str], args: argparse.Namespace) -> list
         for name in order:
             x = image()
             start = now()
-            step(modules[name], runner(name), x, cell.mode)
+            step(modules[name], CONTENDERS[name].run, x, cell.mode)
             if turn >= args.warmup:
                 results[name].times.append(now() - start)
     return list(results.values())
@@ -233,9 +236,9 @@ def run_cell(cell: Cell, names: Sequence[str], args: argparse.Namespace) -> list
 def work_of(config: ConvNextConfig, cell: Cell) -> dict[str, float]:
     """Return the FLOPs of a step and the fewest bytes that it moves, each map once per layer pair.
 
-    The bytes are those of a block in three fused kernels: depthwise convolution and norm (read x,
-    write C), first pointwise layer and GELU (read C, write 4C), second pointwise layer and residual
-    (read 4C and x, write C). A backward pass does twice the work of a forward pass.
+    The bytes are those of a block in three fused operations: depthwise convolution and norm (read
+    x, write C), first pointwise layer and GELU (read C, write 4C), second pointwise layer and
+    residual (read 4C and x, write C). A backward pass does twice the work of a forward pass.
     """
     size, flops, moved = DTYPES[cell.dtype].itemsize, 0.0, 0.0
     height, width = (side // config.patch_size for side in cell.size)

@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from convnext_backbone import ConvNextBackbone, ConvNextConfig
-from convnext_backbone.kernels import use_kernels
 
+# Two contenders run engines of their own; the others are modules of torch.
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 MODES = ("inference", "training")
+Shape = tuple[int, int, int, int]  # of a batch of images (N, C, H, W)
+# The independent implementation that all others are compared with, in fp32.
+REFERENCE = "timm"
 
 
 class BenchmarkError(Exception):
@@ -32,6 +36,8 @@ class Contender:
         modes: Modes that it takes part in.
         devices: Devices that it runs on.
         versions: 1 and 2, the block versions that it has.
+        dtypes: The dtypes that it computes in.
+        finish: Makes the module that is timed out of the built one, for images of a shape.
     """
 
     build: Callable[[ConvNextConfig], nn.Module]
@@ -41,7 +47,8 @@ class Contender:
     modes: tuple[str, ...] = MODES
     devices: tuple[str, ...] = ("cpu", "cuda")
     versions: tuple[int, ...] = (1, 2)
-    finish: Callable[[nn.Module, torch.dtype], nn.Module] | None = None
+    dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
+    finish: Callable[[nn.Module, torch.dtype, Shape], nn.Module] | None = None
 
     def name_of(self, name: str) -> str:
         """Return the name of our parameter `name` in this implementation."""
@@ -60,9 +67,59 @@ def _ours(with_cp: bool | str = False) -> Callable[[ConvNextConfig], nn.Module]:
     return build
 
 
-def _optimized(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+def _optimized(module: nn.Module, dtype: torch.dtype, shape: Shape) -> nn.Module:
     assert isinstance(module, ConvNextBackbone)
     return module.eval().optimize_for_inference(dtype=dtype, compile=False)
+
+
+class _Engine(nn.Module):
+    """An engine that takes and gives arrays in fp32, called like a module."""
+
+    def __init__(self, run: Callable[[Any], Sequence[Any]]) -> None:
+        super().__init__()
+        self._run = run
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [torch.as_tensor(array) for array in self._run(x.float().numpy())]
+
+
+def _to_onnx(module: nn.Module, shape: Shape) -> bytes:
+    """Return the ONNX file of a network for images of one shape."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's exporter warns about its own future
+        program = torch.onnx.export(
+            module.float().eval(), (torch.zeros(shape),), dynamo=True, verbose=False
+        )
+    assert program is not None
+    return program.model_proto.SerializeToString()
+
+
+def _onnxruntime(module: nn.Module, dtype: torch.dtype, shape: Shape) -> nn.Module:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
+    session = onnxruntime.InferenceSession(
+        _to_onnx(module, shape), options, providers=["CPUExecutionProvider"]
+    )
+    name = session.get_inputs()[0].name
+    return _Engine(lambda x: session.run(None, {name: x}))
+
+
+def _openvino(module: nn.Module, dtype: torch.dtype, shape: Shape) -> nn.Module:
+    import openvino
+
+    core = openvino.Core()
+    compiled = core.compile_model(
+        core.read_model(_to_onnx(module, shape)), "CPU",
+        {
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "INFERENCE_PRECISION_HINT": "bf16" if dtype is torch.bfloat16 else "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+        },
+    )  # fmt: skip
+    request = compiled.create_infer_request()
+    return _Engine(lambda x: list(request.infer([x]).values()))
 
 
 def _call(module: nn.Module, x: Tensor) -> Sequence[Tensor]:
@@ -170,13 +227,32 @@ CONTENDERS: dict[str, Contender] = {
     "ours selective": Contender(_ours("selective"), _call, modes=("training",)),
     "ours full": Contender(_ours(True), _call, modes=("training",)),
     "ours optimized": Contender(_ours(), _call, modes=("inference",), finish=_optimized),
-    "ours triton": Contender(_ours(), _call, needs=("triton",), devices=("cuda",)),
     "timm": Contender(_build_timm, _call, _TIMM_NAMES, ("timm",)),
     "torchvision": Contender(
         _build_torchvision, _run_torchvision, _TORCHVISION_NAMES, versions=(1,)
     ),
     "transformers": Contender(
         _build_transformers, lambda m, x: m(x).feature_maps, _TRANSFORMERS_NAMES, ("transformers",)
+    ),
+    "onnxruntime": Contender(
+        _ours(),
+        _call,
+        (),
+        ("onnxruntime", "onnxscript"),
+        ("inference",),
+        ("cpu",),
+        dtypes=("float32",),
+        finish=_onnxruntime,
+    ),
+    "openvino": Contender(
+        _ours(),
+        _call,
+        (),
+        ("openvino", "onnxscript"),
+        ("inference",),
+        ("cpu",),
+        dtypes=("float32", "bfloat16"),
+        finish=_openvino,
     ),
     "mmpretrain": Contender(_build_mmpretrain, _call, _MMPRETRAIN_NAMES, ("mmpretrain",)),
     "facebookresearch": Contender(
@@ -185,9 +261,12 @@ CONTENDERS: dict[str, Contender] = {
 }
 
 
+ENGINES = ("onnxruntime", "openvino")  # they run our network: what deployment has to beat
+
+
 def is_peer(name: str) -> bool:
-    """Whether the contender `name` is somebody else's."""
-    return not name.startswith("ours")
+    """Whether the contender `name` is somebody else's network in torch."""
+    return not name.startswith("ours") and name not in ENGINES
 
 
 def importable(contender: Contender) -> bool:
@@ -223,16 +302,3 @@ def copy_weights(ours: nn.Module, theirs: nn.Module, contender: Contender) -> No
             if other is None or other.numel() != parameter.numel():
                 raise BenchmarkError(f"{type(theirs).__name__} has no parameter for {name}")
             other.copy_(parameter.view_as(other))
-
-
-def runner(name: str) -> Callable[[nn.Module, Tensor], Sequence[Tensor]]:
-    """Return the contender's forward pass, with the kernels that it stands for switched on."""
-    run = CONTENDERS[name].run
-    if name != "ours triton":
-        return run
-
-    def with_triton(module: nn.Module, x: Tensor) -> Sequence[Tensor]:
-        with use_kernels(triton=True):
-            return run(module, x)
-
-    return with_triton

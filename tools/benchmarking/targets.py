@@ -1,12 +1,12 @@
 """What is to be reached, and whether it was."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 from .cells import Result
-from .contenders import is_peer
+from .contenders import ENGINES, is_peer
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def _one(results: Sequence[Result], name: str) -> Result | None:
 
 
 def best_peer(results: Sequence[Result]) -> Result | None:
-    """Return the fastest contender that is not ours."""
+    """Return the fastest network of others in torch."""
     return min((r for r in results if is_peer(r.contender)), key=lambda r: r.median, default=None)
 
 
@@ -56,41 +56,33 @@ def _against_plain(name: str, value: str) -> Callable[[list[Result], list[Result
     return figure
 
 
-def _v2_over_v1(cell: list[Result], everything: list[Result]) -> float | None:
-    """The speed of V2 over that of the V1 of equal widths and depths."""
-    c = cell[0].cell
-    if not c.arch.startswith("convnextv2"):
-        return None
-    twin = asdict(c) | {"arch": c.arch.replace("convnextv2", "convnext")}
-    others = [r for r in everything if asdict(r.cell) == twin]
-    fastest = [
-        min((r.median for r in rs if r.contender in _PLAIN), default=None) for rs in (cell, others)
-    ]
-    return None if None in fastest else fastest[1] / fastest[0]  # type: ignore[operator]
+def _over_engines(cell: list[Result], everything: list[Result]) -> float | None:
+    """The speed of the optimized form over that of the fastest engine."""
+    mine = _one(cell, "ours optimized")
+    engines = [r.median for r in cell if r.contender in ENGINES]
+    return min(engines) / mine.median if mine and engines else None
 
 
-_PLAIN = ("ours", "ours triton")
-_OURS_INFERENCE = (*_PLAIN, "ours optimized")
-_CPU, _GPU = {"device": "cpu", "engine": "eager"}, {"device": "cuda", "dtype": "bfloat16"}
+def _cpu(arch: str, mode: str, dtype: str | None = None) -> dict[str, str]:
+    match = {"device": "cpu", "engine": "eager", "arch": arch, "mode": mode}
+    return match if dtype is None else match | {"dtype": dtype}
+
+
+_T, _V2_T, _F32, _BF16 = "convnext_tiny", "convnextv2_tiny", "float32", "bfloat16"
 TARGETS = (
-    Target("plain over the best peer", _CPU, _speed("ours"), 1.05),
-    Target("optimized over the best peer", _CPU, _speed("ours optimized"), 1.5),
-    Target("V2 over V1", _CPU, _v2_over_v1, 0.9),
-    Target("training", _GPU | {"mode": "training", "engine": "eager"}, _speed(*_PLAIN), 1.5),
-    Target("training", _GPU | {"mode": "training", "engine": "compile"}, _speed(*_PLAIN), 1.15),
-    Target(
-        "inference", _GPU | {"mode": "inference", "engine": "eager"}, _speed(*_OURS_INFERENCE), 2.0
-    ),
-    Target(
-        "inference", _GPU | {"mode": "inference", "engine": "compile"},
-        _speed(*_OURS_INFERENCE), 1.3,
-    ),
-    Target("V2 over V1", _GPU, _v2_over_v1, 0.95),
-    Target("memory, selective", {}, _against_plain("ours selective", "memory"), 0.6, True),
-    Target("time, selective", {}, _against_plain("ours selective", "median"), 1.08, True),
+    Target("training over the best peer", _cpu(_T, "training", _F32), _speed("ours"), 1.10),
+    Target("training over the best peer", _cpu(_T, "training", _BF16), _speed("ours"), 1.35),
+    Target("training over the best peer", _cpu(_V2_T, "training", _F32), _speed("ours"), 1.15),
+    Target("training over the best peer", _cpu(_V2_T, "training", _BF16), _speed("ours"), 1.25),
+    # No slower, within a spread that is 2 % on an idle machine.
+    Target("plain over the best peer", _cpu(_T, "inference"), _speed("ours"), 0.98),
+    Target("plain over the best peer", _cpu(_V2_T, "inference"), _speed("ours"), 1.12),
+    Target("optimized over engines", {"device": "cpu"}, _over_engines, 0.98),
+    Target("memory, selective", {}, _against_plain("ours selective", "memory"), 0.65, True),
+    Target("time, selective", {}, _against_plain("ours selective", "median"), 1.15, True),
     Target("memory, full", {}, _against_plain("ours full", "memory"), 0.2, True),
     Target("time, full", {}, _against_plain("ours full", "median"), 1.4, True),
-)  # fmt: skip
+)
 
 
 def judge(results: list[Result]) -> Iterator[dict[str, Any]]:
