@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -277,7 +278,8 @@ def test_other_schemes_are_not_fetched(url):
 
 
 def test_name_of_the_catalogue_is_fetched_checked_and_described(server, monkeypatch):
-    entry = catalogue.WeightEntry("convnext_atto.local", "MIT", "nothing", server.url())
+    known = catalogue.get_weight("convnext_tiny.fb_in1k")
+    entry = replace(known, name="convnext_atto.local", url=server.url())
     for module in (catalogue, download, sources):
         monkeypatch.setattr(module, "WEIGHTS", {entry.name: entry})
     where = resolve("convnext_atto.local")
