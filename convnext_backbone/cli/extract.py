@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         print("stopped: finished shards are kept, the same command goes on", file=sys.stderr)
         raise SystemExit(130) from None
-    if rank != 0:
+    if rank != 0 and not result.complete:
         return
     rate = f", {result.processed / result.seconds:.1f} images/s" if result.processed else ""
     print(

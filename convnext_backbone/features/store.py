@@ -21,7 +21,6 @@ import json
 import math
 import os
 import time
-import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -42,11 +41,6 @@ from .extractor import Failure, FeatureExtractor
 FORMAT = "convnext_backbone features 1"
 _OPEN_SHARDS = 16  # handles that a reader keeps
 _MAX_IMAGES = 4096  # of a shard, however small their features are
-# Waiting of process 0 for the shards of the others, in seconds.
-_POLL_INTERVAL = 0.2
-_WARN_AFTER = 10.0
-_TIMEOUT = 1800.0  # since the last new shard; the default of torch.distributed
-_TIMEOUT_SHARDS = 4  # at least as long as this many of the slowest shards of process 0
 
 
 # ------------------------------------------------------------------------------ reading
@@ -199,7 +193,8 @@ class ExtractionResult:
     """What a run of `extract_features` did.
 
     Attributes:
-        images: Images with features, in all shards.
+        complete: Whether every shard is there, those of other processes included.
+        images: Images with features, in all shards that are there.
         failures: The images that could not be read, and why.
         kept: Shards that were finished before.
         written: Shards that this process wrote.
@@ -207,6 +202,7 @@ class ExtractionResult:
         processed: Images that this process worked on.
     """
 
+    complete: bool
     images: int
     failures: Mapping[str, str]
     kept: int
@@ -224,7 +220,6 @@ def extract_features(
     rank: int = 0,
     world_size: int = 1,
     progress: bool = False,
-    timeout: float | None = None,
 ) -> ExtractionResult:
     """Write the features of images to a folder, or resume an earlier run.
 
@@ -238,16 +233,14 @@ def extract_features(
         out: The folder.
         shard_bytes: Size at which a shard is closed.
         rank: Which of the processes that share the work this one is.
-        world_size: How many they are. Process 0 waits for the others and finishes the folder.
+        world_size: How many they are. The one that writes the last shard finishes the folder; if
+            one of them is lost, the same command goes on from the shards that are there.
         progress: Show a bar with the rate and the time left.
-        timeout: Seconds that process 0 waits without a new shard of the others before it gives
-            up: half an hour, or longer where its own shards took long, when not given.
 
     Raises:
         ValueError: `rank` is not below `world_size`; the folder holds features of other images or
             settings; or an image cannot be read and the extractor's `on_error` is "raise".
         OSError: The folder cannot be written. Finished shards stay.
-        TimeoutError: The shards of other processes do not come. Those that came stay.
     """
     if check_min("rank", rank, 0) >= check_min("world_size", world_size, 1):
         raise ValueError(f"rank must lie below world_size {world_size}, got {rank}")
@@ -263,22 +256,16 @@ def extract_features(
     own, run = copy.copy(extractor), extractor.run_options
     workers = run.compute_workers or torch.get_num_threads()
     own.run_options = replace(run, compute_workers=workers)
-    longest = 0.0
     with tqdm(total=count, unit="image", disable=not progress or rank != 0) as bar:
         for number in missing:
-            begin = time.perf_counter()
             _write_shard(own, images, out, number, plan["shards"][number], bar)
-            longest = max(longest, time.perf_counter() - begin)
     seconds = time.perf_counter() - start
-    if rank == 0:
-        if timeout is None:
-            timeout = max(_TIMEOUT, _TIMEOUT_SHARDS * longest)
-        _wait_for_others(out, total, world_size, timeout)
+    finished = [n for n in range(total) if n in mine or _is_finished(out, n)]
+    if len(finished) == total:
         _finish(out, plan)
-    parts = [
-        read_json(out / _part_name(n)) for n in range(total) if (out / _part_name(n)).is_file()
-    ]
+    parts = [read_json(out / _part_name(number)) for number in finished]
     return ExtractionResult(
+        complete=len(finished) == total,
         images=sum(len(part["images"]) for part in parts),
         failures={k: v for part in parts for k, v in part["failures"].items()},
         kept=len(mine) - len(missing),
@@ -419,33 +406,6 @@ def _write_shard(
         "failures": failures,
     }
     _write_json(out / _part_name(number), part)
-
-
-def _wait_for_others(out: Path, total: int, world_size: int, timeout: float) -> None:
-    """Wait for the shards of all processes, and warn once of those that are missing.
-
-    A shard that was damaged after an earlier run counts as missing until it is written again.
-
-    Raises:
-        TimeoutError: None of them came for `timeout` seconds.
-    """
-    left = [number for number in range(total) if number % world_size]
-    since, warned = time.monotonic(), False
-    while missing := [number for number in left if not _is_finished(out, number)]:
-        if len(missing) < len(left):
-            left, since = missing, time.monotonic()
-        waited = time.monotonic() - since
-        ranks = ", ".join(str(rank) for rank in sorted({number % world_size for number in left}))
-        awaited = f"{len(left)} shards of rank {ranks}"
-        if waited >= timeout:
-            raise TimeoutError(
-                f"{out} is not finished: none of {awaited} came for {timeout:g} seconds; finished "
-                "shards are kept, the same command goes on from there"
-            )
-        if waited >= _WARN_AFTER and not warned:
-            warnings.warn(f"waiting for {awaited}", stacklevel=3)
-            warned = True
-        time.sleep(_POLL_INTERVAL)
 
 
 def _finish(out: Path, plan: dict[str, Any]) -> None:
