@@ -21,6 +21,7 @@ from convnext_backbone.features.pictures import (
     similarity_map,
     visualize,
 )
+from convnext_backbone.images.sources import name_images
 
 SHAPE = {"hidden_sizes": (8, 16, 24, 32), "depths": (1, 1, 2, 1)}
 STAGES = ("stage1", "stage2", "stage3", "stage4")
@@ -182,3 +183,32 @@ def test_command_line_writes_a_png(tmp_path, capsys):
     assert "point must lie in the image of 61x45" in capsys.readouterr().err
     assert cli.main(["visualize", "--weights", str(weights)]) == 2
     assert "give an image, or --serve" in capsys.readouterr().err
+
+
+def test_equal_file_names_in_two_folders_are_two_images(tmp_path, capsys, monkeypatch):
+    weights = tmp_path / "model.safetensors"
+    save_file(ConvNextBackbone(**SHAPE, out_features=STAGES).state_dict(), weights)
+    for folder, seed in (("b", 0), ("a", 1)):
+        (tmp_path / folder).mkdir()
+        _noise(40, 60, seed).save(tmp_path / folder / "x.png")
+    monkeypatch.chdir(tmp_path)
+    base = ["--weights", str(weights), "--method", "activation", "--out", "out.png"]
+    heights = []
+    for images in (["b/x.png"], ["b/x.png", "a/x.png"], ["b", "a"], ["b/x.png", "b/x.png"]):
+        assert cli.main(["visualize", *images, *base]) == 0
+        with Image.open("out.png") as figure:
+            heights.append(figure.height)
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split(" by ")[0] for line in printed] == [
+        "1 images drawn", "2 images drawn", "2 images drawn", "1 images drawn"
+    ]  # fmt: skip
+    one, two, folders, again = heights
+    assert two == folders > one + 40
+    assert again == one
+
+
+def test_images_keep_the_order_in_which_they_were_given(tmp_path):
+    for name in ("b.png", "a.png"):
+        _noise(40, 60).save(tmp_path / name)
+    _, names = name_images([tmp_path / "b.png", tmp_path / "a.png"])
+    assert list(names) == ["b.png", "a.png"]
