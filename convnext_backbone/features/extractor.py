@@ -118,7 +118,7 @@ class FeatureExtractor:
         processor: How images are prepared; what belongs to the weights when not given. Where
             nothing does: 224 pixels with ImageNet's mean and deviation, which for another number
             of channels than three are averaged over its three.
-        size: None resizes as the processor says, a number does so to another side, (height, width)
+        size: None resizes as the processor does, a number to another side, (height, width)
             warps to it, "native" leaves the image as it is.
         pad: Pad images to whole strides and cut the maps back to those that the image touches.
             Without, pixels beyond the last whole stride are dropped.
@@ -314,8 +314,7 @@ class FeatureExtractor:
         """Yield the results in the order of the images, holding a few batches in memory.
 
         With `on_error="skip"`, an image that could not be used yields a `Failure`, which is false.
-        `index` and `name` of a result tell which image it is of. Arguments and errors are those of
-        a call.
+        `index` and `name` of a result are those of its image. Arguments and errors: as in a call.
         """
         source = expand(images)
         run = self.run_options
@@ -424,7 +423,7 @@ class FeatureExtractor:
         return Features(tensors, entry.item, entry.size)
 
     def _pool(self, x: Tensor) -> Tensor:
-        """Reduce a map (C, H, W) to (C,) as `pool` says."""
+        """Reduce a map (C, H, W) to (C,), unless `pool` is None."""
         pool = self.output_options.pool
         if pool is None:
             return x.clone(memory_format=torch.contiguous_format)

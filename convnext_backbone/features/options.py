@@ -1,6 +1,7 @@
 """The arguments of FeatureExtractor in three groups; each value is checked in its own group.
 
-A new option is a field here, an argument of `FeatureExtractor` and the code that reads the field.
+The fields are described where users read of them, in `FeatureExtractor`. A new option is a field
+here, an argument there and the code that reads the field.
 """
 
 import os
@@ -27,13 +28,6 @@ Size = int | tuple[int, int] | str | None
 @dataclass(frozen=True)
 class OutputOptions:
     """Which features, and in which form.
-
-    Attributes:
-        out_features: Names of the features, or "stages" for every stage.
-        out_indices: The same as positions among the stem and the stages.
-        norm: Whether maps pass the norms of a backbone's outputs.
-        pool: None for maps, a key of `POOLS`, or "cls".
-        gem_p: The power of "gem".
 
     Raises:
         ValueError: A value is out of its range, or outputs are chosen for "cls".
@@ -68,14 +62,7 @@ class OutputOptions:
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """How images are prepared.
-
-    Attributes:
-        processor: What resizes and normalises; None for what belongs to the weights.
-        size: None resizes as the processor does, a number to another side, (height, width) warps,
-            "native" keeps the size of each image; see `read_size`.
-        pad: Pad images to whole strides and cut the maps back.
-    """
+    """How images are prepared."""
 
     processor: ConvNextImageProcessor | None = None
     size: Size = None
@@ -94,16 +81,6 @@ class ImageOptions:
 @dataclass(frozen=True)
 class RunOptions:
     """How the network is run.
-
-    Attributes:
-        dtype: Of the computation and of the features; see `read_dtype`.
-        device: Where the network is; see `read_device`.
-        channels_last: Keep the weights in channels-last memory as well.
-        batch_size: Images in a batch.
-        num_workers: Threads that decode images.
-        compute_workers: Batches that the CPU computes at a time.
-        on_error: One of `ON_ERROR_CHOICES`.
-        progress: Show a progress bar.
 
     Raises:
         ValueError: A value is out of its range.

@@ -302,9 +302,7 @@ class ConvNextImageProcessor:
     def _process_torch(self, x: Tensor) -> Tensor:
         if self.do_resize:
             resized, (height, width) = self.plan(*x.shape[-2:])
-            x = self.warp(x, resized)
-            top, left = (resized[0] - height) // 2, (resized[1] - width) // 2
-            x = x[..., top : top + height, left : left + width]
+            x = _center_crop(self.warp(x, resized), height, width)
         if not self.do_normalize:
             return x * self.rescale_factor if self.do_rescale else x
         # One step instead of two, as transformers does it: (x - 255 mean) / (255 std).
@@ -319,9 +317,7 @@ class ConvNextImageProcessor:
     def _process_array(self, x: np.ndarray) -> np.ndarray:
         if self.do_resize:
             resized, (height, width) = self.plan(*x.shape[-2:])
-            x = _resize_pil(x, resized, int(self.resample or 0))
-            top, left = (resized[0] - height) // 2, (resized[1] - width) // 2
-            x = x[..., top : top + height, left : left + width]
+            x = _center_crop(_resize_pil(x, resized, int(self.resample or 0)), height, width)
         if self.do_rescale:
             x = (x.astype(np.float64) * self.rescale_factor).astype(np.float32)
         if self.do_normalize:
@@ -457,6 +453,12 @@ def _per_channel(name: str, value: Any) -> float | tuple[float, ...]:
 
 def _column(x: Tensor) -> Tensor:
     return x.view(-1, 1, 1)
+
+
+def _center_crop(x: Any, height: int, width: int) -> Any:
+    """Cut the middle out of a tensor or array (..., H, W)."""
+    top, left = (x.shape[-2] - height) // 2, (x.shape[-1] - width) // 2
+    return x[..., top : top + height, left : left + width]
 
 
 def _resize_pil(x: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:

@@ -11,13 +11,14 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import RLock
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..utils.checks import first_line
+from .numpy_types import numpy_types
 
 # Entries of a checkpoint that hold its tensors, and those of their moving averages.
 WRAPPERS = ("model", "state_dict", "module", "net", "network", "backbone")
@@ -39,6 +40,8 @@ _REFUSED = re.compile(
     r"GLOBAL (.+?) (?:was not an allowed global|whose module)"
     r"|class '?([\w.]+)|`(\S+)` of type|unrecognized function (<[^>]+>)"
 )
+# torch's list of types that may be built belongs to all threads of the process.
+_LOCK = RLock()
 _ADVICE = "If you trust the file, save its state dict anew with nothing but tensors in it"
 
 
@@ -54,48 +57,44 @@ def _no_attribute(owner: object, name: str) -> None:
     """Take the place of `getattr`, with which a HistoryBuffer names its methods."""
 
 
-def numpy_globals() -> list[Any]:
-    """List what numpy's arrays and scalars are rebuilt from, all of it plain data.
-
-    numpy names its constructors differently before and after version 2; either reads both.
-    """
-    array: Any = np.empty(0).__reduce__()[0]
-    scalar: Any = np.float64(0).__reduce__()[0]
-    dtypes = {type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdSUO"}
-    return [
-        np.ndarray,
-        np.dtype,
-        *sorted(dtypes, key=lambda kind: kind.__name__),
-        *((array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
-        *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-    ]
-
-
 def weight_types() -> list[Any]:
     """List what published checkpoints hold beside tensors; all of it is plain data."""
     return [
         argparse.Namespace,
         (_HistoryBuffer, "mmengine.logging.history_buffer.HistoryBuffer"),
         (_no_attribute, "builtins.getattr"),
-        *numpy_globals(),
+        *numpy_types(),
     ]
 
 
 @contextmanager
-def _allow_only(types: Sequence[Any]) -> Iterator[None]:
+def allow_only(types: Sequence[Any]) -> Iterator[None]:
     """Let torch build these types and no other ones, then restore its process-wide list.
 
-    `torch.serialization.safe_globals` would add to the user's list instead of replacing it, and on
-    leaving take off it even what was there before.
+    One load at a time, since the list belongs to all threads. `torch.serialization.safe_globals`
+    would add to the user's list instead of replacing it, and on leaving take off it even what was
+    there before.
     """
-    others = torch.serialization.get_safe_globals()
-    torch.serialization.clear_safe_globals()
-    torch.serialization.add_safe_globals(list(types))
-    try:
-        yield
-    finally:
+    with _LOCK:
+        others = torch.serialization.get_safe_globals()
         torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(others)
+        torch.serialization.add_safe_globals(list(types))
+        try:
+            yield
+        finally:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(others)
+
+
+def with_user_types(types: Sequence[Any]) -> list[Any]:
+    """Add the types that the user allows in torch's list, but for those that `types` replace."""
+    replaced = {_name_of(entry) for entry in types}
+    users = torch.serialization.get_safe_globals()
+    return [*(entry for entry in users if _name_of(entry) not in replaced), *types]
+
+
+def _name_of(entry: Any) -> str:
+    return entry[1] if isinstance(entry, tuple) else f"{entry.__module__}.{entry.__qualname__}"
 
 
 @contextmanager
@@ -163,7 +162,7 @@ def read_torch_file(
         CheckpointError: The file is damaged, or asks for a type that is not allowed.
     """
     allowed = weight_types() if types is None else types
-    with checkpoint_errors(str(file) if name is None else name), _allow_only(allowed):
+    with checkpoint_errors(str(file) if name is None else name), allow_only(allowed):
         return torch.load(file, map_location=map_location, weights_only=True, mmap=mmap)
 
 

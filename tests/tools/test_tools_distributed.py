@@ -19,8 +19,8 @@ if torch.cuda.is_available():
     pytest.skip("without a GPU", allow_module_level=True)
 
 from mmengine.config import Config
+from mmengine.runner import CheckpointLoader
 
-from convnext_backbone.openmmlab.patches.mmengine_safe_globals import allow_mmengine_types
 from convnext_backbone.openmmlab.tools.config import build_model
 
 HALVES = ("--cfg-options", "train_dataloader.batch_size=2", "val_dataloader.batch_size=2")
@@ -66,9 +66,8 @@ def test_it_says_that_it_uses_gloo_once(both):
 
 def test_two_processes_end_with_the_weights_of_one(both):
     folder, _, _ = both
-    allow_mmengine_types()
     one, two = (
-        torch.load(folder / name / "iter_2.pth", weights_only=True)["state_dict"]
+        CheckpointLoader.load_checkpoint(str(folder / name / "iter_2.pth"))["state_dict"]
         for name in ("one", "two")
     )
     assert one.keys() == two.keys()

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.openmmlab
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
 
-from convnext_backbone.openmmlab.patches.mmengine_safe_globals import allow_mmengine_types
+from mmengine.runner import CheckpointLoader
 
 
 def run(*args, cwd):
@@ -27,8 +27,7 @@ def run(*args, cwd):
 
 
 def load(path):
-    allow_mmengine_types()
-    return torch.load(path, weights_only=True)
+    return CheckpointLoader.load_checkpoint(str(path), map_location="cpu")
 
 
 def last_metrics(folder):

@@ -12,11 +12,10 @@ the module that it waits for in `REPAIRS`.
 from collections.abc import Callable, Mapping
 from types import ModuleType
 
-from . import mmcv_photometric, mmengine_loaders, mmengine_packages, mmengine_safe_globals
+from . import mmcv_photometric, mmengine_loaders, mmengine_packages
 from .post_import import after_import
 
 REPAIRS: Mapping[str, Callable[[ModuleType], None]] = {
-    "mmengine.logging.history_buffer": mmengine_safe_globals.repair,
     "mmengine.runner.checkpoint": mmengine_loaders.repair,
     "mmengine.utils.package_utils": mmengine_packages.repair,
     "mmcv.image.photometric": mmcv_photometric.repair,

@@ -14,19 +14,20 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from threading import RLock
 from types import ModuleType
 from typing import Any
 
 import torch
 
-from ...weights.torch_files import CheckpointError, checkpoint_errors
-from .mmengine_safe_globals import ADVICE, allow_mmengine_types
+from ...weights.torch_files import (
+    CheckpointError,
+    allow_only,
+    checkpoint_errors,
+    with_user_types,
+)
+from .mmengine_safe_globals import ADVICE, mmengine_types
 
 _FORCE, _FORBID = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-# The environment belongs to the whole process: a loader that ends must not switch off the
-# protection of another one that still runs.
-_ENVIRONMENT_LOCK = RLock()
 _Loader = Callable[..., Any]
 
 
@@ -61,11 +62,13 @@ def _load_safely(loader: _Loader) -> _Loader:
 
 @contextmanager
 def _weights_only() -> Iterator[None]:
-    """Force `weights_only=True` on every `torch.load`, and allow mmengine's types."""
-    with _ENVIRONMENT_LOCK:
+    """Force `weights_only=True` on every `torch.load`, and allow mmengine's and the user's types.
+
+    The lock of `allow_only` holds for the environment too, which belongs to the whole process.
+    """
+    with allow_only(with_user_types(mmengine_types())):
         before = {name: os.environ.pop(name, None) for name in (_FORCE, _FORBID)}
         os.environ[_FORCE] = "1"
-        allow_mmengine_types()
         try:
             yield
         finally:

@@ -2,39 +2,25 @@
 
 Beside tensors, a checkpoint of mmengine holds the histories of its logs: `HistoryBuffer` objects
 (`mmengine/logging/history_buffer.py`) with numpy arrays and scalars in them. torch >= 2.6 refuses
-these unless they are on its allow-list. Goes when mmengine allows its types itself; onedl-mmengine
-does so only while it loads, and with the real `getattr` among them.
+these unless they are on its allow-list. They are put there only while mmengine loads. Goes when
+mmengine does so itself; onedl-mmengine does, but with the real `getattr` among them.
 """
 
 from functools import cache
 from pickle import UnpicklingError
-from types import ModuleType
 from typing import Any
 
-import torch
+import numpy as np
 
-from ...weights.torch_files import numpy_globals
+from ...weights.numpy_types import numpy_types
 
-# What to do about a type that is refused.
+# What a user can do about a type that is refused.
 ADVICE = "If you trust the file, allow the type by torch.serialization.add_safe_globals"
 
 
-def repair(history_buffer: ModuleType) -> None:
-    """Allow the types once `mmengine.logging.history_buffer` is imported."""
-    allow_mmengine_types()
-
-
-def allow_mmengine_types() -> None:
-    """Let `torch.load(weights_only=True)` read what mmengine writes, and nothing else.
-
-    To be called again before each load: leaving `torch.serialization.safe_globals` takes its types
-    off the list, even those that were on it before.
-    """
-    torch.serialization.add_safe_globals(_allowed())
-
-
 @cache
-def _allowed() -> list[Any]:
+def mmengine_types() -> list[Any]:
+    """List the types in mmengine's checkpoints, for `torch.serialization.add_safe_globals`."""
     from mmengine.logging.history_buffer import HistoryBuffer
 
     class RestoredBuffer(HistoryBuffer):
@@ -45,13 +31,14 @@ def _allowed() -> list[Any]:
         """
 
         def __setstate__(self, state: dict[str, Any]) -> None:
-            super().__setstate__({k: v for k, v in state.items() if k != "statistics_methods"})
+            plain = {k: np.array(v) if isinstance(v, np.ndarray) else v for k, v in state.items()}
+            super().__setstate__({k: v for k, v in plain.items() if k != "statistics_methods"})
             self.__class__ = HistoryBuffer
 
     return [
         (RestoredBuffer, "mmengine.logging.history_buffer.HistoryBuffer"),
         (_statistics_method, "builtins.getattr"),
-        *numpy_globals(),
+        *numpy_types(),
     ]
 
 

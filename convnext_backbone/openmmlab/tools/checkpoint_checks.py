@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from mmengine.runner import find_latest_checkpoint
 
-from ...weights.torch_files import CheckpointError, read_torch_file
+from ...weights.torch_files import CheckpointError, read_torch_file, with_user_types
 from ..config_walk import is_remote
-from ..patches.mmengine_safe_globals import allow_mmengine_types
+from ..patches.mmengine_safe_globals import mmengine_types
 from .errors import UsageError
 
 # What mmengine reads back when a run is resumed.
@@ -67,9 +66,8 @@ def check_checkpoint(path: str, argument: str, *, resume: bool = False) -> None:
 
 
 def _read_checkpoint(path: str, argument: str) -> Any:
-    allow_mmengine_types()
     # Also the types that the user allows: mmengine's loader takes them too.
-    types = torch.serialization.get_safe_globals()
+    types = with_user_types(mmengine_types())
     with warnings.catch_warnings():
         # torch's hints about pickle protocols do not help a user who chose the wrong file.
         warnings.simplefilter("ignore", UserWarning)

@@ -21,7 +21,6 @@ from mmengine.logging import HistoryBuffer, MessageHub  # noqa: E402
 from mmengine.runner import checkpoint as mm  # noqa: E402
 
 from convnext_backbone.openmmlab.patches import mmengine_loaders  # noqa: E402
-from convnext_backbone.openmmlab.patches.mmengine_safe_globals import allow_mmengine_types  # noqa: E402
 from convnext_backbone.weights.torch_files import CheckpointError  # noqa: E402
 
 pytestmark = pytest.mark.openmmlab
@@ -107,10 +106,13 @@ def test_a_training_checkpoint_is_read_whole(saved):
     assert hub.get_info("best_score") == np.float32(0.75)
 
 
-def test_plain_torch_load_reads_a_training_checkpoint_too(saved):
-    allow_mmengine_types()
-    read = torch.load(saved(training_checkpoint()), weights_only=True)
-    assert read["message_hub"]["log_scalars"]["train/loss"].current() == 0.25
+def test_torchs_list_of_safe_types_is_left_as_it_was(saved):
+    before = set(torch.serialization.get_safe_globals())
+    path = saved(training_checkpoint())
+    mm._load_checkpoint(str(path))
+    assert set(torch.serialization.get_safe_globals()) == before
+    with pytest.raises(pickle.UnpicklingError, match="not an allowed global"):
+        torch.load(path, weights_only=True)  # as without this package
 
 
 def test_a_reader_that_cleans_up_after_itself_does_not_lock_mmengine_out(saved):
