@@ -15,7 +15,7 @@ from collections import UserDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ from .reading import (
 )
 
 PROCESSOR_CONFIG = "preprocessor_config.json"
+_Pixels = TypeVar("_Pixels", Tensor, np.ndarray)
 _SQUASH_FROM = 384  # sides from here on are resized without a crop, as the checkpoints were trained
 _MAX_PIXELS = 2**28  # of a resized image; only a sliver of an image gets there
 _BACKENDS = ("torchvision", "pil")
@@ -455,7 +456,7 @@ def _column(x: Tensor) -> Tensor:
     return x.view(-1, 1, 1)
 
 
-def _center_crop(x: Any, height: int, width: int) -> Any:
+def _center_crop(x: _Pixels, height: int, width: int) -> _Pixels:
     """Cut the middle out of a tensor or array (..., H, W)."""
     top, left = (x.shape[-2] - height) // 2, (x.shape[-1] - width) // 2
     return x[..., top : top + height, left : left + width]
