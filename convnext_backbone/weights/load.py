@@ -1,4 +1,4 @@
-"""Load weights of any known layout into a ConvNeXt, exactly, or say precisely why not.
+"""Load weights of any known layout into a ConvNeXt exactly, or raise an error with every misfit.
 
 Three steps: `open_weights` reads a source and brings its tensors to native names, `infer_fields`
 reads the architecture out of them, `load_native` fills a module and accounts for every tensor.

@@ -51,7 +51,7 @@ class NativeWeights:
         origin: Where the weights and the files beside them are.
         match: The layout and the prefix that were recognised.
         converted: The tensors, and the keys left out.
-        config: The config.json that lies beside the weights, or nothing.
+        config: The config.json beside the weights, or {}.
         notes: What a user should know about how they were read.
         mmap: Whether the tensors may be views of the mapped file.
     """

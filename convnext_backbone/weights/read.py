@@ -47,7 +47,7 @@ class Checkpoint:
     Attributes:
         tensors: Key -> tensor.
         source: The file or directory that was read.
-        config: The config.json that lies beside the weights, or nothing.
+        config: The config.json beside the weights, or {}.
         notes: What a user should know about how it was read.
     """
 
@@ -113,7 +113,7 @@ def find_weights_file(path: Path) -> Path:
 
 
 def _config_beside(file: Path) -> dict[str, Any]:
-    """Read the config.json beside a file of a usual name; beside others it may be of another."""
+    """Read the config.json beside a file of `DIRECTORY_FILES`; beside others it may be foreign."""
     path = file.parent / "config.json"
     return read_json(path) if file.name in DIRECTORY_FILES and path.is_file() else {}
 

@@ -126,7 +126,7 @@ class HubSource(Source):
         with _hub_errors(self.repo_id, f"{self.repo_id}: it"):
             found = self._first(self._cached)
             if found is None:
-                self._download("config.json")  # is read where it lies beside the weights
+                self._download("config.json")  # is read from the weights' directory
                 found = self._first(self._download)
             if found is None:
                 raise SourceNotFoundError(
