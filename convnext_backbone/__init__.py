@@ -35,11 +35,10 @@ def _register() -> None:
     try:
         import_module("mmengine.registry")
     except IMPORT_ERRORS as error:
-        # Whoever works without OpenMMLab must not be stopped by a broken installation of it, and
-        # the doctor has to start: that mmengine is of no use is told, and told by mmengine too.
+        # A broken installation of OpenMMLab must not stop those who work without it, nor `doctor`.
         warnings.warn(
-            "mmengine is there but cannot be imported, so no config will find ConvNextBackbone "
-            f"({first_line(error)}); `convnext-backbone doctor` tells what to type",
+            "mmengine is installed but cannot be imported, so no config will find ConvNextBackbone "
+            f"({first_line(error)}); `convnext-backbone doctor` prints how to repair it",
             stacklevel=3,
         )
         return

@@ -37,13 +37,13 @@ class _PooledTrunk(PretrainedTrunk):
         self.reset_parameters()
 
     def _build_head(self) -> None:
-        """Add what stands behind the norm."""
+        """Add the layers after the norm."""
 
     def _run(self, pixel_values: Tensor, output_hidden_states: bool | None) -> BaseModelOutput:
         maps = list(self.iter_maps(pixel_values, last=len(self.config.depths)))
         if not self._is_dinov3:
             maps[-1] = maps[-1].contiguous()
-        last, pooled = self._summarise(maps[-1])
+        last, pooled = self._summarize(maps[-1])
         hidden = None
         if self._wants_hidden_states(output_hidden_states):
             # Not copies: what is computed from a map must send its gradient through it.
@@ -54,7 +54,7 @@ class _PooledTrunk(PretrainedTrunk):
     def _is_dinov3(self) -> bool:
         return self.config.model_type == "dinov3_convnext"
 
-    def _summarise(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _summarize(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return `last_hidden_state` and `pooler_output` of the last map (N, C, H, W)."""
         average = x.mean(dim=(-2, -1))  # (N, C)
         if not self._is_dinov3:
@@ -70,13 +70,18 @@ class ConvNextModel(_PooledTrunk):
     Args:
         config: A `ConvNextConfig`, or the name of an architecture (as `arch`).
         arch: The name of an architecture, one of `list_archs()`.
-        with_cp: False keeps the blocks' activations for the backward pass, "selective" only those
-            that are dear to recompute, True none.
+        with_cp: What the blocks hold for the backward pass: False, all activations; "selective",
+            the outputs of convolutions and linear layers; True, the blocks' inputs only.
         fields: Fields of `ConvNextConfig` that replace those of `config` or `arch`.
 
     Raises:
         ValueError: A field is out of its range.
         TypeError: An argument is of the wrong type or unknown.
+
+    Example:
+        >>> model = ConvNextModel.from_pretrained("facebook/convnext-tiny-224")
+        >>> model(torch.randn(1, 3, 224, 224)).pooler_output.shape
+        torch.Size([1, 768])
     """
 
     def forward(
@@ -111,6 +116,11 @@ class ConvNextForImageClassification(_PooledTrunk):
 
     The number of classes and their names are the fields `num_labels`, `id2label` and `label2id` of
     the config. Zero classes give the pooled features as logits. Arguments: `ConvNextModel`'s.
+
+    Example:
+        >>> model = ConvNextForImageClassification.from_pretrained("convnext_tiny.fb_in1k")
+        >>> model(torch.randn(1, 3, 224, 224)).logits.shape
+        torch.Size([1, 1000])
     """
 
     def _build_head(self) -> None:

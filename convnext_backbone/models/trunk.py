@@ -78,7 +78,7 @@ class ConvNextTrunk(nn.Module):
         )
 
     def reset_parameters(self) -> None:
-        """Fill every parameter afresh: truncated normal weights, zero biases, norms of identity.
+        """Initialize every parameter: truncated normal weights, zero biases, norms of identity.
 
         Source: `_init_weights` of facebookresearch/ConvNeXt, models/convnext.py.
         """
@@ -86,7 +86,7 @@ class ConvNextTrunk(nn.Module):
             self._reset(module)
 
     def _reset(self, module: nn.Module) -> None:
-        """Fill a module's own parameters afresh, not those of its children."""
+        """Initialize a module's own parameters, not those of its children."""
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.trunc_normal_(module.weight, std=self.config.initializer_range)
             if module.bias is not None:

@@ -170,8 +170,8 @@ def test_a_broken_mmengine_stops_neither_the_core_nor_the_doctor(site):
     )
     done = _python(site, "-c", script)
     assert done.stdout == "(1, 16, 4, 4)\n", done.stderr
-    assert "mmengine is there but cannot be imported" in done.stderr
-    assert "(no np.bool8); `convnext-backbone doctor` tells what to type" in done.stderr
+    assert "mmengine is installed but cannot be imported" in done.stderr
+    assert "(no np.bool8); `convnext-backbone doctor` prints how to repair it" in done.stderr
     done = _python(site, "-m", "convnext_backbone", "doctor")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
