@@ -6,8 +6,8 @@ TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD turns into unsafe loading. onedl-mmengine 0.10.
 the default of `torch.hub.load_state_dict_from_url`.
 
 Each registered loader stays, and runs under torch's own switch TORCH_FORCE_WEIGHTS_ONLY_LOAD, which
-overrides what any caller of `torch.load` asks for. Goes when every loader of both families passes
-`weights_only=True`.
+overrides the `weights_only` of any caller of `torch.load`. Goes when every loader of both families
+passes `weights_only=True`.
 """
 
 import os

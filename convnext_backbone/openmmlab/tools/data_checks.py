@@ -24,7 +24,7 @@ from .errors import UsageError
 _MAX_IMAGES = 5000
 _MAX_LABEL_MAPS = 200
 _IGNORED_LABEL = 255
-# What mmsegmentation's types of folders of label maps assume where a config says nothing.
+# The defaults of mmsegmentation's data sets that read folders of label maps.
 _LABEL_MAP_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "BaseSegDataset": {
         "img_suffix": ".jpg",
@@ -262,7 +262,7 @@ def _check_images(folder: str, names: Sequence[str], listed_in: str) -> None:
     absent = [name for name in names if os.path.normpath(name) not in existing]
     if absent:
         raise UsageError(
-            f"{len(absent)} of {len(names)} files that {listed_in!r} calls for are not in "
+            f"{len(absent)} of {len(names)} files that {listed_in!r} lists are not in "
             f"{folder!r}, such as {absent[0]!r}"
         )
     for name in _spread(names, _MAX_IMAGES):

@@ -19,7 +19,7 @@ DDP_WRAPPER: Mapping[str, Any] = {"type": "MMDistributedDataParallel", "broadcas
 # The variables in which torchrun, Slurm and Open MPI give a process its rank.
 RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
 # mmengine's strategies that work without a GPU: the wrapper of a config that names none, and the
-# option by which any wrapper does not ask for the GPU of the process's local rank.
+# option that keeps any wrapper off the GPU of the process's local rank.
 STRATEGIES_ON_CPU: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     "DDPStrategy": (DDP_WRAPPER, {"device_ids": None}),
     "FSDPStrategy": ({}, {"device_id": "cpu"}),
@@ -42,7 +42,7 @@ def print_once(message: str) -> None:
 
 
 def prepare_processes(cfg: Config) -> None:
-    """Make a distributed run work without a GPU, where mmengine would ask for one.
+    """Make a distributed run work without a GPU, where mmengine would use one.
 
     The process group is made here, over gloo; mmengine uses a group that exists. The wrapper of the
     model must not name a GPU, and batch norm must synchronise without one.
