@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 # Suffixes of files that may hold weights.
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".h5", ".hdf5", ".keras")
 _CHUNK = 1 << 22  # bytes read at a time
+_KINDS = {stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket", stat.S_IFDIR: "directory"}
 
 
 @contextmanager
@@ -91,13 +93,27 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
         FileNotFoundError: There is no such file.
         ValueError: The file holds none.
     """
+    check_regular(path)
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # damaged, nested too deep, or too long a number
         raise ValueError(f"{os.fspath(path)} is not a JSON file: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{os.fspath(path)} must hold a JSON object, got {type(values).__name__}")
     return values
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Refuse a FIFO, a socket or a device, whose reading may never end.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not a regular file.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kind = _KINDS.get(stat.S_IFMT(mode), "device")
+        raise ValueError(f"{os.fspath(path)} is a {kind}, and only regular files are read")
 
 
 def check_source(source: str | os.PathLike[str]) -> None:

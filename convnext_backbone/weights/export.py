@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from ..archs import FAMILIES
 from ..models.config import ConvNextConfig
-from ..utils.checks import check_choice
+from ..utils.checks import check_choice, shorten_list
 from ..utils.files import atomic_write, write_json
 from .layouts import LAYOUTS, Layout, depths_of, restore
-from .native import NativeWeights, arch_name, infer_fields
+from .native import NativeWeights, arch_name, infer_fields, trunk_shapes
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 # Target -> its layouts; the first whose marks the written keys have is taken, else the last.
@@ -140,6 +140,7 @@ def convert_weights(
             f"{weights.source}: {weights.match} does not know "
             f"{', '.join(weights.converted.unexpected)}"
         )
+    _refuse_incomplete(weights)
     path = Path(destination)
     if to == "huggingface":
         return _to_huggingface(weights, path)
@@ -193,6 +194,29 @@ def _second_names(keys: Mapping[str, str], layout: Layout) -> dict[str, str]:
     return {
         keys[native]: alias for native in keys for alias in layout.aliases_of(native, num_stages)
     }
+
+
+def _refuse_incomplete(weights: NativeWeights) -> None:
+    """Refuse to write a file of which a part is missing or cut.
+
+    Raises:
+        ValueError: There is no tensor where the architecture has one, or it has another shape.
+    """
+    tensors, shapes = weights.tensors, trunk_shapes(weights.fields())
+    # Of a norm or a head there is nothing, or both its tensors.
+    others = {key.rpartition(".")[0] for key in tensors if key not in shapes}
+    expected = [*shapes, *(f"{name}.{part}" for name in others for part in ("weight", "bias"))]
+    problems = {
+        "missing": [key for key in expected if key not in tensors],
+        "of the wrong shape": [
+            f"{key} is {tuple(tensors[key].shape)}, must be {shape}"
+            for key, shape in shapes.items()
+            if key in tensors and tuple(tensors[key].shape) != shape
+        ],
+    }
+    text = "; ".join(f"{what}: {shorten_list(keys)}" for what, keys in problems.items() if keys)
+    if text:
+        raise ValueError(f"{weights.source}: the weights are incomplete: {text}")
 
 
 def _in_layout(weights: NativeWeights, layout: Layout, pointwise: str | None) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ for a name where Keras stores numbers.
 """
 
 import io
+import math
 import re
 import zipfile
 from collections.abc import Iterator
@@ -15,8 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..utils.checks import first_line
+from .containers import DAMAGED, CheckpointError, check_inflation, check_zip
+
 _H5PY_HINT = "reading Keras and TensorFlow files needs h5py: pip install 'convnext_backbone[keras]'"
 _CONTAINERS = ("layers", "_layer_checkpoint_dependencies")
+_FILTERS = {1, 2, 3, 4, 5, 6, 32000}  # of HDF5 and h5py themselves; others load a plugin
 _WEIGHTS = "model.weights.h5"  # the part of an archive that holds the variables
 
 
@@ -24,7 +29,7 @@ def read_h5(file: Path | BinaryIO, source: str) -> dict[str, Tensor]:
     """Read an h5 file of TensorFlow, of Keras (`.h5`) or of Keras >= 3.7 (`.weights.h5`).
 
     Raises:
-        ValueError: The file is damaged, or of another program.
+        CheckpointError: The file is damaged, of another program, or reaches out of itself.
         ImportError: h5py is missing.
     """
     try:
@@ -33,21 +38,80 @@ def read_h5(file: Path | BinaryIO, source: str) -> dict[str, Tensor]:
         raise ImportError(_H5PY_HINT) from error
     try:
         with h5py.File(file, "r") as root:
+            _check_contents(root, h5py, source)
             group = root.get("model_weights", root)
             if "layer_names" in group.attrs:
-                return dict(_legacy_variables(group, source))
+                return _unique(_legacy_variables(group, source), source)
             container = next((k for k in _CONTAINERS if k in group), None)
             if container is None:
-                raise ValueError(f"{source}: the h5 file is of neither Keras nor TensorFlow")
-            named = dict(_named_variables(group[container], ""))
+                raise CheckpointError(f"{source}: the h5 file is of neither Keras nor TensorFlow")
+            named = _unique(_named_variables(group[container], ""), source)
             if not named:
-                raise ValueError(
+                raise CheckpointError(
                     f"{source}: the h5 file does not name its layers, as Keras before 3.7 wrote "
                     "it: load it there and save the model as .keras or .h5"
                 )
             return named
-    except (OSError, KeyError, RuntimeError) as error:
-        raise ValueError(f"{source}: the h5 file is truncated or damaged: {error}") from error
+    except CheckpointError:
+        raise
+    except DAMAGED as error:
+        reason = f"the h5 file is truncated or damaged: {first_line(error)}"
+        raise CheckpointError(f"{source}: {reason}") from error
+
+
+def _check_contents(root: Any, h5py: Any, source: str) -> None:
+    """Refuse what makes HDF5 read other files, objects, or far more than the file has.
+
+    What it finds elsewhere would be taken for weights, and written out by `convert`.
+
+    Raises:
+        CheckpointError: There is any of these; the link is named.
+    """
+    seen, waiting = {h5py.h5o.get_info(root.id).addr}, [root]
+    size = stored = 0
+    while waiting:
+        group = waiting.pop()
+        for name in group:
+            path = f"{group.name.rstrip('/')}/{name}"
+            link = group.get(name, getlink=True)
+            if not isinstance(link, h5py.HardLink):
+                kind = "an external link" if isinstance(link, h5py.ExternalLink) else "a soft link"
+                raise CheckpointError(f"{source}: {path} is {kind}, which is not followed")
+            item = group[name]
+            address = h5py.h5o.get_info(item.id).addr
+            if isinstance(item, h5py.Dataset):
+                _check_dataset(item, f"{source}: {path}")
+                # A product of Python's integers cannot overflow.
+                size += math.prod(item.shape or ()) * item.dtype.itemsize
+                stored += 0 if address in seen else item.id.get_storage_size()
+                check_inflation(f"{source}: {path}", size, stored)
+            elif isinstance(item, h5py.Group):
+                if address in seen:
+                    raise CheckpointError(f"{source}: the group {path} is linked more than once")
+                waiting.append(item)
+            seen.add(address)
+
+
+def _check_dataset(dataset: Any, name: str) -> None:
+    if dataset.external:
+        raise CheckpointError(f"{name} has external storage, which is not read")
+    if dataset.is_virtual:
+        raise CheckpointError(f"{name} is a virtual data set, which is not read")
+    if dataset.dtype.hasobject:
+        raise CheckpointError(f"{name} holds objects (text, references or ragged rows)")
+    plist = dataset.id.get_create_plist()
+    filters = {plist.get_filter(index)[0] for index in range(plist.get_nfilters())}
+    if not filters <= _FILTERS:
+        raise CheckpointError(f"{name} needs a plugin for the filter {max(filters - _FILTERS)}")
+
+
+def _unique(variables: Iterator[tuple[str, Tensor]], source: str) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for key, tensor in variables:
+        if key in found:
+            raise CheckpointError(f"{source}: the variable {key} is there twice")
+        found[key] = tensor
+    return found
 
 
 def _tensor(dataset: Any) -> Tensor:
@@ -62,7 +126,7 @@ def _legacy_variables(root: Any, source: str) -> Iterator[tuple[str, Tensor]]:
     """Yield what `save_weights` of Keras 2 and `.h5` of Keras 3 store, layer by layer."""
     for layer in map(_text, root.attrs["layer_names"]):
         if layer not in root:
-            raise ValueError(f"{source}: the layer {layer} is missing")
+            raise CheckpointError(f"{source}: the layer {layer} is missing")
         group = root[layer]
         for name in map(_text, group.attrs["weight_names"]):
             path = re.sub(r":\d+$", "", name)
@@ -92,7 +156,7 @@ def is_keras_archive(file: Path) -> bool:
     try:
         with zipfile.ZipFile(file) as archive:
             return _WEIGHTS in archive.namelist()
-    except zipfile.BadZipFile:
+    except DAMAGED:
         return False
 
 
@@ -100,11 +164,14 @@ def read_keras_archive(file: Path) -> dict[str, Tensor]:
     """Read a `.keras` archive.
 
     Raises:
-        ValueError: The archive is damaged.
+        CheckpointError: The archive is damaged.
         ImportError: h5py is missing.
     """
+    check_zip(file, str(file))
     try:
         with zipfile.ZipFile(file) as archive:
-            return read_h5(io.BytesIO(archive.read(_WEIGHTS)), str(file))
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{file}: the Keras archive is damaged: {error}") from error
+            content = io.BytesIO(archive.read(_WEIGHTS))
+    except DAMAGED as error:
+        reason = f"the Keras archive is damaged: {first_line(error)}"
+        raise CheckpointError(f"{file}: {reason}") from error
+    return read_h5(content, str(file))

@@ -12,6 +12,7 @@ a model name that is the same in the whole file, `{v}` any one name, `{*}` anyth
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -60,6 +61,11 @@ _SPARSE: Mapping[str, tuple[str, ...]] = {
     "conv": ("dense_conv", "same"),
     "depthwise": ("dense_depthwise",),
 }
+
+
+_BLOCK = re.compile(r"stages\.(\d{1,9})\.(\d{1,9})\.")
+_MAX_PREFIXES = 100
+_MAX_ABSENT = 1000  # stages and blocks without a tensor, of a network that was cut
 
 
 def kind_of(native_key: str) -> str:
@@ -505,7 +511,10 @@ def recognise(shapes: Shapes, prefix: str | None = None) -> LayoutMatch:
     _refuse_unsupported(keys)
     found: dict[str, LayoutMatch] = {}
     for layout in _LAYOUTS:
-        for start in layout.prefixes(keys):
+        starts = layout.prefixes(keys)
+        if len(starts) > _MAX_PREFIXES:
+            raise ValueError(f"there are {len(starts)} stems in it: {shorten_list([*starts])}")
+        for start in starts:
             if start in found or (prefix is not None and start != prefix):
                 continue
             inner = [key[len(start) :] for key in keys if key.startswith(start)]
@@ -600,14 +609,22 @@ class NativeStateDict:
 
 
 def depths_of(keys: Iterable[str]) -> tuple[int, ...]:
-    """Return the number of blocks of each stage that native keys name."""
-    found: dict[int, int] = {}
-    for key in keys:
-        block = re.match(r"stages\.(\d+)\.(\d+)\.", key)
-        if block is not None:
-            stage = int(block[1])
-            found[stage] = max(found.get(stage, 0), int(block[2]) + 1)
-    return tuple(found.get(stage, 0) for stage in range(max(found, default=-1) + 1))
+    """Return the number of blocks of each stage that native keys name.
+
+    Raises:
+        ValueError: The keys count far more stages or blocks than they name.
+    """
+    found = [match for key in keys if (match := _BLOCK.match(key))]
+    blocks = {(int(match[1]), int(match[2])) for match in found}
+    depths: dict[int, int] = {}
+    for stage, block in blocks:
+        depths[stage] = max(depths.get(stage, 0), block + 1)
+    num_stages = max(depths, default=-1) + 1
+    absent = num_stages + sum(depths.values()) - len(depths) - len(blocks)
+    if absent > _MAX_ABSENT:
+        last = max(found, key=lambda match: max(int(match[1]), int(match[2])))
+        raise ValueError(f"{last.string} counts {absent:,} stages and blocks that are not there")
+    return tuple(depths.get(stage, 0) for stage in range(num_stages))
 
 
 def convert(state_dict: Mapping[str, Tensor], match: LayoutMatch) -> NativeStateDict:
@@ -718,7 +735,8 @@ def restore(
     unplaced = [native_key for native_key in native if native_key not in keys]
     if unplaced:
         raise ValueError(f"the layout {layout.name} has no place for {', '.join(unplaced)}")
-    shared = [native_key for native_key, key in keys.items() if [*keys.values()].count(key) > 1]
+    counts = Counter(keys.values())
+    shared = [native_key for native_key, key in keys.items() if counts[key] > 1]
     if shared:
         raise ValueError(f"the layout {layout.name} has one name for {' and '.join(shared)}")
     chosen = storage or {}

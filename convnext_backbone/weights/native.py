@@ -186,6 +186,34 @@ def infer_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return fields
 
 
+def trunk_shapes(fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every native tensor of the stem and the stages of an architecture."""
+    widths, depths, kernel = fields["hidden_sizes"], fields["depths"], fields["kernel_size"]
+    shapes: dict[str, tuple[int, ...]] = {}
+    before, side = fields["num_channels"], fields["patch_size"]
+    for stage, (c, depth) in enumerate(zip(widths, depths, strict=True)):
+        conv, norm = (0, 1) if stage == 0 else (1, 0)
+        layers = f"downsample_layers.{stage}"
+        normed = c if stage == 0 else before
+        shapes |= {
+            f"{layers}.{conv}.weight": (c, before, side, side),
+            f"{layers}.{conv}.bias": (c,),
+        }
+        shapes |= {f"{layers}.{norm}.weight": (normed,), f"{layers}.{norm}.bias": (normed,)}
+        block: dict[str, tuple[int, ...]] = {
+            "dwconv.weight": (c, 1, kernel, kernel), "dwconv.bias": (c,),
+            "norm.weight": (c,), "norm.bias": (c,),
+            "pwconv1.weight": (4 * c, c), "pwconv1.bias": (4 * c,),
+            "pwconv2.weight": (c, 4 * c), "pwconv2.bias": (c,),
+        }  # fmt: skip
+        block |= {"gamma": (c,)} if fields["layer_scale_init_value"] else {}
+        block |= {"grn.gamma": (4 * c,), "grn.beta": (4 * c,)} if fields["use_grn"] else {}
+        for index in range(depth):
+            shapes |= {f"stages.{stage}.{index}.{key}": shape for key, shape in block.items()}
+        before, side = c, 2
+    return shapes
+
+
 def _sizes(tensors: Mapping[str, Tensor], stage: int) -> list[int]:
     """Return the width of a stage by each of the tensors that have its width."""
     pattern = re.compile(rf"stages\.{stage}\.\d+\.(dwconv\.weight|dwconv\.bias|norm\.\w+|gamma)")

@@ -48,7 +48,7 @@ class Pattern:
                 parts.append(re.escape(part))
                 continue
             group = f"_{self.names.index(part)}"
-            body = r"\d+" if _NUMBER.fullmatch(part) else _SYMBOLS[part]
+            body = r"\d{1,9}" if _NUMBER.fullmatch(part) else _SYMBOLS[part]
             parts.append(f"(?P={group})" if part in seen else f"(?P<{group}>{body})")
             seen.add(part)
         return re.compile("".join(parts))
@@ -100,6 +100,11 @@ def _rank(rank: int) -> Callable[[Shape], bool]:
     return lambda shape: len(shape) == rank
 
 
+def _taps(rank: int) -> Callable[[Shape], bool]:
+    """The taps of a square kernel as the first of `rank` axes."""
+    return lambda shape: len(shape) == rank and _side(shape[0]) ** 2 == shape[0]
+
+
 def _vector(*sides: int) -> Callable[[Shape], bool]:
     """A vector in a shape of more axes; -1 is its own."""
     return lambda shape: (
@@ -133,7 +138,7 @@ def _sparse_depthwise(weight: Tensor) -> Tensor:
 
 
 STORAGES: Mapping[str, Storage] = {
-    "same": Storage(lambda s: True, lambda x: x, lambda x: x),
+    "same": Storage(_rank(4), lambda x: x, lambda x: x),
     "flat": Storage(_rank(1), lambda x: x, lambda x: x),
     "squeeze_scale": Storage(_vector(-1, 1, 1), lambda x: x.flatten(), lambda x: x[:, None, None]),
     "flatten_row": Storage(_vector(1, -1), lambda x: x.flatten(), lambda x: x[None]),
@@ -153,6 +158,6 @@ STORAGES: Mapping[str, Storage] = {
     "hwio_to_oihw": Storage(
         _rank(4), lambda x: x.permute(3, 2, 0, 1), lambda x: x.permute(2, 3, 1, 0)
     ),
-    "dense_conv": Storage(_rank(3), _dense_conv, _sparse_conv),
-    "dense_depthwise": Storage(_rank(2), _dense_depthwise, _sparse_depthwise),
+    "dense_conv": Storage(_taps(3), _dense_conv, _sparse_conv),
+    "dense_depthwise": Storage(_taps(2), _dense_depthwise, _sparse_depthwise),
 }

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..utils.files import WEIGHT_SUFFIXES, read_json
+from ..utils.files import WEIGHT_SUFFIXES, check_regular, read_json
+from .containers import ZIP_START, check_inflation
 from .keras_files import is_keras_archive, read_h5, read_keras_archive
 from .torch_files import read_torch_file, unwrap
 
@@ -35,7 +37,7 @@ DIRECTORY_FILES = (
     "model.weights.h5",
 )
 
-_ZIP, _HDF5, _LFS = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n", b"version https://git-lfs"
+_HDF5, _LFS = b"\x89HDF\r\n\x1a\n", b"version https://git-lfs"
 _PICKLE = b"\x80"  # how PyTorch's files of before version 1.6 begin
 _BATCH = 64 << 20  # bytes that are copied before the pages they came from are released
 
@@ -83,10 +85,33 @@ def read_checkpoint(
         tensors = _read_shards(file, ema, mmap, notes)
     else:
         tensors = _read_file(file, ema, mmap, notes)
-    tensors = {_INFIXES.sub("", key): tensor for key, tensor in tensors.items()}
     if not tensors:
         raise ValueError(f"{file}: there are no tensors in it")
+    _check_tensors(tensors, file)
+    tensors = _without_infixes(tensors, file)
     return Checkpoint(tensors, str(path), _config_beside(file), notes)
+
+
+def _check_tensors(tensors: dict[str, Tensor], file: Path) -> None:
+    """Refuse tensors without values of their own, and views of far more than what is stored."""
+    size, storages = 0, dict[int, int]()
+    for key, tensor in tensors.items():
+        if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_nested:
+            raise ValueError(f"{file}: {key} is sparse, nested or without values, must be dense")
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        size += tensor.nbytes
+        check_inflation(f"{file}: {key}", size, sum(storages.values()))
+
+
+def _without_infixes(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
+    before: dict[str, str] = {}
+    for key in tensors:
+        plain = _INFIXES.sub("", key)
+        if plain in before:
+            raise ValueError(f"{file}: {before[plain]} and {key} both stand for {plain}")
+        before[plain] = key
+    return {plain: tensors[key] for plain, key in before.items()}
 
 
 def find_weights_file(path: Path) -> Path:
@@ -101,9 +126,9 @@ def find_weights_file(path: Path) -> Path:
     if not path.is_dir():
         return path
     for name in DIRECTORY_FILES:
-        if (path / name).is_file():
+        if (path / name).exists() and not (path / name).is_dir():
             return path / name
-    files = sorted(f for f in path.iterdir() if f.suffix in WEIGHT_SUFFIXES and f.is_file())
+    files = sorted(f for f in path.iterdir() if f.suffix in WEIGHT_SUFFIXES and not f.is_dir())
     if not files:
         raise FileNotFoundError(f"{path}: the directory holds none of {', '.join(DIRECTORY_FILES)}")
     if len(files) > 1:
@@ -115,7 +140,7 @@ def find_weights_file(path: Path) -> Path:
 def _config_beside(file: Path) -> dict[str, Any]:
     """Read the config.json beside a file of `DIRECTORY_FILES`; beside others it may be foreign."""
     path = file.parent / "config.json"
-    return read_json(path) if file.name in DIRECTORY_FILES and path.is_file() else {}
+    return read_json(path) if file.name in DIRECTORY_FILES and path.exists() else {}
 
 
 # ------------------------------------------------------------------------------ one file
@@ -123,6 +148,7 @@ def _config_beside(file: Path) -> dict[str, Any]:
 
 def _read_file(file: Path, ema: bool, mmap: bool, notes: list[str]) -> dict[str, Tensor]:
     """Read a file of the kind that its first bytes show; its name may be wrong."""
+    check_regular(file)
     with open(file, "rb") as stream:
         head = stream.read(64)
     size = file.stat().st_size
@@ -132,7 +158,7 @@ def _read_file(file: Path, ema: bool, mmap: bool, notes: list[str]) -> dict[str,
         raise ValueError(f"{file}: this is a Git LFS pointer, not the weights; run `git lfs pull`")
     if head.startswith(_HDF5):
         return read_h5(file, str(file))
-    if head.startswith(_ZIP) and is_keras_archive(file):
+    if head.startswith(ZIP_START) and is_keras_archive(file):
         return read_keras_archive(file)
     if _looks_like_safetensors(head, size) or file.suffix == ".safetensors":
         return _read_safetensors(file, mmap)
@@ -141,13 +167,13 @@ def _read_file(file: Path, ema: bool, mmap: bool, notes: list[str]) -> dict[str,
     if _is_text(head):
         start = head[:40].decode("ascii")
         raise ValueError(f"{file}: this is a text file, not weights; it starts with {start!r}")
-    if not head.startswith((_ZIP, _PICKLE)):
+    if not head.startswith((ZIP_START, _PICKLE)):
         raise ValueError(
             f"{file}: this is not a weights file; it starts with {head[:8]!r}, and neither a "
             "safetensors, a PyTorch, a Keras nor an HDF5 file does"
         )
     # The format of torch < 1.6 cannot be mapped.
-    loaded = read_torch_file(file, mmap=mmap and head.startswith(_ZIP))
+    loaded = read_torch_file(file, mmap=mmap and head.startswith(ZIP_START))
     return unwrap(loaded, str(file), ema, notes)
 
 
@@ -205,9 +231,15 @@ def shard_names(index: Path) -> list[str]:
 
 def _read_shards(index: Path, ema: bool, mmap: bool, notes: list[str]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
+    shard_of: dict[str, str] = {}
     for name in shard_names(index):
         shard = index.parent / name
-        if not shard.is_file():
+        if not shard.exists():
             raise FileNotFoundError(f"{index}: the shard {name} is missing")
-        tensors |= _read_file(shard, ema, mmap, notes)
+        found = _read_file(shard, ema, mmap, notes)
+        for key in found:
+            if key in shard_of:
+                raise ValueError(f"{index}: {key} is in both {shard_of[key]} and {name}")
+        shard_of |= dict.fromkeys(found, name)
+        tensors |= found
     return tensors

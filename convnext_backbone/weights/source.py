@@ -91,7 +91,7 @@ class LocalSource(Source):
             path = path / name
         elif path.is_file() and (path.suffix != ".json" or path.name.endswith(INDEX_SUFFIX)):
             path = path.parent / name  # beside a weights file
-        if not path.is_file():
+        if not path.exists() or path.is_dir():
             raise FileNotFoundError(f"no {name} at {self.name!r}")
         return path
 

@@ -7,7 +7,6 @@ asks for more, and under which entries of a checkpoint the weights are.
 import argparse
 import pickle
 import re
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,23 +17,12 @@ import torch
 from torch import Tensor
 
 from ..utils.checks import first_line
+from .containers import DAMAGED, ZIP_START, CheckpointError, check_zip
 from .numpy_types import numpy_types
 
 # Entries of a checkpoint that hold its tensors, and those of their moving averages.
 WRAPPERS = ("model", "state_dict", "module", "net", "network", "backbone")
 EMA_WRAPPERS = ("model_ema", "ema_state_dict", "state_dict_ema", "ema")
-# What torch raises on a file that is truncated, damaged, or not one of its own.
-DAMAGED = (
-    RuntimeError,
-    EOFError,
-    OSError,
-    LookupError,
-    AttributeError,
-    ValueError,
-    TypeError,
-    AssertionError,
-    zipfile.BadZipFile,
-)
 # torch names what it refused in one of these forms, followed by advice to load without protection.
 _REFUSED = re.compile(
     r"GLOBAL (.+?) (?:was not an allowed global|whose module)"
@@ -43,10 +31,6 @@ _REFUSED = re.compile(
 # torch's list of types that may be built belongs to all threads of the process.
 _LOCK = RLock()
 _ADVICE = "If you trust the file, save its state dict anew with nothing but tensors in it"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read, or is not because that would run foreign code."""
 
 
 class _HistoryBuffer:
@@ -163,7 +147,19 @@ def read_torch_file(
     """
     allowed = weight_types() if types is None else types
     with checkpoint_errors(str(file) if name is None else name), allow_only(allowed):
+        if _is_zip(file) and check_zip(file, str(file) if name is None else name):
+            mmap = False
         return torch.load(file, map_location=map_location, weights_only=True, mmap=mmap)
+
+
+def _is_zip(file: Path | BinaryIO) -> bool:
+    if isinstance(file, Path):
+        with open(file, "rb") as stream:
+            return _is_zip(stream)
+    start = file.tell()
+    head = file.read(len(ZIP_START))
+    file.seek(start)
+    return head == ZIP_START
 
 
 def unwrap(loaded: Any, source: str, ema: bool, notes: list[str]) -> dict[str, Tensor]:

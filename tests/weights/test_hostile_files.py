@@ -1,0 +1,270 @@
+"""Files that are damaged, that claim too much, or that lead elsewhere: one clear error, at once."""
+
+import json
+import os
+import socket
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from convnext_backbone import ConvNextBackbone, ConvNextConfig
+from convnext_backbone.cli import main
+from convnext_backbone.weights import open_weights
+from convnext_backbone.weights.read import read_checkpoint
+
+h5py = pytest.importorskip("h5py")
+SHAPE = {"hidden_sizes": (8, 16), "depths": (1, 2)}
+
+
+@pytest.fixture
+def weights():
+    torch.manual_seed(0)
+    return ConvNextBackbone(**SHAPE, out_indices=(1, 2)).state_dict()
+
+
+def refused(path, match, capsys):
+    """The reader raises a ValueError or OSError; the command line prints one line and gives 2."""
+    with pytest.raises((ValueError, OSError), match=match):
+        open_weights(path).fields()
+    assert main(["info", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert len(error.strip().splitlines()) == 1
+    assert "Traceback" not in error
+
+
+# Files of PyTorch
+
+
+def test_a_stub_of_a_pickle(tmp_path, capsys):
+    (tmp_path / "p.pth").write_bytes(b"\x80\x02junk")
+    refused(tmp_path / "p.pth", "p.pth", capsys)
+
+
+@pytest.mark.parametrize("new", [True, False], ids=["zip", "old"])
+def test_truncations_and_flipped_bytes_give_one_clear_error_or_the_weights(new, weights, tmp_path):
+    path = tmp_path / "w.pth"
+    small = {k: v[:2] for k, v in weights.items()}
+    torch.save(small, path, _use_new_zipfile_serialization=new)
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(150):
+        data = bytearray(whole)
+        for position in rng.integers(0, min(len(data), 4096), rng.integers(1, 4)):
+            data[position] ^= int(rng.integers(1, 256))
+        if rng.random() < 0.5:
+            del data[rng.integers(1, len(data)) :]
+        path.write_bytes(data)
+        try:
+            read_checkpoint(path, mmap=False)
+        except (ValueError, OSError):
+            continue
+
+
+def test_an_archive_that_inflates_a_thousandfold(tmp_path, capsys):
+    path = tmp_path / "bomb.pth"
+    torch.save({"a": torch.zeros(100 << 20, dtype=torch.uint8)}, path)
+    with (
+        zipfile.ZipFile(path) as plain,
+        zipfile.ZipFile(tmp_path / "small.pth", "w", zipfile.ZIP_DEFLATED) as small,
+    ):
+        for entry in plain.infolist():
+            small.writestr(entry.filename, plain.read(entry))
+    assert (tmp_path / "small.pth").stat().st_size < 1 << 20
+    refused(tmp_path / "small.pth", "would inflate from", capsys)
+
+
+# Keys
+
+
+@pytest.mark.parametrize("key", ["stages.999999999.0.gamma", "stages.0.999999999.gamma"])
+def test_keys_that_claim_more_than_there_is(key, weights, tmp_path, capsys):
+    torch.save({**weights, key: torch.ones(8)}, tmp_path / "w.pth")
+    refused(tmp_path / "w.pth", r"names more than \d+ stages or \d+ blocks", capsys)
+
+
+@pytest.mark.parametrize("infix", ["_orig_mod.", "stages._orig_mod."])
+def test_two_keys_that_are_one_without_their_wrappers(infix, weights, tmp_path, capsys):
+    key = "stages.0.0.gamma"
+    twice = infix + key if infix == "_orig_mod." else key.replace("stages.", infix)
+    save_file({**weights, twice: torch.ones(8)}, tmp_path / "w.safetensors")
+    refused(tmp_path / "w.safetensors", "are both 'stages.0.0.gamma'", capsys)
+
+
+def test_one_tensor_in_two_shards(weights, tmp_path, capsys):
+    keys = sorted(weights)
+    save_file({k: weights[k] for k in keys[:10]}, tmp_path / "a.safetensors")
+    save_file({k: weights[k] for k in keys[9:]}, tmp_path / "b.safetensors")
+    index = {
+        "weight_map": {k: "a.safetensors" if k in keys[:10] else "b.safetensors" for k in keys}
+    }
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(tmp_path, f"two shards hold '{keys[9]}'", capsys)
+
+
+# JSON
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_json_nested_beyond_reading(name, weights, tmp_path, capsys):
+    if name == "config.json":
+        save_file(weights, tmp_path / "model.safetensors")
+    (tmp_path / name).write_text("[" * 100_000)
+    refused(tmp_path, "is not a", capsys)
+    if name == "config.json":
+        with pytest.raises(ValueError, match="is not a JSON file"):
+            ConvNextConfig.from_pretrained(tmp_path)
+
+
+# What is no file
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device"])
+def test_what_is_no_file_is_refused_at_once(kind, tmp_path, capsys):
+    path = tmp_path / "w.pth"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        server = socket.socket(socket.AF_UNIX)
+        server.bind(str(path))
+    else:
+        path = "/dev/zero"
+    refused(path, "must be a file, not a pipe", capsys)
+
+
+# HDF5 and Keras
+
+
+def h5_file(path, **weights):
+    """A file that looks like one of Keras: one layer of one variable."""
+    with h5py.File(path, "w") as root:
+        root.attrs["layer_names"] = [b"layer"]
+        group = root.create_group("layer")
+        group.attrs["weight_names"] = [b"kernel:0"]
+        for name, value in weights.items():
+            group[name] = value
+    return path
+
+
+def _external_link(group, secret):
+    group["kernel:0"] = h5py.ExternalLink(str(secret), "/layer/kernel:0")
+
+
+def _soft_link(group, secret):
+    group["elsewhere"] = np.ones(3)
+    group["kernel:0"] = h5py.SoftLink("/layer/elsewhere")
+
+
+def _external_storage(group, secret):
+    group.create_dataset("kernel:0", (4,), "u1", external=[(str(secret), 0, 4)])
+
+
+def _virtual(group, secret):
+    layout = h5py.VirtualLayout((3,), "f4")
+    layout[:] = h5py.VirtualSource(str(secret), "layer/kernel:0", (3,))
+    group.create_virtual_dataset("kernel:0", layout)
+
+
+def _circle(group, secret):
+    group["again"] = group.file["/"]
+    group["kernel:0"] = h5py.SoftLink("/layer/again/layer/kernel:0")
+
+
+def _objects(group, secret):
+    group.create_dataset("kernel:0", (2,), h5py.string_dtype())
+
+
+def _references(group, secret):
+    group.create_dataset("kernel:0", (2,), h5py.ref_dtype)
+
+
+def _nothing_stored(group, secret):
+    group.create_dataset("kernel:0", (1 << 40,), "f4", chunks=(1 << 20,))
+
+
+def _compressed_zeros(group, secret):
+    group.create_dataset("kernel:0", data=np.zeros(100 << 20, "u1"), compression="gzip")
+
+
+@pytest.mark.parametrize(
+    ("add", "match"),
+    [
+        (_external_link, "kernel:0 is a ExternalLink, which is not followed"),
+        (_soft_link, "kernel:0 is a SoftLink, which is not followed"),
+        (_external_storage, "kernel:0 is stored in another file"),
+        (_virtual, "kernel:0 is stored in another file"),
+        (_circle, "kernel:0 is a SoftLink"),
+        (_objects, "kernel:0 must hold numbers"),
+        (_references, "kernel:0 must hold numbers"),
+        (_nothing_stored, "kernel:0 would inflate from 0 to"),
+        (_compressed_zeros, "kernel:0 would inflate from"),
+    ],
+)
+@pytest.mark.parametrize("archive", [False, True], ids=["h5", "keras"])
+def test_an_h5_file_reads_nothing_but_its_own_numbers(archive, add, match, tmp_path, capsys):
+    secret = h5_file(tmp_path / "secret.h5", **{"kernel:0": np.full(3, 42.0, "f4")})
+    path = h5_file(tmp_path / "w.h5")
+    with h5py.File(path, "a") as root:
+        add(root["layer"], secret)
+    if archive:
+        with zipfile.ZipFile(tmp_path / "w.keras", "w") as target:
+            target.writestr("model.weights.h5", path.read_bytes())
+        path = tmp_path / "w.keras"
+    refused(path, match, capsys)
+
+
+def _archive(path, change):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
+        target.writestr("model.weights.h5", np.random.default_rng(0).bytes(5000) + b"x" * 5000)
+    data = bytearray(path.read_bytes())
+    change(data, data.rfind(b"PK\x01\x02"))
+    path.write_bytes(data)
+
+
+def _flip_stream(data, entry):
+    data[60:70] = bytes(255 - b for b in data[60:70])
+
+
+def _encrypt(data, entry):
+    data[6] |= 1
+    data[entry + 8] |= 1
+
+
+def _unknown_method(data, entry):
+    data[8] = data[entry + 10] = 77
+
+
+def _bomb(data, entry):
+    data[entry + 24 : entry + 28] = (0x7FFFFFFF).to_bytes(4, "little")
+
+
+def _cut(data, entry):
+    del data[-10:]
+
+
+@pytest.mark.parametrize("change", [_flip_stream, _encrypt, _unknown_method, _bomb, _cut])
+def test_a_damaged_keras_archive(change, tmp_path, capsys):
+    _archive(tmp_path / "w.keras", change)
+    refused(tmp_path / "w.keras", "w.keras", capsys)
+
+
+# convert
+
+
+@pytest.mark.parametrize("change", ["missing", "cut", "half a norm"])
+@pytest.mark.parametrize("to", ["timm", "facebook", "huggingface", "mmpretrain", "native"])
+def test_convert_refuses_what_is_incomplete(to, change, weights, tmp_path, capsys):
+    weights = {k: v for k, v in weights.items() if not k.startswith("norms.")}
+    if change == "missing":
+        del weights["stages.1.0.pwconv1.bias"]
+    elif change == "cut":
+        weights["stages.1.1.pwconv2.weight"] = weights["stages.1.1.pwconv2.weight"][:, :7].clone()
+    else:
+        weights["norm.weight"] = torch.ones(16)
+    save_file(weights, tmp_path / "w.safetensors")
+    out = tmp_path / "out.safetensors"
+    assert main(["convert", str(tmp_path / "w.safetensors"), str(out), "--to", to]) == 2
+    error = capsys.readouterr().err
+    assert "incomplete" in error
+    assert not out.exists()
