@@ -5,7 +5,6 @@ import struct
 import zipfile
 import zlib
 from collections import Counter
-from pathlib import Path
 from typing import BinaryIO
 
 from ..utils.checks import first_line
@@ -50,7 +49,7 @@ def check_inflation(name: str, size: int, stored: int) -> None:
         )
 
 
-def check_zip(file: Path | BinaryIO, name: str) -> bool:
+def check_zip(file: BinaryIO, name: str) -> bool:
     """Check the directory of a zip file, and its pickles by their CRC-32, before it is read.
 
     Returns:
@@ -73,7 +72,9 @@ def check_zip(file: Path | BinaryIO, name: str) -> bool:
                 if entry.compress_type not in _METHODS:
                     raise CheckpointError(f"{what} is of compression method {entry.compress_type}")
             # Entries may overlap: their sum is compared with the size of the file itself.
-            check_inflation(name, sum(entry.file_size for entry in entries), _size_of(file))
+            check_inflation(
+                name, sum(entry.file_size for entry in entries), file.seek(0, os.SEEK_END)
+            )
             for entry in entries:
                 # torch leaves the field 0 where the user switched checksums off.
                 if entry.filename.endswith(".pkl") and entry.CRC:
@@ -84,7 +85,3 @@ def check_zip(file: Path | BinaryIO, name: str) -> bool:
         reason = f"the zip file is truncated or damaged: {first_line(error)}"
         raise CheckpointError(f"cannot read checkpoint {name}: {reason}") from error
     return any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-
-
-def _size_of(file: Path | BinaryIO) -> int:
-    return file.stat().st_size if isinstance(file, Path) else file.seek(0, os.SEEK_END)

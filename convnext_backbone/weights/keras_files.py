@@ -167,10 +167,12 @@ def read_keras_archive(file: Path) -> dict[str, Tensor]:
         CheckpointError: The archive is damaged.
         ImportError: h5py is missing.
     """
-    check_zip(file, str(file))
     try:
-        with zipfile.ZipFile(file) as archive:
+        with open(file, "rb") as stream, zipfile.ZipFile(stream) as archive:
+            check_zip(stream, str(file))
             content = io.BytesIO(archive.read(_WEIGHTS))
+    except CheckpointError:
+        raise
     except DAMAGED as error:
         reason = f"the Keras archive is damaged: {first_line(error)}"
         raise CheckpointError(f"{file}: {reason}") from error

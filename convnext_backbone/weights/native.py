@@ -166,7 +166,8 @@ def infer_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         ValueError: The stem or a whole stage is missing.
     """
     depths = depths_of(tensors)
-    widths = tuple(_most_common(_sizes(tensors, s)) for s in range(len(depths)))
+    sizes = _sizes_of_stages(tensors)
+    widths = tuple(_most_common(sizes.get(stage, ())) for stage in range(len(depths)))
     kernels = _most_common(t.shape[-1] for k, t in tensors.items() if k.endswith(".dwconv.weight"))
     if STEM not in tensors or None in (*widths, kernels) or not depths:
         raise ValueError(f"the architecture cannot be read from {len(tensors)} tensors of it")
@@ -214,10 +215,14 @@ def trunk_shapes(fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _sizes(tensors: Mapping[str, Tensor], stage: int) -> list[int]:
-    """Return the width of a stage by each of the tensors that have its width."""
-    pattern = re.compile(rf"stages\.{stage}\.\d+\.(dwconv\.weight|dwconv\.bias|norm\.\w+|gamma)")
-    return [t.shape[0] for key, t in tensors.items() if pattern.fullmatch(key)]
+def _sizes_of_stages(tensors: Mapping[str, Tensor]) -> dict[int, list[int]]:
+    """Return the width of each stage by every tensor that has it."""
+    pattern = re.compile(r"stages\.(\d+)\.\d+\.(dwconv\.weight|dwconv\.bias|norm\.\w+|gamma)")
+    sizes: dict[int, list[int]] = {}
+    for key, tensor in tensors.items():
+        if found := pattern.fullmatch(key):
+            sizes.setdefault(int(found[1]), []).append(tensor.shape[0])
+    return sizes
 
 
 def _most_common(values: Iterable[int]) -> int | None:

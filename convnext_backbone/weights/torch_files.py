@@ -8,7 +8,7 @@ import argparse
 import pickle
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from threading import RLock
 from typing import Any, BinaryIO
@@ -147,22 +147,17 @@ def read_torch_file(
     """
     allowed = weight_types() if types is None else types
     with checkpoint_errors(str(file) if name is None else name), allow_only(allowed):
-        if _is_zip(file) and check_zip(file, str(file) if name is None else name):
-            mmap = False
+        with open(file, "rb") if isinstance(file, Path) else nullcontext(file) as stream:
+            start = stream.tell()
+            if stream.read(len(ZIP_START)) == ZIP_START:
+                mmap = not check_zip(stream, str(file) if name is None else name) and mmap
+            stream.seek(start)
         return torch.load(file, map_location=map_location, weights_only=True, mmap=mmap)
 
 
-def _is_zip(file: Path | BinaryIO) -> bool:
-    if isinstance(file, Path):
-        with open(file, "rb") as stream:
-            return _is_zip(stream)
-    start = file.tell()
-    head = file.read(len(ZIP_START))
-    file.seek(start)
-    return head == ZIP_START
-
-
-def unwrap(loaded: Any, source: str, ema: bool, notes: list[str]) -> dict[str, Tensor]:
+def unwrap(
+    loaded: Any, source: str, ema: bool, notes: list[str], depth: int = 8
+) -> dict[str, Tensor]:
     """Return the tensors inside what a PyTorch file holds.
 
     Args:
@@ -170,10 +165,13 @@ def unwrap(loaded: Any, source: str, ema: bool, notes: list[str]) -> dict[str, T
         source: The file's name in errors.
         ema: Prefer the moving average.
         notes: Collects what was chosen.
+        depth: How many wrappers there may be around the tensors.
 
     Raises:
         ValueError: There are no tensors under any known wrapper.
     """
+    if not depth:
+        raise ValueError(f"{source}: too many dicts inside each other")
     if not isinstance(loaded, Mapping):
         raise ValueError(f"{source}: expected a dict of tensors, got {type(loaded).__name__}")
     tensors = {k: v for k, v in loaded.items() if isinstance(v, Tensor) and isinstance(k, str)}
@@ -195,7 +193,7 @@ def unwrap(loaded: Any, source: str, ema: bool, notes: list[str]) -> dict[str, T
         notes.append(f"{chosen!r} used" + (f"; {other!r} is there too" if other else ""))
     elif ema:
         notes.append(f"there is no moving average in it; {chosen!r} used")
-    return unwrap(wrapped[chosen], source, ema, notes if averaged is None else [])
+    return unwrap(wrapped[chosen], source, ema, notes if averaged is None else [], depth - 1)
 
 
 def _has_tensors(value: Any, depth: int = 3) -> bool:

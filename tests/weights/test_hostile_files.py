@@ -81,7 +81,11 @@ def test_an_archive_that_inflates_a_thousandfold(tmp_path, capsys):
 @pytest.mark.parametrize("key", ["stages.999999999.0.gamma", "stages.0.999999999.gamma"])
 def test_keys_that_claim_more_than_there_is(key, weights, tmp_path, capsys):
     torch.save({**weights, key: torch.ones(8)}, tmp_path / "w.pth")
-    refused(tmp_path / "w.pth", r"names more than \d+ stages or \d+ blocks", capsys)
+    refused(
+        tmp_path / "w.pth",
+        rf"{key} counts 999,999,99\d stages and blocks that are not there",
+        capsys,
+    )
 
 
 @pytest.mark.parametrize("infix", ["_orig_mod.", "stages._orig_mod."])
@@ -89,7 +93,7 @@ def test_two_keys_that_are_one_without_their_wrappers(infix, weights, tmp_path, 
     key = "stages.0.0.gamma"
     twice = infix + key if infix == "_orig_mod." else key.replace("stages.", infix)
     save_file({**weights, twice: torch.ones(8)}, tmp_path / "w.safetensors")
-    refused(tmp_path / "w.safetensors", "are both 'stages.0.0.gamma'", capsys)
+    refused(tmp_path / "w.safetensors", rf"{twice}.* both stand for stages\.0\.0\.gamma", capsys)
 
 
 def test_one_tensor_in_two_shards(weights, tmp_path, capsys):
@@ -100,7 +104,7 @@ def test_one_tensor_in_two_shards(weights, tmp_path, capsys):
         "weight_map": {k: "a.safetensors" if k in keys[:10] else "b.safetensors" for k in keys}
     }
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    refused(tmp_path, f"two shards hold '{keys[9]}'", capsys)
+    refused(tmp_path, rf"{keys[9]} is in both a\.safetensors and b\.safetensors", capsys)
 
 
 # JSON
@@ -120,17 +124,17 @@ def test_json_nested_beyond_reading(name, weights, tmp_path, capsys):
 # What is no file
 
 
-@pytest.mark.parametrize("kind", ["pipe", "socket", "device"])
+@pytest.mark.parametrize("kind", ["FIFO", "socket", "device"])
 def test_what_is_no_file_is_refused_at_once(kind, tmp_path, capsys):
     path = tmp_path / "w.pth"
-    if kind == "pipe":
+    if kind == "FIFO":
         os.mkfifo(path)
     elif kind == "socket":
         server = socket.socket(socket.AF_UNIX)
         server.bind(str(path))
     else:
         path = "/dev/zero"
-    refused(path, "must be a file, not a pipe", capsys)
+    refused(path, f"{path} is a {kind}, and only regular files are read", capsys)
 
 
 # HDF5 and Keras
@@ -190,13 +194,13 @@ def _compressed_zeros(group, secret):
 @pytest.mark.parametrize(
     ("add", "match"),
     [
-        (_external_link, "kernel:0 is a ExternalLink, which is not followed"),
-        (_soft_link, "kernel:0 is a SoftLink, which is not followed"),
-        (_external_storage, "kernel:0 is stored in another file"),
-        (_virtual, "kernel:0 is stored in another file"),
-        (_circle, "kernel:0 is a SoftLink"),
-        (_objects, "kernel:0 must hold numbers"),
-        (_references, "kernel:0 must hold numbers"),
+        (_external_link, "kernel:0 is an external link, which is not followed"),
+        (_soft_link, "kernel:0 is a soft link, which is not followed"),
+        (_external_storage, "kernel:0 has external storage"),
+        (_virtual, "kernel:0 is a virtual data set"),
+        (_circle, "the group /layer/again is linked more than once"),
+        (_objects, "kernel:0 holds objects"),
+        (_references, "kernel:0 holds objects"),
         (_nothing_stored, "kernel:0 would inflate from 0 to"),
         (_compressed_zeros, "kernel:0 would inflate from"),
     ],

@@ -88,7 +88,7 @@ def test_pattern_reads_and_writes_keys(pattern, key, values):
 
 
 _SAMPLES = {
-    "same": (3, 4), "flat": (6,), "squeeze_scale": (6, 1, 1), "flatten_row": (1, 6),
+    "same": (3, 4, 2, 2), "flat": (6,), "squeeze_scale": (6, 1, 1), "flatten_row": (1, 6),
     "flatten_grn": (1, 1, 1, 6), "flatten_grn_nchw": (1, 6, 1, 1), "linear": (4, 6),
     "conv1x1_to_linear": (4, 6, 1, 1), "transpose": (4, 6), "hwio_to_oihw": (2, 3, 4, 5),
     "dense_conv": (4, 3, 5), "dense_depthwise": (49, 6),
