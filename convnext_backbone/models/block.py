@@ -37,12 +37,15 @@ class Block(nn.Module):
         config: The architecture.
         channels: C.
         drop_path_rate: Probability with which a sample skips the block in training.
+        dilation: Of the depthwise convolution.
     """
 
-    def __init__(self, config: ConvNextConfig, channels: int, drop_path_rate: float) -> None:
+    def __init__(
+        self, config: ConvNextConfig, channels: int, drop_path_rate: float, dilation: int = 1
+    ) -> None:
         super().__init__()
         hidden = _MLP_RATIO * channels
-        self.dwconv = DepthwiseConv2d(channels, config.kernel_size)
+        self.dwconv = DepthwiseConv2d(channels, config.kernel_size, dilation)
         self.norm = nn.LayerNorm(channels, eps=config.norm_eps)
         self.pwconv1 = nn.Linear(channels, hidden)
         self.act = ACTIVATIONS[config.hidden_act]()

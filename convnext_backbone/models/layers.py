@@ -54,10 +54,18 @@ class DepthwiseConv2d(Conv2d):
     Args:
         channels: C.
         kernel_size: Side of the kernel, odd, in pixels.
+        dilation: Distance of its taps, in pixels.
     """
 
-    def __init__(self, channels: int, kernel_size: int) -> None:
-        super().__init__(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
+    def __init__(self, channels: int, kernel_size: int, dilation: int = 1) -> None:
+        super().__init__(
+            channels,
+            channels,
+            kernel_size,
+            padding=dilation * (kernel_size // 2),
+            dilation=dilation,
+            groups=channels,
+        )
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve `input` (N, C, H, W)."""

@@ -45,11 +45,11 @@ class ConvNextTrunk(nn.Module):
         widths = config.hidden_sizes
         # A list of floats, not a tensor: the constructor must work under a meta-device context.
         rates = iter(_linear_rates(config.drop_path_rate, sum(config.depths)))
-        downsamples = map(self._downsample, widths, widths[1:])
+        downsamples = map(self._downsample, widths, widths[1:], config.dilations[1:])
         self.downsample_layers = nn.ModuleList([self._stem(), *downsamples])
         self.stages = nn.ModuleList(
-            Stage(*(Block(config, width, next(rates)) for _ in range(depth)))
-            for width, depth in zip(widths, config.depths, strict=True)
+            Stage(*(Block(config, width, next(rates), dilation) for _ in range(depth)))
+            for width, depth, dilation in zip(widths, config.depths, config.dilations, strict=True)
         )
         self.with_cp = with_cp
 
@@ -72,10 +72,14 @@ class ConvNextTrunk(nn.Module):
         conv = Conv2d(c.num_channels, c.hidden_sizes[0], c.patch_size, stride=c.patch_size)
         return nn.Sequential(conv, LayerNorm2d(c.hidden_sizes[0], eps=c.norm_eps))
 
-    def _downsample(self, before: int, after: int) -> nn.Sequential:
-        return nn.Sequential(
-            LayerNorm2d(before, eps=self.config.norm_eps), Conv2d(before, after, 2, stride=2)
-        )
+    def _downsample(self, before: int, after: int, dilation: int) -> nn.Sequential:
+        norm = LayerNorm2d(before, eps=self.config.norm_eps)
+        if dilation == 1:
+            return nn.Sequential(norm, Conv2d(before, after, 2, stride=2))
+        # The maps keep their size; the taps lie as far apart as pixels of the map before would
+        # lie in the map that is not downsampled, which is how timm loads the same weights.
+        previous = dilation // 2
+        return nn.Sequential(norm, Conv2d(before, after, 2, padding="same", dilation=previous))
 
     def reset_parameters(self) -> None:
         """Initialize every parameter: truncated normal weights, zero biases, norms of identity.
