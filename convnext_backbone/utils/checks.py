@@ -5,15 +5,8 @@ from typing import Any
 
 # What importing packages that do not fit together has been seen to raise.
 IMPORT_ERRORS = (
-    ImportError,
-    AssertionError,
-    AttributeError,
-    NameError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
+    *(ImportError, AssertionError, AttributeError, NameError, OSError),
+    *(RuntimeError, SyntaxError, TypeError, ValueError),
 )
 
 
@@ -29,21 +22,13 @@ def shorten_list(names: Sequence[str], most: int = 5) -> str:
 
 
 def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
-    """Refuse a value that is not among the choices.
-
-    Raises:
-        ValueError: It is not.
-    """
+    """Refuse a value that is not among the choices, with a ValueError."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {tuple(choices)}, got {value!r}")
 
 
 def check_min(name: str, value: Any, least: int) -> int:
-    """Return an integer that is not below `least`.
-
-    Raises:
-        ValueError: It is below, or no integer.
-    """
+    """Return an integer that is not below `least`; ValueError where it is, or is no integer."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
     return value

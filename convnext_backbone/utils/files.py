@@ -55,11 +55,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def move_into_place(partial: Path, path: str | os.PathLike[str]) -> None:
-    """Move a file that is whole to its name, once its bytes are on the disk.
-
-    Raises:
-        OSError: It cannot be; the error names `path`.
-    """
+    """Move a file that is whole to its name, once its bytes are on the disk."""
     with errors_naming(path):
         with open(partial, "r+b") as file:
             os.fsync(file.fileno())
@@ -87,12 +83,7 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file holds none.
-    """
+    """Read a JSON object; ValueError where the file holds none."""
     check_regular(path)
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -104,12 +95,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """Refuse a FIFO, a socket or a device, whose reading may never end.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is not a regular file.
-    """
+    """Refuse a FIFO, a socket or a device, whose reading may never end, with a ValueError."""
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
         kind = _KINDS.get(stat.S_IFMT(mode), "device")
@@ -117,12 +103,7 @@ def check_regular(path: str | os.PathLike[str]) -> None:
 
 
 def check_source(source: str | os.PathLike[str]) -> None:
-    """Refuse what is no path, and the empty path, which would mean the current directory.
-
-    Raises:
-        TypeError: It is neither a string nor a path.
-        ValueError: It is empty.
-    """
+    """Refuse what is no path, and the empty path, which would mean the current directory."""
     if not isinstance(source, str | os.PathLike):
         raise TypeError(f"source must be a string or a path, got {type(source).__name__}")
     if not os.fspath(source):

@@ -38,45 +38,27 @@ TIMM_FIELDS: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True)
 class WeightEntry:
-    """One public weight.
+    """One public weight; a text is "" where there is none."""
 
-    Attributes:
-        name: `arch.tag`.
-        licence: The licence of the weights.
-        data: What they were trained on, in the order of training.
-        url: The address of the file; "" where it is on the hub alone or has no public link.
-        hub_id: The Hugging Face id, or "".
-        input_size: Side of the images at evaluation, in pixels.
-        mean: Mean of each channel of an image in 0..1.
-        std: Standard deviation of each channel.
-        interpolation: How images are resized.
-        crop_pct: Side of the crop over the short side of the resized image; None: not published.
-        crop_mode: "center", or "squash" to resize both sides without a crop.
-        num_classes: Classes of the head; 0 without one.
-        task: "classification", "features", "detection" or "segmentation".
-        gated: The hub asks to accept a licence and to be logged in.
-        unsupported: Why `ConvNextBackbone` cannot hold it, or "".
-        fields: Fields of `ConvNextConfig` that the tensors do not show.
-        file_name: The name of a file that has no link.
-    """
-
-    name: str
+    name: str  # arch.tag
     licence: str
-    data: str
-    url: str
+    data: str  # what it was trained on, in the order of training
+    url: str  # "" where it is on the hub alone or has no public link
     hub_id: str
-    input_size: int
-    mean: tuple[float, ...]
+    input_size: int  # side of the images at evaluation, in pixels
+    mean: tuple[float, ...]  # of each channel of an image in 0..1
     std: tuple[float, ...]
     interpolation: str
-    crop_pct: float | None
-    crop_mode: str
-    num_classes: int
-    task: str
-    gated: bool
-    unsupported: str
-    fields: Mapping[str, Any]
-    file_name: str
+    crop_pct: (
+        float | None
+    )  # side of the crop over the short side of the resized image, if published
+    crop_mode: str  # "center", or "squash" to resize both sides without a crop
+    num_classes: int  # 0 without a head
+    task: str  # "classification", "features", "detection" or "segmentation"
+    gated: bool  # the hub asks to accept a licence and to be logged in
+    unsupported: str  # why `ConvNextBackbone` cannot hold it
+    fields: Mapping[str, Any]  # of `ConvNextConfig`, which the tensors do not show
+    file_name: str  # of a file that has no link
 
     @property
     def arch(self) -> str:
@@ -108,7 +90,7 @@ _HASH = re.compile(r"-([0-9a-f]{8,64})\.[a-z0-9.]+$")
 
 
 def hash_in_name(name: str) -> str:
-    """Return the SHA-256 digits that a file's name ends with, as torch.hub and OpenMMLab write it.
+    """Return the SHA-256 digits at a name's end, as torch.hub and OpenMMLab write them.
 
     Eight decimal digits are a date.
     """
@@ -148,11 +130,7 @@ def list_weights(pattern: str | None = None) -> tuple[str, ...]:
 
 
 def get_weight(name: str) -> WeightEntry:
-    """Return the entry of a weight.
-
-    Raises:
-        ValueError: There is no weight of that name.
-    """
+    """Return the entry of a weight; ValueError with the nearest names where there is none."""
     if name not in WEIGHTS:
         arch = name.partition(".")[0]
         near = [n for n in list_weights() if n.startswith(f"{arch}.")] or list_weights(arch)

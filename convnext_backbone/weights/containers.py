@@ -37,11 +37,7 @@ class CheckpointError(ValueError):
 
 
 def check_inflation(name: str, size: int, stored: int) -> None:
-    """Refuse what would take `size` bytes of memory for the `stored` bytes of a file.
-
-    Raises:
-        CheckpointError: It is beyond the limit.
-    """
+    """Refuse what would take `size` bytes of memory for the `stored` bytes of a file."""
     if size > MAX_RATIO * stored + (FREE_MIB << 20):
         raise CheckpointError(
             f"{name} would inflate from {stored:,} to {size:,} bytes; the limit is {MAX_RATIO} "
@@ -52,12 +48,8 @@ def check_inflation(name: str, size: int, stored: int) -> None:
 def check_zip(file: BinaryIO, name: str) -> bool:
     """Check the directory of a zip file, and its pickles by their CRC-32, before it is read.
 
-    Returns:
-        Whether any entry is compressed, so that the file cannot be mapped.
-
-    Raises:
-        CheckpointError: It is damaged, encrypted, has two entries of one name, or would inflate
-            beyond the limit.
+    CheckpointError: it is damaged, encrypted, inflates too far or has two entries of one name.
+    Returns whether any entry is compressed, so that the file cannot be mapped.
     """
     try:
         with zipfile.ZipFile(file) as archive:

@@ -21,13 +21,7 @@ from .native import NativeWeights, arch_name, infer_fields, trunk_shapes
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 # Target -> its layouts; the first whose marks the written keys have is taken, else the last.
 _LAYOUTS_OF = {
-    "facebook": (
-        "facebook-dense",
-        "facebook-v2",
-        "facebook-fcmae",
-        "facebook-dinov3",
-        "facebook-v1",
-    ),
+    "facebook": tuple(f"facebook-{kind}" for kind in ("dense", "v2", "fcmae", "dinov3", "v1")),
     "timm": ("timm",),
     "torchvision": ("torchvision",),
     "huggingface": tuple(family.layout for family in FAMILIES.values()),
@@ -75,11 +69,7 @@ def save_pretrained(module: nn.Module, directory: str | os.PathLike[str]) -> Non
 def to_transformers(
     state: Mapping[str, Tensor], config: ConvNextConfig
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and the config.json of transformers for a native state dict.
-
-    Raises:
-        ValueError: The layout has no place for a tensor.
-    """
+    """Return the tensors and the config.json of transformers for a native state dict."""
     is_backbone = any(key.startswith("norms.") for key in state)
     is_classifier = "head.weight" in state
     family = FAMILIES[config.model_type]
@@ -97,6 +87,8 @@ def transformers_gaps(config: ConvNextConfig) -> list[str]:
     fixed = dict(family.fixed)
     if family.single_eps:
         fixed["norm_eps"] = config.layer_norm_eps
+    if max(config.dilations) > 1:
+        fixed["output_stride"] = config.patch_size * 2 ** (config.num_stages - 1)
     return [
         f"{name} must be {value}, is {getattr(config, name)}"
         for name, value in fixed.items()
@@ -197,11 +189,7 @@ def _second_names(keys: Mapping[str, str], layout: Layout) -> dict[str, str]:
 
 
 def _refuse_incomplete(weights: NativeWeights) -> None:
-    """Refuse to write a file of which a part is missing or cut.
-
-    Raises:
-        ValueError: There is no tensor where the architecture has one, or it has another shape.
-    """
+    """Refuse to write a file of which a part is missing or cut, with a ValueError."""
     tensors, shapes = weights.tensors, trunk_shapes(weights.fields())
     # Of a norm or a head there is nothing, or both its tensors.
     others = {key.rpartition(".")[0] for key in tensors if key not in shapes}
@@ -238,11 +226,7 @@ def _in_layout(weights: NativeWeights, layout: Layout, pointwise: str | None) ->
 
 
 def write_tensors(tensors: Mapping[str, Any], path: Path) -> None:
-    """Write a safetensors or PyTorch file, by its suffix, in one step.
-
-    Raises:
-        OSError: The file cannot be written; what was there stays.
-    """
+    """Write a safetensors or PyTorch file, by its suffix, in one step: all of it or an OSError."""
     write = _save_safetensors if path.suffix == ".safetensors" else _save_torch
     with atomic_write(path) as partial:
         write(dict(tensors), partial)

@@ -26,12 +26,7 @@ _WEIGHTS = "model.weights.h5"  # the part of an archive that holds the variables
 
 
 def read_h5(file: Path | BinaryIO, source: str) -> dict[str, Tensor]:
-    """Read an h5 file of TensorFlow, of Keras (`.h5`) or of Keras >= 3.7 (`.weights.h5`).
-
-    Raises:
-        CheckpointError: The file is damaged, of another program, or reaches out of itself.
-        ImportError: h5py is missing.
-    """
+    """Read an h5 file of TensorFlow, of Keras (`.h5`) or of Keras >= 3.7 (`.weights.h5`)."""
     try:
         import h5py
     except ImportError as error:
@@ -63,9 +58,6 @@ def _check_contents(root: Any, h5py: Any, source: str) -> None:
     """Refuse what makes HDF5 read other files, objects, or far more than the file has.
 
     What it finds elsewhere would be taken for weights, and written out by `convert`.
-
-    Raises:
-        CheckpointError: There is any of these; the link is named.
     """
     seen, waiting = {h5py.h5o.get_info(root.id).addr}, [root]
     size = stored = 0
@@ -161,12 +153,7 @@ def is_keras_archive(file: Path) -> bool:
 
 
 def read_keras_archive(file: Path) -> dict[str, Tensor]:
-    """Read a `.keras` archive.
-
-    Raises:
-        CheckpointError: The archive is damaged.
-        ImportError: h5py is missing.
-    """
+    """Read a `.keras` archive."""
     try:
         with open(file, "rb") as stream, zipfile.ZipFile(stream) as archive:
             check_zip(stream, str(file))

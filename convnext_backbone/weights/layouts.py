@@ -78,67 +78,40 @@ def kind_of(native_key: str) -> str:
 
 @dataclass(frozen=True)
 class Layout:
-    """One way to name and store the tensors of a ConvNeXt.
-
-    Attributes:
-        name: Its name in reports and errors.
-        rows: Key pattern -> native pattern, or None for a tensor that is dropped on purpose.
-        anchor: Pattern of the stem convolution; what stands before it is the prefix of all keys.
-        requires: Patterns of which each must name at least one key.
-        forbids: Patterns that name none of the keys.
-        outer: Rows for keys beside the trunk, which stand under one of the prefix's parents.
-        aliases: Rows for second names of a tensor, read where the first name is missing.
-        storage: For each kind of tensor the storages it may have, the most common one first.
-        model_type: The family whose weights alone are stored so; None where it holds several.
-        layer_norm_eps: Epsilon of the final norm where the published models of this layout have
-            another one than in their other norms.
-        unsupported_head: Patterns of a head that the classifier of this package cannot hold.
-        trunk_prefix: The prefix of the trunk in published files.
-        is_native: Whether the names are those of this package's own modules.
-        shared_final_norm: Whether the norm after the last stage has one name whether it stands
-            before or after the pooling. It is the final norm where it is the only norm or where
-            there is a classifier.
-        wrapper: The entry of a published PyTorch file that holds the tensors; "" is the top.
-        conv_pointwise: Architectures whose pointwise layers the published models build as 1x1
-            convolutions; None where no model of the layout can have such.
-    """
+    """One way to name and store the tensors of a ConvNeXt."""
 
     name: str
-    rows: Mapping[str, str | None]
-    anchor: str
-    requires: tuple[str, ...] = ()
-    forbids: tuple[str, ...] = ()
+    rows: Mapping[str, str | None]  # pattern -> native pattern; None: dropped on purpose
+    anchor: str  # the stem convolution; what stands before it is the prefix of all keys
+    requires: tuple[str, ...] = ()  # patterns of which each must name at least one key
+    forbids: tuple[str, ...] = ()  # patterns that name none of the keys
+    # Rows for keys beside the trunk, which stand under one of the prefix's parents.
     outer: Mapping[str, str | None] = field(default_factory=dict)
+    # Rows for second names of a tensor, read where the first name is missing.
     aliases: Mapping[str, str | None] = field(default_factory=dict)
+    # Kind of tensor -> the storages it may have, the most common one first.
     storage: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: _TORCH)
-    model_type: str | None = None
+    model_type: str | None = None  # the only family stored so; None where it holds several
+    # Of the final norm, where the published models have another epsilon than in other norms.
     layer_norm_eps: float | None = None
-    unsupported_head: tuple[str, ...] = ()
-    trunk_prefix: str = ""
-    is_native: bool = False
+    unsupported_head: tuple[str, ...] = ()  # of a head that this package's classifier cannot hold
+    trunk_prefix: str = ""  # in published files
+    is_native: bool = False  # whether the names are those of this package's own modules
+    # Whether the norm after the last stage has one name before and after the pooling. It is the
+    # final norm where it is the only norm or where there is a classifier.
     shared_final_norm: bool = False
-    wrapper: str = ""
+    wrapper: str = ""  # the entry of a published PyTorch file that holds the tensors
+    # Architectures whose pointwise layers are published as 1x1 convolutions; None: none can be.
     conv_pointwise: tuple[str, ...] | None = None
 
     @property
     def final_norm(self) -> str:
-        """Where the final norm belongs in a backbone: `archs.DROP` or `archs.STAGE`.
-
-        The published detection recipe of V1 and V2 starts the norms of outputs anew.
-        """
+        """Where a backbone has the final norm: the detection recipe of V1 and V2 drops it."""
         return FAMILIES[self.model_type].final_norm if self.model_type else DROP
 
     @cached_property
-    def _compiled(self) -> "_Rows":
-        return _compile(self.rows)
-
-    @cached_property
-    def _compiled_outer(self) -> "_Rows":
-        return _compile(self.outer)
-
-    @cached_property
-    def _compiled_aliases(self) -> "_Rows":
-        return _compile(self.aliases)
+    def _tables(self) -> "tuple[_Rows, _Rows, _Rows]":
+        return _compile(self.rows), _compile(self.outer), _compile(self.aliases)
 
     @cached_property
     def _compiled_anchor(self) -> re.Pattern[str]:
@@ -152,26 +125,22 @@ class Layout:
     def fits(self, keys: Iterable[str]) -> bool:
         """Return whether keys, without their prefix, are those that mark this layout."""
         keys = list(keys)
-
-        def present(text: str) -> bool:
-            pattern = Pattern(text)
-            return any(pattern.read(key) is not None for key in keys)
-
-        return all(map(present, self.requires)) and not any(map(present, self.forbids))
+        return all(_any_fits(text, keys) for text in self.requires) and not any(
+            _any_fits(text, keys) for text in self.forbids
+        )
 
     def native_key(self, key: str, *, outer: bool = False) -> tuple[bool, str | None, str | None]:
         """Return whether `key` is known, its native name, and the model name it carries."""
-        return _look_up(self._compiled_outer if outer else self._compiled, key)
+        return _look_up(self._tables[1 if outer else 0], key)
 
     def native_of_alias(self, key: str) -> str | None:
         """Return the native name that `key` is a second name of."""
-        return _look_up(self._compiled_aliases, key)[1]
+        return _look_up(self._tables[2], key)[1]
 
     def is_unsupported_head(self, key: str, prefix: str) -> bool:
         """Return whether a key under `prefix` is one of a head that no class here can hold."""
-        heads = (Pattern(text) for text in self.unsupported_head)
-        inner = key.removeprefix(prefix)
-        return key.startswith(prefix) and any(head.read(inner) is not None for head in heads)
+        inner = [key.removeprefix(prefix)]
+        return key.startswith(prefix) and any(_any_fits(t, inner) for t in self.unsupported_head)
 
     def source_keys(
         self, native_keys: Iterable[str], prefix: str | None = None, model_name: str = "convnext"
@@ -181,26 +150,20 @@ class Layout:
         inner = self.trunk_prefix if prefix is None else prefix
         last = f"norms.stage{len(depths_of(native_keys))}."
         found = {}
-        for native_key in native_keys:
-            shown = native_key
-            if self.shared_final_norm and native_key.startswith("norm."):
-                shown = last + native_key.removeprefix("norm.")
-            key = self._source_key(shown, inner, model_name)
-            if key is not None:
-                found[native_key] = key
+        for key in native_keys:
+            is_shared = self.shared_final_norm and key.startswith("norm.")
+            shown = last + key.removeprefix("norm.") if is_shared else key
+            for table, start in (self._tables[0], inner), (self._tables[1], ""):
+                for pattern, native in table:
+                    values = native.read(shown) if native else None
+                    if values is not None and key not in found:
+                        written = pattern.write({"n": model_name, "v": "gamma", **values})
+                        found[key] = start + written
         return found
-
-    def _source_key(self, native_key: str, prefix: str, model_name: str) -> str | None:
-        for table, start in (self._compiled, prefix), (self._compiled_outer, ""):
-            for pattern, native in table:
-                values = native.read(native_key) if native else None
-                if values is not None:
-                    return start + pattern.write({"n": model_name, "v": "gamma", **values})
-        return None
 
     def aliases_of(self, native_key: str, num_stages: int) -> list[str]:
         """Return the second names of a native tensor, without a prefix."""
-        found = ((p, native.read(native_key)) for p, native in self._compiled_aliases if native)
+        found = ((p, native.read(native_key)) for p, native in self._tables[2] if native)
         last = {"s": str(num_stages - 1)}  # the only norm that has two names is the last stage's
         return [pattern.write({**last, **values}) for pattern, values in found if values]
 
@@ -210,6 +173,11 @@ _Rows = tuple[tuple[Pattern, Pattern | None], ...]
 
 def _compile(rows: Mapping[str, str | None]) -> _Rows:
     return tuple((Pattern(a), Pattern(b) if b is not None else None) for a, b in rows.items())
+
+
+def _any_fits(text: str, keys: Iterable[str]) -> bool:
+    pattern = Pattern(text)
+    return any(pattern.read(key) is not None for key in keys)
 
 
 def _look_up(rows: _Rows, key: str) -> tuple[bool, str | None, str | None]:
@@ -243,28 +211,20 @@ _NATIVE_NORMS = _same("norms.stem.{p}", "norms.stage{s}.{p}")
 _FCMAE_DECODER = _dropped("mask_token", "proj.{*}", "decoder.{*}", "pred.{*}")
 _FACEBOOK_BLOCK = "stages.{s}.{b}.dwconv.weight"
 
-_TIMM_BLOCK: dict[str, str | None] = {
-    "stages{.}{s}.downsample.0.{p}": "downsample_layers.{t}.0.{p}",
-    "stages{.}{s}.downsample.1.{p}": "downsample_layers.{t}.1.{p}",
-    "stages{.}{s}.blocks.{b}.gamma": "stages.{s}.{b}.gamma",
-    "stages{.}{s}.blocks.{b}.conv_dw.{p}": "stages.{s}.{b}.dwconv.{p}",
-    "stages{.}{s}.blocks.{b}.norm.{p}": "stages.{s}.{b}.norm.{p}",
-    "stages{.}{s}.blocks.{b}.mlp.fc{j}.{p}": "stages.{s}.{b}.pwconv{j}.{p}",
-    "stages{.}{s}.blocks.{b}.mlp.grn.weight": "stages.{s}.{b}.grn.gamma",
-    "stages{.}{s}.blocks.{b}.mlp.grn.bias": "stages.{s}.{b}.grn.beta",
-}
-
 
 def _timm(separator: str) -> dict[str, str | None]:
     """The rows of timm; `features_only` joins the index of a stage with "_" instead of "."."""
-    rows: dict[str, str | None] = {
-        f"stem{separator}0.{{p}}": "downsample_layers.0.0.{p}",
-        f"stem{separator}1.{{p}}": "downsample_layers.0.1.{p}",
+    stage, block = f"stages{separator}{{t}}", f"stages{separator}{{s}}.blocks.{{b}}"
+    return {
+        f"stem{separator}{{i}}.{{p}}": "downsample_layers.0.{i}.{p}",
+        f"{stage}.downsample.{{i}}.{{p}}": "downsample_layers.{t}.{i}.{p}",
+        f"{block}.gamma": "stages.{s}.{b}.gamma",
+        f"{block}.conv_dw.{{p}}": "stages.{s}.{b}.dwconv.{p}",
+        f"{block}.norm.{{p}}": "stages.{s}.{b}.norm.{p}",
+        f"{block}.mlp.fc{{j}}.{{p}}": "stages.{s}.{b}.pwconv{j}.{p}",
+        f"{block}.mlp.grn.weight": "stages.{s}.{b}.grn.gamma",
+        f"{block}.mlp.grn.bias": "stages.{s}.{b}.grn.beta",
     }
-    for key, native in _TIMM_BLOCK.items():
-        key = key.replace("{.}", separator)
-        rows[key.replace("{s}", "{t}") if "downsample" in key else key] = native
-    return rows
 
 
 _HUGGINGFACE: dict[str, str | None] = {
@@ -291,21 +251,15 @@ _CLASSIFIER: dict[str, str | None] = {"classifier.{p}": "head.{p}"}
 _HUGGINGFACE_BLOCK = "encoder.stages.{s}.layers.{b}.dwconv.weight"
 
 _DINOV3_HF: dict[str, str | None] = {
-    "stages.0.downsample_layers.0.{p}": "downsample_layers.0.0.{p}",
-    "stages.0.downsample_layers.1.{p}": "downsample_layers.0.1.{p}",
-    "stages.{t}.downsample_layers.{i}.{p}": "downsample_layers.{t}.{i}.{p}",
+    "stages.{s}.downsample_layers.{i}.{p}": "downsample_layers.{s}.{i}.{p}",
     "stages.{s}.layers.{b}.gamma": "stages.{s}.{b}.gamma",
     "stages.{s}.layers.{b}.depthwise_conv.{p}": "stages.{s}.{b}.dwconv.{p}",
     "stages.{s}.layers.{b}.layer_norm.{p}": "stages.{s}.{b}.norm.{p}",
     "stages.{s}.layers.{b}.pointwise_conv{j}.{p}": "stages.{s}.{b}.pwconv{j}.{p}",
 }
 _MMPRETRAIN: dict[str, str | None] = {
-    "downsample_layers.{s}.{i}.{p}": "downsample_layers.{s}.{i}.{p}",
-    "stages.{s}.{b}.gamma": "stages.{s}.{b}.gamma",
-    "stages.{s}.{b}.depthwise_conv.{p}": "stages.{s}.{b}.dwconv.{p}",
-    "stages.{s}.{b}.norm.{p}": "stages.{s}.{b}.norm.{p}",
-    "stages.{s}.{b}.pointwise_conv{j}.{p}": "stages.{s}.{b}.pwconv{j}.{p}",
-    "stages.{s}.{b}.grn.{g}": "stages.{s}.{b}.grn.{g}",
+    key.replace("dwconv", "depthwise_conv").replace("pwconv", "pointwise_conv"): native
+    for key, native in _FACEBOOK.items()
 }
 _NUMBERED_NORMS: dict[str, str | None] = {"norm{s}.{p}": "norms.stage{s+1}.{p}"}
 
@@ -321,7 +275,7 @@ _TORCHVISION: dict[str, str | None] = {
     "classifier.2.{p}": "head.{p}",
 }
 _SPARSE_FCMAE: dict[str, str | None] = {
-    "downsample_layers.0.{i}.{p}": "downsample_layers.0.{i}.{p}",
+    **_same("downsample_layers.0.{i}.{p}", "stages.{s}.{b}.grn.{g}"),
     "downsample_layers.{t}.0.ln.{p}": "downsample_layers.{t}.0.{p}",
     "downsample_layers.{t}.1.kernel": "downsample_layers.{t}.1.weight",
     "downsample_layers.{t}.1.bias": "downsample_layers.{t}.1.bias",
@@ -329,7 +283,6 @@ _SPARSE_FCMAE: dict[str, str | None] = {
     "stages.{s}.{b}.dwconv.bias": "stages.{s}.{b}.dwconv.bias",
     "stages.{s}.{b}.norm.ln.{p}": "stages.{s}.{b}.norm.{p}",
     "stages.{s}.{b}.pwconv{j}.linear.{p}": "stages.{s}.{b}.pwconv{j}.{p}",
-    "stages.{s}.{b}.grn.{g}": "stages.{s}.{b}.grn.{g}",
 }
 
 
@@ -456,7 +409,8 @@ _LAYOUTS = (
 )  # fmt: skip
 LAYOUTS: Mapping[str, Layout] = {layout.name: layout for layout in _LAYOUTS}
 
-# Relatives of ConvNeXt that the trunk cannot hold: patterns that must and must not be there.
+# Relatives of ConvNeXt that the trunk cannot hold: the stem, and patterns that must and must not be
+# there.
 _UNSUPPORTED: tuple[tuple[str, str, str | None, str], ...] = (
     ("stem.0.weight", "stem.2.weight", None,
      "an overlapping stem of several convolutions (timm's stem_type 'overlap', '_ols' models)"),
@@ -464,10 +418,6 @@ _UNSUPPORTED: tuple[tuple[str, str, str | None, str], ...] = (
      "norms without a bias (timm's rmsnorm2d and simplenorm, '_rms' models)"),
     ("stem.0.weight", "stages.{s}.blocks.{b}.conv_dw.weight", "stages.{s}.blocks.{b}.conv_dw.bias",
      "depthwise convolutions without a bias (timm's conv_bias=False)"),
-    ("stem_0.weight", "stem_2.weight", None,
-     "an overlapping stem of several convolutions (timm's stem_type 'overlap', '_ols' models)"),
-    ("stem_0.weight", "stem_1.weight", "stem_1.bias",
-     "norms without a bias (timm's rmsnorm2d and simplenorm, '_rms' models)"),
     ("stem.weight", "blocks.{b}.dwconv.weight", None,
      "the isotropic ConvNeXt, which has one stage at stride 16 and no norm after its stem"),
 )  # fmt: skip
@@ -493,15 +443,12 @@ class UnknownLayoutError(ValueError):
 
 
 def recognise(shapes: Shapes, prefix: str | None = None) -> LayoutMatch:
-    """Find the layout of a state dict.
-
-    Args:
-        shapes: The shape of every tensor, by key.
-        prefix: Consider this prefix only; needed where one file holds two ConvNeXts.
+    """Find the layout of a state dict, by the shape of every key.
 
     Raises:
         UnknownLayoutError: There is no ConvNeXt under the keys.
-        ValueError: It is a relative that the trunk cannot hold, or there are several.
+        ValueError: It is a relative that the trunk cannot hold, or there are several and `prefix`
+            does not name one.
     """
     if not shapes:
         raise UnknownLayoutError("there are no tensors in it")
@@ -538,6 +485,8 @@ def _model_name(layout: Layout, keys: Iterable[str]) -> str | None:
 
 
 def _refuse_unsupported(keys: Sequence[str]) -> None:
+    # timm's `features_only` joins indices with "_".
+    keys = [re.sub(r"\b(stem|stages)_(?=\d)", r"\1.", key) for key in keys]
     for anchor, required, forbidden, what in _UNSUPPORTED:
         probe = Layout(what, {}, anchor, (required,), (forbidden,) if forbidden else ())
         for start in probe.prefixes(keys):
@@ -578,25 +527,15 @@ def _nearest(keys: list[str], prefix: str | None) -> tuple[Layout, str, list[str
 
 @dataclass(frozen=True)
 class NativeStateDict:
-    """A state dict under native names, and what became of the rest.
+    """A state dict under native names, and what became of the rest."""
 
-    Attributes:
-        tensors: Native key -> tensor in native form.
-        sources: Native key -> the key it came from.
-        storage: Native key -> how its tensor was stored; `restore` takes it.
-        dropped: Source keys left out on purpose: heads, decoders, mask tokens, other modules.
-        reshaped: Source keys whose tensors changed form, and how.
-        unexpected: Source keys under the prefix that the layout does not know.
-        unsupported_head: Source keys of a head that this package's classifier cannot hold.
-    """
-
-    tensors: dict[str, Tensor]
-    sources: dict[str, str]
-    storage: dict[str, str]
-    dropped: tuple[str, ...]
-    reshaped: Mapping[str, str]
-    unexpected: tuple[str, ...]
-    unsupported_head: tuple[str, ...]
+    tensors: dict[str, Tensor]  # native key -> tensor in native form
+    sources: dict[str, str]  # native key -> the key it came from
+    storage: dict[str, str]  # native key -> how its tensor was stored; `restore` takes it
+    dropped: tuple[str, ...]  # left out on purpose: heads, decoders, mask tokens, other modules
+    reshaped: Mapping[str, str]  # source keys whose tensors changed form, and how
+    unexpected: tuple[str, ...]  # under the prefix, and not known to the layout
+    unsupported_head: tuple[str, ...]  # of a head that this package's classifier cannot hold
 
     @property
     def last_norm(self) -> str:
@@ -698,13 +637,8 @@ def locate_key(key: str, match: LayoutMatch) -> tuple[bool, str | None]:
 
 
 def storage_of(layout: Layout, native_key: str, shape: Shape, key: str) -> str:
-    """Return the name of the storage of a tensor of `shape`, a key of `STORAGES`.
-
-    Raises:
-        ValueError: The layout stores no such tensor in that shape.
-    """
-    choices = layout.storage[kind_of(native_key)]
-    for name in choices:
+    """Return the key of `STORAGES` for a tensor of `shape`; ValueError where there is none."""
+    for name in layout.storage[kind_of(native_key)]:
         if STORAGES[name].fits(shape):
             return name
     raise ValueError(f"{key} has the shape {shape}, which {layout.name} does not store so")
@@ -720,16 +654,8 @@ def restore(
 ) -> dict[str, Tensor]:
     """Write native tensors in a layout: the inverse of `convert`.
 
-    Args:
-        native: Native key -> tensor.
-        layout: The layout to write.
-        prefix: What stands before the keys of the trunk; None is the prefix in published files.
-        model_name: The name that the layout's keys carry, where they carry one.
-        storage: For a kind of tensor or for one native key, the storage in place of the most common
-            one.
-
-    Raises:
-        ValueError: The layout has no place for a tensor.
+    `storage` names, for a kind of tensor or one native key, another storage than the most common;
+    a `prefix` of None is that of published files. ValueError: the layout has no place for a tensor.
     """
     keys = layout.source_keys(native, prefix, model_name)
     unplaced = [native_key for native_key in native if native_key not in keys]
@@ -743,7 +669,6 @@ def restore(
     out: dict[str, Tensor] = {}
     for native_key, tensor in native.items():
         kind = kind_of(native_key)
-        most_common = layout.storage[kind][0]
-        name = chosen.get(native_key) or chosen.get(kind) or most_common
+        name = chosen.get(native_key) or chosen.get(kind) or layout.storage[kind][0]
         out[keys[native_key]] = STORAGES[name].from_native(tensor).contiguous()
     return out

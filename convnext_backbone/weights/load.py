@@ -83,15 +83,9 @@ def load_weights(
 def load_pretrained_(
     cls: type[Built], source: str | os.PathLike[str], overrides: Mapping[str, Any]
 ) -> Built:
-    """Build the module that a source describes and load it; `load_report` is then the report.
+    """Build the `cls` that a source describes and load it; `load_report` is then the report.
 
-    Args:
-        cls: A class whose constructor takes a `ConvNextConfig` and keywords.
-        source: As in `load_weights`.
-        overrides: Options of `load_weights`; the rest goes to the constructor.
-
-    Raises:
-        ValueError: The source is not a ConvNeXt, or does not fit what `overrides` ask for.
+    `overrides` are options of `load_weights`; the rest goes to the constructor.
     """
     opened = {k: v for k, v in overrides.items() if k in OPEN_OPTIONS}
     options = {k: v for k, v in overrides.items() if k in _FILL_OPTIONS}
@@ -127,11 +121,7 @@ def load_native(
     adapt_in_channels: bool = False,
     fresh: Collection[str] = (),
 ) -> LoadReport:
-    """Fill a module with weights that `open_weights` returned; arguments as in `load_weights`.
-
-    Raises:
-        ValueError: Anything does not fit; everything that does not is listed.
-    """
+    """Fill a module with weights that `open_weights` returned, as `load_weights` does."""
     if final_norm is not None and final_norm not in FINAL_NORM_CHOICES:
         raise ValueError(
             f"final_norm must be None or one of {FINAL_NORM_CHOICES}, got {final_norm!r}"
@@ -169,21 +159,15 @@ def load_native(
 
 @dataclass(frozen=True)
 class _Fit:
-    """How the tensors of a source fit those of a module, by native key.
+    """How the tensors of a source fit those of a module, by native key."""
 
-    Attributes:
-        fresh: What may keep its initial values, since the source has it not or in another shape.
-        replaced: Those of them that the source has in another shape.
-        missing: What the source does not have, and should.
-        unexpected: What the module does not have.
-        misshapen: What has another shape and must not: the source's, the module's.
-    """
-
-    fresh: tuple[str, ...]
-    replaced: tuple[str, ...]
+    fresh: tuple[
+        str, ...
+    ]  # may keep its initial values: the source has it not, or of another shape
+    replaced: tuple[str, ...]  # those of them that the source has in another shape
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
-    misshapen: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    misshapen: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]  # the source's, the module's
 
 
 def _compare(
@@ -215,7 +199,7 @@ def _refuse_misfits(
 ) -> None:
     converted, sources = weights.converted, weights.converted.sources
     is_classifier = "head.weight" in module.state_dict()
-    problems = {
+    problems: dict[str, Sequence[str]] = {
         "missing": fit.missing,
         "unexpected": (*converted.unexpected, *fit.unexpected),
         "of the wrong shape": [
@@ -233,8 +217,17 @@ def _refuse_misfits(
     }
     if not any(problems.values()) and tensors:
         return
-    hint = _channels_hint(fit, adapted) + _head_hint(fit)
-    raise ValueError(_misfit(weights, type(module).__name__, problems, hint))
+    lines = [f"{weights.source}: the weights ({weights.match}) do not fit {type(module).__name__}"]
+    lines += [f"  {what}: {shorten_list(keys, _LISTED)}" for what, keys in problems.items() if keys]
+    got, want = fit.misshapen.get(STEM, ((), ()))
+    if not adapted and len(got) == 4 and got[0] == want[0] and got[1] != want[1]:
+        lines.append(
+            f"  hint: the weights take {got[1]} input channels and the module {want[1]}; "
+            "adapt_in_channels=True fits them"
+        )
+    if any(key.startswith("head.") for key in (*fit.missing, *fit.misshapen)):
+        lines.append("  hint: fresh=('head.',) keeps the module's own head")
+    raise ValueError("\n".join(lines))
 
 
 def _adapt_stem(tensors: dict[str, Tensor], channels: int) -> list[str]:
@@ -257,30 +250,6 @@ def adapt_input_channels(weight: Tensor, channels: int) -> Tensor:
         return weight.sum(dim=1, keepdim=True)
     taken = torch.arange(channels, device=weight.device) % before
     return weight[:, taken] * (before / channels)
-
-
-def _channels_hint(fit: _Fit, adapted: bool) -> str:
-    got, want = fit.misshapen.get(STEM, ((), ()))
-    if adapted or len(got) != 4 or got[0] != want[0] or got[1] == want[1]:
-        return ""
-    return (
-        f"\n  hint: the weights take {got[1]} input channels and the module {want[1]}; "
-        "adapt_in_channels=True fits them"
-    )
-
-
-def _head_hint(fit: _Fit) -> str:
-    if not any(key.startswith("head.") for key in (*fit.missing, *fit.misshapen)):
-        return ""
-    return "\n  hint: fresh=('head.',) keeps the module's own head"
-
-
-def _misfit(
-    weights: NativeWeights, name: str, problems: Mapping[str, Sequence[str]], hint: str
-) -> str:
-    lines = [f"{weights.source}: the weights ({weights.match}) do not fit {name}"]
-    lines += [f"  {what}: {shorten_list(keys, _LISTED)}" for what, keys in problems.items() if keys]
-    return "\n".join(lines) + hint
 
 
 def _warn_not_finite(tensors: Mapping[str, Tensor], weights: NativeWeights) -> list[str]:

@@ -16,16 +16,8 @@ def convert_state_dict_(
 
     A native state dict is left as it is, and so is one of no known layout: torch then reports what
     is missing and unexpected. From any other, and from a native one inside a larger model's, heads
-    and norms that the module does not have are taken out.
-
-    Args:
-        state_dict: The state dict that is being loaded.
-        prefix: The prefix of the module whose hook runs, as torch passes it.
-        module_keys: The module's own keys, without the prefix.
-
-    Raises:
-        ValueError: It is a relative of ConvNeXt that the module cannot hold, holds several
-            ConvNeXts under `prefix`, or has a tensor of a shape that its layout does not have.
+    and norms that the module does not have are taken out. ValueError: it is a relative of ConvNeXt
+    that the module cannot hold, holds several, or has a tensor of a shape that its layout has not.
     """
     inside = {k: v for k, v in state_dict.items() if k.startswith(prefix)}
     inner = {k[len(prefix) :]: v for k, v in inside.items() if isinstance(v, Tensor)}

@@ -27,41 +27,24 @@ from .read import read_checkpoint
 from .source import Source, resolve
 
 STEM = "downsample_layers.0.0.weight"
-_LABELS = ("num_labels", "id2label", "label2id")
-# What the tensors themselves show. Every other field of a config.json is taken from it, so that a
-# new field of `ConvNextConfig` needs no mention here.
-_READ_FROM_TENSORS = (
-    "num_channels",
-    "patch_size",
-    "num_stages",
-    "hidden_sizes",
-    "depths",
-    "kernel_size",
-    "use_grn",
-    "layer_scale_init_value",
-    "model_type",
-)
+# What the tensors themselves show, and the labels. Every other field of a config.json is taken from
+# it, so that a new field of `ConvNextConfig` needs no mention here.
+_READ_FROM_TENSORS = {
+    *("num_channels", "patch_size", "num_stages", "hidden_sizes", "depths", "kernel_size"),
+    *("use_grn", "layer_scale_init_value", "model_type", "num_labels", "id2label", "label2id"),
+}
 
 
 @dataclass(frozen=True)
 class NativeWeights:
-    """The tensors of a source under native names, and what is known of them.
+    """The tensors of a source under native names, and what is known of them."""
 
-    Attributes:
-        origin: Where the weights and the files beside them are.
-        match: The layout and the prefix that were recognised.
-        converted: The tensors, and the keys left out.
-        config: The config.json beside the weights, or {}.
-        notes: What a user should know about how they were read.
-        mmap: Whether the tensors may be views of the mapped file.
-    """
-
-    origin: Source
+    origin: Source  # where the weights and the files beside them are
     match: LayoutMatch
     converted: NativeStateDict
-    config: Mapping[str, Any]
-    notes: tuple[str, ...]
-    mmap: bool = True
+    config: Mapping[str, Any]  # the config.json beside the weights, or {}
+    notes: tuple[str, ...]  # what a user should know about how they were read
+    mmap: bool = True  # whether the tensors may be views of the mapped file
 
     @property
     def source(self) -> str:
@@ -91,11 +74,7 @@ class NativeWeights:
         return None if head is None else head.shape[0]
 
     def fields(self) -> dict[str, Any]:
-        """Return the fields of `ConvNextConfig` that the weights and their config.json imply.
-
-        Raises:
-            ValueError: The tensors do not make up a ConvNeXt.
-        """
+        """Return the fields of `ConvNextConfig` that the weights and their config.json imply."""
         with _prefix_errors(self.source):
             found = infer_fields(self.tensors)
         layout = self.match.layout
@@ -156,14 +135,9 @@ def open_weights(
 
 
 def infer_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Read the architecture out of native tensors.
+    """Read the architecture out of native tensors, as fields of `ConvNextConfig`.
 
-    Returns:
-        Fields of `ConvNextConfig`: widths, depths, V1 or V2, layer scale, stem patch, input
-        channels, kernel size; and the epsilon of the named architecture that has these numbers.
-
-    Raises:
-        ValueError: The stem or a whole stage is missing.
+    ValueError: the stem or a whole stage is missing.
     """
     depths = depths_of(tensors)
     sizes = _sizes_of_stages(tensors)
@@ -189,28 +163,24 @@ def infer_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def trunk_shapes(fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the shape of every native tensor of the stem and the stages of an architecture."""
-    widths, depths, kernel = fields["hidden_sizes"], fields["depths"], fields["kernel_size"]
     shapes: dict[str, tuple[int, ...]] = {}
-    before, side = fields["num_channels"], fields["patch_size"]
-    for stage, (c, depth) in enumerate(zip(widths, depths, strict=True)):
-        conv, norm = (0, 1) if stage == 0 else (1, 0)
-        layers = f"downsample_layers.{stage}"
-        normed = c if stage == 0 else before
-        shapes |= {
-            f"{layers}.{conv}.weight": (c, before, side, side),
-            f"{layers}.{conv}.bias": (c,),
+    before, side, k = fields["num_channels"], fields["patch_size"], fields["kernel_size"]
+    for stage, (c, depth) in enumerate(zip(fields["hidden_sizes"], fields["depths"], strict=True)):
+        conv, norm, normed = (0, 1, c) if stage == 0 else (1, 0, before)
+        weights = {
+            f"downsample_layers.{stage}.{conv}": (c, before, side, side),
+            f"downsample_layers.{stage}.{norm}": (normed,),
         }
-        shapes |= {f"{layers}.{norm}.weight": (normed,), f"{layers}.{norm}.bias": (normed,)}
-        block: dict[str, tuple[int, ...]] = {
-            "dwconv.weight": (c, 1, kernel, kernel), "dwconv.bias": (c,),
-            "norm.weight": (c,), "norm.bias": (c,),
-            "pwconv1.weight": (4 * c, c), "pwconv1.bias": (4 * c,),
-            "pwconv2.weight": (c, 4 * c), "pwconv2.bias": (c,),
-        }  # fmt: skip
-        block |= {"gamma": (c,)} if fields["layer_scale_init_value"] else {}
-        block |= {"grn.gamma": (4 * c,), "grn.beta": (4 * c,)} if fields["use_grn"] else {}
         for index in range(depth):
-            shapes |= {f"stages.{stage}.{index}.{key}": shape for key, shape in block.items()}
+            block = f"stages.{stage}.{index}"
+            weights |= {f"{block}.dwconv": (c, 1, k, k), f"{block}.norm": (c,)}
+            weights |= {f"{block}.pwconv1": (4 * c, c), f"{block}.pwconv2": (c, 4 * c)}
+            if fields["layer_scale_init_value"]:
+                shapes[f"{block}.gamma"] = (c,)
+            if fields["use_grn"]:
+                shapes |= {f"{block}.grn.{name}": (4 * c,) for name in ("gamma", "beta")}
+        for layer, shape in weights.items():
+            shapes |= {f"{layer}.weight": shape, f"{layer}.bias": shape[:1]}
         before, side = c, 2
     return shapes
 
@@ -226,10 +196,7 @@ def _sizes_of_stages(tensors: Mapping[str, Tensor]) -> dict[int, list[int]]:
 
 
 def _most_common(values: Iterable[int]) -> int | None:
-    """Return the most common value.
-
-    One corrupt tensor is then reported as a misfit instead of changing the architecture.
-    """
+    """Return the most common value: one corrupt tensor must not change the architecture."""
     counted = Counter(values).most_common(1)
     return counted[0][0] if counted else None
 
@@ -250,7 +217,7 @@ def _fields_from_config_json(config: Mapping[str, Any]) -> dict[str, Any]:
     if family is None:
         return dict(TIMM_FIELDS.get(str(config.get("architecture")), {}))
     names = {field.name for field in dataclasses.fields(ConvNextConfig)}
-    names -= {*_READ_FROM_TENSORS, *_LABELS}
+    names -= _READ_FROM_TENSORS
     known = {k: v for k, v in config.items() if k in names and v is not None}
     if "out_features" in known:
         known.pop("out_indices", None)  # both are written; names mean the same in every release
@@ -268,12 +235,9 @@ def _labels(config: Mapping[str, Any], count: int | None) -> dict[str, Any]:
 
 
 def describe(weights: NativeWeights) -> str:
-    """Return a few lines on what a source holds: layout, architecture, size, licence.
-
-    Raises:
-        ValueError: The tensors do not make up a ConvNeXt.
-    """
+    """Return a few lines on what a source holds: layout, architecture, size, licence."""
     fields = weights.fields()
+    depths, widths = ("-".join(map(str, fields[name])) for name in ("depths", "hidden_sizes"))
     family = "V2 (GRN)" if fields["use_grn"] else "V1"
     scale = "layer scale" if fields["layer_scale_init_value"] else "no layer scale"
     trunk = [t for k, t in weights.tensors.items() if k.startswith(("downsample_", "stages."))]
@@ -287,7 +251,7 @@ def describe(weights: NativeWeights) -> str:
         ("source", weights.source),
         ("layout", str(weights.match)),
         ("architecture", arch_name(fields) or "no named one"),
-        ("", f"depths {_numbers(fields['depths'])}, widths {_numbers(fields['hidden_sizes'])}"),
+        ("", f"depths {depths}, widths {widths}"),
         ("", f"{family}, {scale}, depthwise kernel {fields['kernel_size']}"),
         ("input", f"{fields['num_channels']} channels, patches of {fields['patch_size']} pixels"),
         ("besides", ", ".join(name for name, there in parts.items() if there) or "nothing"),
@@ -295,17 +259,14 @@ def describe(weights: NativeWeights) -> str:
         ("licence", entry.licence if entry else "unknown: not a source of the catalogue"),
     ]
     rows += [("trained on", entry.data)] if entry else []
-    dropped, unknown = weights.converted.dropped, weights.converted.unexpected
-    rows += [("left out", f"{len(dropped)} tensors: {shorten_list(dropped, 4)}")] if dropped else []
-    rows += (
-        [("unexpected", f"{len(unknown)} tensors: {shorten_list(unknown, 4)}")] if unknown else []
-    )
+    others = {"left out": weights.converted.dropped, "unexpected": weights.converted.unexpected}
+    rows += [
+        (name, f"{len(keys)} tensors: {shorten_list(keys, 4)}")
+        for name, keys in others.items()
+        if keys
+    ]
     rows += [("note", note) for note in weights.notes]
     return "\n".join(f"{name:<13} {text}" for name, text in rows)
-
-
-def _numbers(values: Iterable[int]) -> str:
-    return "-".join(map(str, values))
 
 
 def _count(tensors: Iterable[Tensor]) -> int:

@@ -11,16 +11,10 @@ from .layouts import LayoutMatch, NativeStateDict
 
 @dataclass
 class Assignment:
-    """What a module takes of a source.
+    """What a module takes of a source."""
 
-    Attributes:
-        tensors: By native key.
-        dropped: Source keys that are left out.
-        notes: What a user should know.
-    """
-
-    tensors: dict[str, Tensor]
-    dropped: list[str]
+    tensors: dict[str, Tensor]  # by native key
+    dropped: list[str]  # source keys that are left out
     notes: list[str]
 
 
@@ -30,13 +24,9 @@ def assign_to_target(
     target: Collection[str],
     final_norm: str | None = None,
 ) -> Assignment:
-    """Decide which native tensors the target takes, and where the final norm goes.
+    """Decide which native tensors the target's keys take, and where the final norm goes.
 
-    Args:
-        converted: The source's tensors.
-        match: The source's layout.
-        target: The native keys of the module.
-        final_norm: `archs.STAGE` or `archs.DROP`; None goes by the layout.
+    `final_norm` is `archs.STAGE` or `archs.DROP`; None goes by the layout.
     """
     tensors, dropped = dict(converted.tensors), list(converted.dropped)
     notes: list[str] = []

@@ -44,19 +44,12 @@ _BATCH = 64 << 20  # bytes that are copied before the pages they came from are r
 
 @dataclass
 class Checkpoint:
-    """The tensors of a file, under the file's own keys.
-
-    Attributes:
-        tensors: Key -> tensor.
-        source: The file or directory that was read.
-        config: The config.json beside the weights, or {}.
-        notes: What a user should know about how it was read.
-    """
+    """The tensors of a file, under the file's own keys."""
 
     tensors: dict[str, Tensor]
-    source: str
-    config: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    source: str  # the file or directory that was read
+    config: dict[str, Any] = field(default_factory=dict)  # the config.json beside the weights
+    notes: list[str] = field(default_factory=list)  # what a user should know about the reading
 
 
 def read_checkpoint(
@@ -117,9 +110,7 @@ def _without_infixes(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor
 def find_weights_file(path: Path) -> Path:
     """Return `path` itself, or the weights file inside the directory `path`.
 
-    Raises:
-        FileNotFoundError: There is no such file, or no weights file in the directory.
-        ValueError: The directory holds several files and none has a name of `DIRECTORY_FILES`.
+    ValueError: the directory holds several files and none has a name of `DIRECTORY_FILES`.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file or directory")
@@ -214,11 +205,7 @@ def _copy_safetensors(file: Path) -> dict[str, Tensor]:
 
 
 def shard_names(index: Path) -> list[str]:
-    """List the files that an index.json of transformers names.
-
-    Raises:
-        ValueError: It is no such index, or names a file outside its directory.
-    """
+    """List the files that an index.json of transformers names, all beside it."""
     try:
         names = sorted(map(str, set(read_json(index)["weight_map"].values())))
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -41,32 +41,18 @@ class SourceNotFoundError(DownloadError, FileNotFoundError):
 
 @dataclass(frozen=True)
 class Source(ABC):
-    """Where the files of a model are.
+    """Where the files of a model are; both methods fetch what is not there yet."""
 
-    Attributes:
-        name: What the user wrote.
-        entry: The catalogue's entry, when the source is in the catalogue.
-    """
-
-    name: str
-    entry: WeightEntry | None
+    name: str  # what the user wrote
+    entry: WeightEntry | None  # of the catalogue
 
     @abstractmethod
     def weights(self) -> Path:
-        """Return the local weights file, index of shards or directory, fetching it if need be.
-
-        Raises:
-            FileNotFoundError: There is none.
-            DownloadError: It cannot be fetched.
-            OSError: What was fetched cannot be written.
-        """
+        """Return the local weights file, index of shards or directory."""
 
     @abstractmethod
     def file(self, name: str) -> Path:
-        """Return the local path of a JSON file beside the weights, fetching it if need be.
-
-        Raises: as `weights`.
-        """
+        """Return the local path of a JSON file beside the weights."""
 
 
 @dataclass(frozen=True)
@@ -210,6 +196,10 @@ def resolve(
 ) -> Source:
     """Return where the files of a source are; nothing is fetched yet.
 
+    Example:
+        >>> where = resolve("facebook/convnext-tiny-224", revision="main")
+        >>> where.weights(), where.file("preprocessor_config.json")
+
     Args:
         source: A file, a directory, a URL, a Hugging Face id (`org/name`, `org/name@revision`) or
             an `arch.tag` of `list_weights()`.
@@ -217,14 +207,9 @@ def resolve(
             "main" goes with every source, since training scripts of transformers always give it.
         subfolder: The folder inside a directory or a Hugging Face repository.
 
-    Example:
-        >>> where = resolve("facebook/convnext-tiny-224", revision="main")
-        >>> where.weights(), where.file("preprocessor_config.json")
-
     Raises:
-        ValueError: The source is empty, is a name that the catalogue does not have or cannot be
-            used, or a revision or a subfolder is asked of what has none.
-        TypeError: It is neither a string nor a path.
+        ValueError: The source is empty, not in the catalogue or not usable, or has no revision or
+            subfolder. TypeError: It is neither a string nor a path.
     """
     check_source(source)
     name = os.fspath(source)

@@ -85,12 +85,8 @@ def _name_of(entry: Any) -> str:
 def checkpoint_errors(name: str, advice: str = _ADVICE) -> Iterator[None]:
     """Turn what torch raises while it loads into one line that names the file.
 
-    Args:
-        name: The file's name in errors.
-        advice: What to do about a refused type.
-
-    Raises:
-        CheckpointError: The file is damaged, or asks for a type that is not allowed.
+    `advice` is what to do about a refused type. CheckpointError: the file is damaged, or asks for
+    a type that is not allowed.
     """
     try:
         yield
@@ -134,13 +130,16 @@ def read_torch_file(
 ) -> Any:
     """Read a PyTorch file with `torch.load(weights_only=True)`, whatever the environment asks for.
 
+    torch's process-wide list of types is not used, but its own few, `bytearray` among them, are
+    always allowed.
+
     Args:
         file: A path, or an open binary file.
         name: The file's name in errors; its path when not given.
         types: What may be built beside tensors, as for `torch.serialization.add_safe_globals`;
-            `weight_types()` when not given. torch's process-wide list is not used.
+            `weight_types()` when not given.
         map_location: See `torch.load`.
-        mmap: Map the file instead of reading it.
+        mmap: Map the file instead of reading it, where its entries are not compressed.
 
     Raises:
         CheckpointError: The file is damaged, or asks for a type that is not allowed.
@@ -158,17 +157,9 @@ def read_torch_file(
 def unwrap(
     loaded: Any, source: str, ema: bool, notes: list[str], depth: int = 8
 ) -> dict[str, Tensor]:
-    """Return the tensors inside what a PyTorch file holds.
+    """Return the tensors inside what `torch.load` returned, through up to `depth` wrappers.
 
-    Args:
-        loaded: The object that `torch.load` returned.
-        source: The file's name in errors.
-        ema: Prefer the moving average.
-        notes: Collects what was chosen.
-        depth: How many wrappers there may be around the tensors.
-
-    Raises:
-        ValueError: There are no tensors under any known wrapper.
+    What was chosen is added to `notes`. ValueError: there are none under any known wrapper.
     """
     if not depth:
         raise ValueError(f"{source}: too many dicts inside each other")
