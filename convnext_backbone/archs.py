@@ -52,7 +52,7 @@ _FAMILIES = (
         model_type="convnext",
         class_prefix="ConvNext",
         layout="huggingface-v1",
-        fixed={"kernel_size": 7, "norm_eps": 1e-6, "output_stride": 32},
+        fixed={"kernel_size": 7, "norm_eps": 1e-6},
     ),
     Family(
         model_type="convnextv2",
@@ -60,12 +60,7 @@ _FAMILIES = (
         layout="huggingface-v2",
         use_grn=True,
         layer_scale_init_value=0.0,
-        fixed={
-            "kernel_size": 7,
-            "norm_eps": 1e-6,
-            "layer_scale_init_value": 0.0,
-            "output_stride": 32,
-        },
+        fixed={"kernel_size": 7, "norm_eps": 1e-6, "layer_scale_init_value": 0.0},
     ),
     Family(
         model_type="dinov3_convnext",
@@ -73,7 +68,7 @@ _FAMILIES = (
         layout="huggingface-dinov3",
         layer_norm_eps=1e-6,
         single_eps=True,
-        fixed={"kernel_size": 7, "patch_size": 4, "output_stride": 32},
+        fixed={"kernel_size": 7, "patch_size": 4},
         derived=frozenset({"num_stages"}),
         final_norm=STAGE,
         model_only=True,

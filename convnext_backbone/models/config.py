@@ -43,7 +43,7 @@ _SUPERSEDES: Mapping[str, tuple[str, ...]] = {
 # Fields whose value in a file or table counts as the user's only where it is not the default.
 _FOLLOWING = (
     "num_stages", "use_grn", "layer_scale_init_value", "layer_norm_eps", "norm_eps",
-    "out_features", "out_indices",
+    "out_features", "out_indices", "output_stride",
 )  # fmt: skip
 # What models return where a call leaves it open; config.json holds other values only.
 _OUTPUT_DEFAULTS = {"output_hidden_states": False, "return_dict": True}
@@ -55,7 +55,6 @@ _UPPER_BOUNDS = {
     "layer_scale_init_value": math.inf,
     "drop_path_rate": 1.0,
 }
-_OUTPUT_STRIDES = (8, 16, 32)
 _Init = TypeVar("_Init", bound=Callable[..., None])
 
 
@@ -117,8 +116,9 @@ class ConvNextConfig:
         norm_eps: Epsilon of every norm but the final one (1e-6; xxlarge was trained with 1e-5). In
             DINOv3, which has one epsilon, by default that of the final norm.
         kernel_size: Side of the depthwise kernel, odd, in pixels.
-        output_stride: The largest stride: 8, 16 or 32. Stages that would exceed it keep the size of
-            the map and dilate their convolutions instead, with the same weights, as in timm.
+        output_stride: The largest stride, by default that of the last stage. Stages that would
+            exceed a smaller one (8, 16) keep the size of the map and dilate their convolutions
+            instead, with the same weights, as in timm.
         out_features: Names of the outputs, out of `stage_names`, in their order.
         out_indices: The same outputs as positions in `stage_names`; negative ones count from the
             end. With neither given the last stage is the output; with both, they must agree.
@@ -158,7 +158,7 @@ class ConvNextConfig:
     use_grn: bool = _DERIVED
     norm_eps: float = _DERIVED
     kernel_size: int = 7
-    output_stride: int = _OUTPUT_STRIDES[-1]
+    output_stride: int = _DERIVED
     out_features: Sequence[str] = _DERIVED
     out_indices: Sequence[int] = _DERIVED
     model_type: str = _DERIVED
@@ -228,7 +228,10 @@ class ConvNextConfig:
         for name, upper in _UPPER_BOUNDS.items():
             _check_number(name, getattr(self, name), upper)
         check_choice("hidden_act", self.hidden_act, tuple(ACTIVATIONS))
-        check_choice("output_stride", self.output_stride, _OUTPUT_STRIDES)
+        strides = tuple(self.patch_size * 2**i for i in range(self.num_stages))
+        if self.output_stride is None:
+            self.output_stride = strides[-1]
+        check_choice("output_stride", self.output_stride, strides)
 
     @property
     def stage_names(self) -> list[str]:
@@ -244,12 +247,8 @@ class ConvNextConfig:
     @property
     def dilations(self) -> tuple[int, ...]:
         """The dilation of each stage's depthwise convolutions: 1 up to `output_stride`."""
-        # The stem is never dilated, whatever its stride.
-        most = max(self.output_stride, self.patch_size)
-        return tuple(
-            max(1, 2 ** math.ceil(math.log2(self.patch_size * 2**i / most)))
-            for i in range(len(self.depths))
-        )
+        strides = (self.patch_size * 2**i for i in range(len(self.depths)))
+        return tuple(max(1, stride // self.output_stride) for stride in strides)
 
     @property
     def use_return_dict(self) -> bool:
@@ -362,8 +361,9 @@ class ConvNextConfig:
     def _unwritten(self) -> set[str]:
         """Return the fields that transformers derives, or whose value is its default."""
         names = {"num_labels", *FAMILIES[self.model_type].derived}
-        defaults = {**_OUTPUT_DEFAULTS, "output_stride": _OUTPUT_STRIDES[-1]}
-        names |= {name for name, value in defaults.items() if getattr(self, name) == value}
+        names |= {name for name, value in _OUTPUT_DEFAULTS.items() if getattr(self, name) == value}
+        if max(self.dilations) == 1:
+            names.add("output_stride")
         if self.problem_type is None:
             names.add("problem_type")
         if (self.id2label, self.label2id) == align_labels(None, None, None)[1:]:

@@ -319,6 +319,7 @@ BAD_ASSIGNMENTS = {
     "use_grn": (1, "yes"),
     "norm_eps": (2.0, "x"),
     "kernel_size": (4, 0, None, 3.0),
+    "output_stride": (0, 12, 64, "16"),
     "out_features": ([], ["stage9"], ["stage2", "stage1"], "stage1", [1]),
     "out_indices": ([], [5], [1, 0], 4, [True]),
     "model_type": ("resnet", 3),

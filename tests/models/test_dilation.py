@@ -73,7 +73,7 @@ def test_strides_and_dilations(output_stride, strides, dilations):
 
 @pytest.mark.parametrize(
     ("patch_size", "output_stride", "strides"),
-    [(2, 8, (2, 2, 4, 8, 8)), (16, 8, (16, 16, 16, 16, 16)), (3, 8, (3, 3, 6, 6, 6))],
+    [(2, 8, (2, 2, 4, 8, 8)), (3, 6, (3, 3, 6, 6, 6)), (16, 16, (16, 16, 16, 16, 16))],
 )
 def test_stems_of_other_strides(patch_size, output_stride, strides):
     config = ConvNextConfig(**SHAPE, patch_size=patch_size, output_stride=output_stride)
@@ -83,12 +83,20 @@ def test_stems_of_other_strides(patch_size, output_stride, strides):
     assert [side // m.shape[-1] for m in b(torch.randn(1, 3, side, side))] == list(b.strides)
 
 
-@pytest.mark.parametrize("value", [4, 64, 0, "16", None])
+@pytest.mark.parametrize("value", [64, 0, 12, "16", 7.5])
 def test_other_output_strides_are_refused(value):
-    with pytest.raises(
-        (ValueError, TypeError), match=r"output_stride must be one of \(8, 16, 32\)"
-    ):
+    with pytest.raises(ValueError, match=r"output_stride must be one of \(4, 8, 16, 32\)"):
         ConvNextConfig(output_stride=value)
+
+
+def test_by_default_nothing_is_dilated_whatever_the_number_of_stages_and_the_stem():
+    five = ConvNextConfig(depths=(1,) * 5, hidden_sizes=(8,) * 5)
+    assert (five.output_stride, five.strides[-1]) == (64, 64)
+    assert ConvNextConfig(patch_size=16).strides == (16, 16, 32, 64, 128)
+    five.update({"depths": (1, 1), "hidden_sizes": (8, 8)})
+    assert five.strides == (4, 4, 8)
+    with pytest.raises(ValueError, match=r"output_stride must be one of \(4, 8\), got 16"):
+        five.output_stride = 16
 
 
 def test_weights_stay_the_same_and_the_field_is_kept(tmp_path):
