@@ -470,7 +470,7 @@ _CARRIED = {
     "hidden_act": "relu", "initializer_range": 0.5, "layer_norm_eps": 1e-3, "norm_eps": 1e-4,
     "drop_path_rate": 0.25, "image_size": 96, "out_features": ["stage1", "stage3"],
     "out_indices": [1, 3], "problem_type": "regression", "output_hidden_states": True,
-    "return_dict": False,
+    "return_dict": False, "output_stride": 8,
 }  # fmt: skip
 _SHOWN_BY_TENSORS = {
     "num_channels", "patch_size", "num_stages", "hidden_sizes", "depths", "kernel_size", "use_grn",
