@@ -17,23 +17,8 @@ from .native import NativeWeights, open_weights
 from .report import LoadReport
 
 __all__ = [
-    "LAYOUTS",
-    "LOAD_OPTIONS",
-    "OPEN_OPTIONS",
-    "WEIGHTS",
-    "DownloadError",
-    "Layout",
-    "LoadReport",
-    "NativeWeights",
-    "UnknownLayoutError",
-    "WeightEntry",
-    "build_blank",
-    "convert_state_dict_",
-    "convert_weights",
-    "list_weights",
-    "load_native",
-    "load_pretrained_",
-    "load_weights",
-    "open_weights",
-    "save_pretrained",
-]
+    "LAYOUTS", "LOAD_OPTIONS", "OPEN_OPTIONS", "WEIGHTS", "DownloadError", "Layout", "LoadReport",
+    "NativeWeights", "UnknownLayoutError", "WeightEntry", "build_blank", "convert_state_dict_",
+    "convert_weights", "list_weights", "load_native", "load_pretrained_", "load_weights",
+    "open_weights", "save_pretrained",
+]  # fmt: skip

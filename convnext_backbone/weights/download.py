@@ -36,10 +36,9 @@ def cache_directory() -> Path:
 
 
 def cached_path(url: str) -> Path:
-    """Return where the file of a URL is kept.
+    """Return where the file of a URL is kept: of the catalogue, where torch.hub keeps it.
 
-    A file of the catalogue has a name of its own, and is kept where torch.hub keeps it. Other names
-    ("model.pth") are those of many files, so each URL has a folder.
+    Other names ("model.pth") are those of many files, so each URL has a folder.
     """
     name = unquote(Path(urlsplit(url).path).name) or "weights"
     name = re.sub(r"[^\w.+-]", "_", name)
@@ -58,9 +57,7 @@ def fetch_url(url: str, *, sha256: str | None = None, progress: bool = True) -> 
         progress: Show a bar on a terminal.
 
     Raises:
-        DownloadError: The file cannot be had whole.
-        OSError: It cannot be written; what arrived is kept for the next attempt.
-        ValueError: It is no such address.
+        DownloadError: The file cannot be had whole; OSError: it cannot be written.
     """
     if not URL.match(url):
         raise ValueError(f"url must start with http:// or https://, got {url!r}")

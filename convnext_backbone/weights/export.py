@@ -16,7 +16,7 @@ from ..models.config import ConvNextConfig
 from ..utils.checks import check_choice, shorten_list
 from ..utils.files import atomic_write, write_json
 from .layouts import LAYOUTS, Layout, depths_of, restore
-from .native import NativeWeights, arch_name, infer_fields, trunk_shapes
+from .native import TRUNK, NativeWeights, arch_name, infer_fields, trunk_shapes
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 # Target -> its layouts; the first whose marks the written keys have is taken, else the last.
@@ -60,10 +60,14 @@ def save_pretrained(module: nn.Module, directory: str | os.PathLike[str]) -> Non
         )
     state = {key: tensor.detach().cpu() for key, tensor in module.state_dict().items()}
     tensors, values = to_transformers(state, config)
-    folder = Path(directory)
+    _write_folder(Path(directory), tensors, values)
+
+
+def _write_folder(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(tensors, folder / WEIGHTS_NAME)
-    write_json(folder / CONFIG_NAME, values)
+    write_json(folder / CONFIG_NAME, config)
+    return folder / WEIGHTS_NAME
 
 
 def to_transformers(
@@ -162,10 +166,7 @@ def _to_huggingface(weights: NativeWeights, path: Path) -> Path:
         raise ValueError(
             f"destination must be a directory or end in .safetensors, got {path.name!r}"
         )
-    path.mkdir(parents=True, exist_ok=True)
-    write_tensors(tensors, path / WEIGHTS_NAME)
-    write_json(path / CONFIG_NAME, values)
-    return path / WEIGHTS_NAME
+    return _write_folder(path, tensors, values)
 
 
 def _choose_layout(weights: NativeWeights, to: str) -> Layout:
@@ -190,12 +191,18 @@ def _second_names(keys: Mapping[str, str], layout: Layout) -> dict[str, str]:
 
 def _refuse_incomplete(weights: NativeWeights) -> None:
     """Refuse to write a file of which a part is missing or cut, with a ValueError."""
-    tensors, shapes = weights.tensors, trunk_shapes(weights.fields())
+    tensors, fields = weights.tensors, weights.fields()
+    shapes, last = trunk_shapes(fields), fields["hidden_sizes"][-1]
+    shapes |= {key: (last,) for key in ("norm.weight", "norm.bias") if key in tensors}
+    if weights.num_labels is not None:
+        shapes["head.weight"] = (weights.num_labels, last)
     # Of a norm or a head there is nothing, or both its tensors.
-    others = {key.rpartition(".")[0] for key in tensors if key not in shapes}
-    expected = [*shapes, *(f"{name}.{part}" for name in others for part in ("weight", "bias"))]
+    others = [key.rpartition(".")[0] for key in tensors if not key.startswith(TRUNK)]
+    pairs = [f"{name}.{part}" for name in dict.fromkeys(others) for part in ("weight", "bias")]
+    expected = dict.fromkeys((*shapes, *pairs))
     problems = {
         "missing": [key for key in expected if key not in tensors],
+        "without their stage": [k for k in tensors if k.startswith(TRUNK) and k not in shapes],
         "of the wrong shape": [
             f"{key} is {tuple(tensors[key].shape)}, must be {shape}"
             for key, shape in shapes.items()

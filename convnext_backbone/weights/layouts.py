@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor
 
@@ -23,7 +24,8 @@ from ..archs import ARCHS, DROP, FAMILIES
 from ..utils.checks import shorten_list
 from .patterns import STORAGES, Pattern, Shape
 
-Shapes = Mapping[str, Shape]
+_Rows = Mapping[str, str | None]  # pattern -> native pattern; None: dropped on purpose
+_Storages = Mapping[str, tuple[str, ...]]  # kind of tensor -> its storages, most common first
 
 _VECTORS = ("flat", "squeeze_scale", "flatten_row", "flatten_grn", "flatten_grn_nchw")
 _AS_NATIVE = {"same", "flat", "linear"}
@@ -39,7 +41,7 @@ _KINDS: Mapping[str, re.Pattern[str]] = {
     "vector": re.compile(".*"),
 }
 # How PyTorch layouts may store each kind; a file's own choice is read from its shapes.
-_TORCH: Mapping[str, tuple[str, ...]] = {
+_TORCH: _Storages = {
     "conv": ("same",),
     "depthwise": ("same",),
     "pointwise": ("linear", "conv1x1_to_linear"),
@@ -48,20 +50,13 @@ _TORCH: Mapping[str, tuple[str, ...]] = {
     "grn": _VECTORS,
     "vector": ("flat", "flatten_row"),
 }
-_GRN4: Mapping[str, tuple[str, ...]] = {**_TORCH, "grn": ("flatten_grn", *_VECTORS)}
-_HWIO: Mapping[str, tuple[str, ...]] = {
+_GRN4: _Storages = {**_TORCH, "grn": ("flatten_grn", *_VECTORS)}
+_HWIO: _Storages = {
     **_GRN4,
-    "conv": ("hwio_to_oihw",),
-    "depthwise": ("hwio_to_oihw",),
-    "pointwise": ("transpose",),
-    "head": ("transpose",),
+    **dict.fromkeys(("conv", "depthwise"), ("hwio_to_oihw",)),
+    **dict.fromkeys(("pointwise", "head"), ("transpose",)),
 }
-_SPARSE: Mapping[str, tuple[str, ...]] = {
-    **_TORCH,
-    "conv": ("dense_conv", "same"),
-    "depthwise": ("dense_depthwise",),
-}
-
+_SPARSE: _Storages = {**_TORCH, "conv": ("dense_conv", "same"), "depthwise": ("dense_depthwise",)}
 
 _BLOCK = re.compile(r"stages\.(\d{1,9})\.(\d{1,9})\.")
 _MAX_PREFIXES = 100
@@ -81,16 +76,14 @@ class Layout:
     """One way to name and store the tensors of a ConvNeXt."""
 
     name: str
-    rows: Mapping[str, str | None]  # pattern -> native pattern; None: dropped on purpose
+    rows: _Rows
     anchor: str  # the stem convolution; what stands before it is the prefix of all keys
     requires: tuple[str, ...] = ()  # patterns of which each must name at least one key
-    forbids: tuple[str, ...] = ()  # patterns that name none of the keys
     # Rows for keys beside the trunk, which stand under one of the prefix's parents.
-    outer: Mapping[str, str | None] = field(default_factory=dict)
+    outer: _Rows = field(default_factory=dict)
     # Rows for second names of a tensor, read where the first name is missing.
-    aliases: Mapping[str, str | None] = field(default_factory=dict)
-    # Kind of tensor -> the storages it may have, the most common one first.
-    storage: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: _TORCH)
+    aliases: _Rows = field(default_factory=dict)
+    storage: _Storages = field(default_factory=lambda: _TORCH)
     model_type: str | None = None  # the only family stored so; None where it holds several
     # Of the final norm, where the published models have another epsilon than in other norms.
     layer_norm_eps: float | None = None
@@ -110,7 +103,7 @@ class Layout:
         return FAMILIES[self.model_type].final_norm if self.model_type else DROP
 
     @cached_property
-    def _tables(self) -> "tuple[_Rows, _Rows, _Rows]":
+    def _tables(self) -> "tuple[_Compiled, _Compiled, _Compiled]":
         return _compile(self.rows), _compile(self.outer), _compile(self.aliases)
 
     @cached_property
@@ -125,9 +118,7 @@ class Layout:
     def fits(self, keys: Iterable[str]) -> bool:
         """Return whether keys, without their prefix, are those that mark this layout."""
         keys = list(keys)
-        return all(_any_fits(text, keys) for text in self.requires) and not any(
-            _any_fits(text, keys) for text in self.forbids
-        )
+        return all(_any_fits(text, keys) for text in self.requires)
 
     def native_key(self, key: str, *, outer: bool = False) -> tuple[bool, str | None, str | None]:
         """Return whether `key` is known, its native name, and the model name it carries."""
@@ -168,10 +159,10 @@ class Layout:
         return [pattern.write({**last, **values}) for pattern, values in found if values]
 
 
-_Rows = tuple[tuple[Pattern, Pattern | None], ...]
+_Compiled = tuple[tuple[Pattern, Pattern | None], ...]
 
 
-def _compile(rows: Mapping[str, str | None]) -> _Rows:
+def _compile(rows: _Rows) -> _Compiled:
     return tuple((Pattern(a), Pattern(b) if b is not None else None) for a, b in rows.items())
 
 
@@ -180,7 +171,7 @@ def _any_fits(text: str, keys: Iterable[str]) -> bool:
     return any(pattern.read(key) is not None for key in keys)
 
 
-def _look_up(rows: _Rows, key: str) -> tuple[bool, str | None, str | None]:
+def _look_up(rows: _Compiled, key: str) -> tuple[bool, str | None, str | None]:
     """Return whether a row fits `key`, its native name, and the model name in it."""
     for pattern, native in rows:
         values = pattern.read(key)
@@ -227,7 +218,11 @@ def _timm(separator: str) -> dict[str, str | None]:
     }
 
 
-_HUGGINGFACE: dict[str, str | None] = {
+_HUGGINGFACE_NORMS: _Rows = {
+    "hidden_states_norms.stem.{p}": "norms.stem.{p}",
+    "hidden_states_norms.stage{s+1}.{p}": "norms.stage{s+1}.{p}",
+}
+_HUGGINGFACE: _Rows = {
     "embeddings.patch_embeddings.{p}": "downsample_layers.0.0.{p}",
     "embeddings.layernorm.{p}": "downsample_layers.0.1.{p}",
     "encoder.stages.{t}.downsampling_layer.{i}.{p}": "downsample_layers.{t}.{i}.{p}",
@@ -237,33 +232,31 @@ _HUGGINGFACE: dict[str, str | None] = {
     "encoder.stages.{s}.layers.{b}.pwconv{j}.{p}": "stages.{s}.{b}.pwconv{j}.{p}",
     "encoder.stages.{s}.layers.{b}.grn.weight": "stages.{s}.{b}.grn.gamma",
     "encoder.stages.{s}.layers.{b}.grn.bias": "stages.{s}.{b}.grn.beta",
+    "layernorm.{p}": "norm.{p}",
+    **_HUGGINGFACE_NORMS,
 }
-_HUGGINGFACE_NORMS: dict[str, str | None] = {
-    "hidden_states_norms.stem.{p}": "norms.stem.{p}",
-    "hidden_states_norms.stage{s+1}.{p}": "norms.stage{s+1}.{p}",
+_HUGGINGFACE_OUTER: _Rows = {
+    "classifier.{p}": "head.{p}",
+    **_HUGGINGFACE_NORMS,
+    # The first conversion of UperNet numbered its norms, stage 1 being 0.
+    "hidden_states_norms.{s}.{p}": "norms.stage{s+1}.{p}",
 }
-# The first conversion of UperNet numbered its norms, stage 1 being 0.
-_HUGGINGFACE_NUMBERED: dict[str, str | None] = {
-    "hidden_states_norms.{s}.{p}": "norms.stage{s+1}.{p}"
-}
-_HUGGINGFACE_TOP: dict[str, str | None] = {"layernorm.{p}": "norm.{p}"}
-_CLASSIFIER: dict[str, str | None] = {"classifier.{p}": "head.{p}"}
 _HUGGINGFACE_BLOCK = "encoder.stages.{s}.layers.{b}.dwconv.weight"
 
-_DINOV3_HF: dict[str, str | None] = {
+_DINOV3_HF: _Rows = {
     "stages.{s}.downsample_layers.{i}.{p}": "downsample_layers.{s}.{i}.{p}",
     "stages.{s}.layers.{b}.gamma": "stages.{s}.{b}.gamma",
     "stages.{s}.layers.{b}.depthwise_conv.{p}": "stages.{s}.{b}.dwconv.{p}",
     "stages.{s}.layers.{b}.layer_norm.{p}": "stages.{s}.{b}.norm.{p}",
     "stages.{s}.layers.{b}.pointwise_conv{j}.{p}": "stages.{s}.{b}.pwconv{j}.{p}",
 }
-_MMPRETRAIN: dict[str, str | None] = {
+_MMPRETRAIN: _Rows = {
     key.replace("dwconv", "depthwise_conv").replace("pwconv", "pointwise_conv"): native
     for key, native in _FACEBOOK.items()
 }
-_NUMBERED_NORMS: dict[str, str | None] = {"norm{s}.{p}": "norms.stage{s+1}.{p}"}
+_NUMBERED_NORMS: _Rows = {"norm{s}.{p}": "norms.stage{s+1}.{p}"}
 
-_TORCHVISION: dict[str, str | None] = {
+_TORCHVISION: _Rows = {
     "features.0.{i}.{p}": "downsample_layers.0.{i}.{p}",
     "features.{2t}.{i}.{p}": "downsample_layers.{t}.{i}.{p}",
     "features.{2s+1}.{b}.layer_scale": "stages.{s}.{b}.gamma",
@@ -274,7 +267,7 @@ _TORCHVISION: dict[str, str | None] = {
     "classifier.0.{p}": "norm.{p}",
     "classifier.2.{p}": "head.{p}",
 }
-_SPARSE_FCMAE: dict[str, str | None] = {
+_SPARSE_FCMAE: _Rows = {
     **_same("downsample_layers.0.{i}.{p}", "stages.{s}.{b}.grn.{g}"),
     "downsample_layers.{t}.0.ln.{p}": "downsample_layers.{t}.0.{p}",
     "downsample_layers.{t}.1.kernel": "downsample_layers.{t}.1.weight",
@@ -290,12 +283,11 @@ def _h5_rows(
     layers: Mapping[str, str], variables: Mapping[str, Mapping[str, str]]
 ) -> dict[str, str | None]:
     """Cross the layers of an h5 layout with the variables that each of them holds."""
-    rows: dict[str, str | None] = {}
-    for layer, native in layers.items():
-        native, _, role = native.partition(" ")
-        for variable, suffix in variables[role].items():
-            rows[f"{layer}/{variable}"] = native + suffix
-    return rows
+    return {
+        f"{layer}/{variable}": native.partition(" ")[0] + suffix
+        for layer, native in layers.items()
+        for variable, suffix in variables[native.partition(" ")[2]].items()
+    }
 
 
 # Layer -> native name and what it is: a convolution or dense layer, a norm, a layer scale.
@@ -383,14 +375,14 @@ _LAYOUTS = (
     Layout("torchvision", _TORCHVISION, "features.0.0.weight",
            requires=("features.{2s+1}.{b}.block.5.weight",),
            storage={**_TORCH, "scale": ("squeeze_scale", *_VECTORS)}),
-    Layout("huggingface-v2", {**_HUGGINGFACE, **_HUGGINGFACE_TOP, **_HUGGINGFACE_NORMS},
+    Layout("huggingface-v2", _HUGGINGFACE,
            "embeddings.patch_embeddings.weight",
            requires=(_HUGGINGFACE_BLOCK, "encoder.stages.{s}.layers.{b}.grn.weight"),
-           outer={**_CLASSIFIER, **_HUGGINGFACE_NORMS, **_HUGGINGFACE_NUMBERED},
+           outer=_HUGGINGFACE_OUTER,
            storage=_GRN4, layer_norm_eps=_HF_EPS, trunk_prefix="convnextv2."),
-    Layout("huggingface-v1", {**_HUGGINGFACE, **_HUGGINGFACE_TOP, **_HUGGINGFACE_NORMS},
+    Layout("huggingface-v1", _HUGGINGFACE,
            "embeddings.patch_embeddings.weight", requires=(_HUGGINGFACE_BLOCK,),
-           outer={**_CLASSIFIER, **_HUGGINGFACE_NORMS, **_HUGGINGFACE_NUMBERED},
+           outer=_HUGGINGFACE_OUTER,
            layer_norm_eps=_HF_EPS, trunk_prefix="convnext."),
     Layout("huggingface-dinov3", _DINOV3_HF, "stages.0.downsample_layers.0.weight",
            requires=("stages.{s}.layers.{b}.depthwise_conv.weight",),
@@ -442,7 +434,7 @@ class UnknownLayoutError(ValueError):
     """The keys are not those of any ConvNeXt layout."""
 
 
-def recognise(shapes: Shapes, prefix: str | None = None) -> LayoutMatch:
+def recognise(shapes: Mapping[str, Shape], prefix: str | None = None) -> LayoutMatch:
     """Find the layout of a state dict, by the shape of every key.
 
     Raises:
@@ -488,38 +480,35 @@ def _refuse_unsupported(keys: Sequence[str]) -> None:
     # timm's `features_only` joins indices with "_".
     keys = [re.sub(r"\b(stem|stages)_(?=\d)", r"\1.", key) for key in keys]
     for anchor, required, forbidden, what in _UNSUPPORTED:
-        probe = Layout(what, {}, anchor, (required,), (forbidden,) if forbidden else ())
+        probe = Layout(what, {}, anchor, (required,))
         for start in probe.prefixes(keys):
             inner = [key[len(start) :] for key in keys if key.startswith(start)]
-            if probe.fits(inner) and any("dw" in key for key in inner):
+            is_other = forbidden is not None and _any_fits(forbidden, inner)
+            if probe.fits(inner) and not is_other and any("dw" in key for key in inner):
                 raise ValueError(f"it has {what}, which ConvNextBackbone does not support")
 
 
 def _not_a_convnext(keys: list[str], prefix: str | None) -> str:
-    layout, start, unknown = _nearest(keys, prefix)
+    matches = [
+        LayoutMatch(layout, start)
+        for layout in _LAYOUTS
+        for start in (("", layout.trunk_prefix, "module.") if prefix is None else (prefix,))
+    ]
+    unknown_of = [[key for key in keys if not locate_key(key, match)[0]] for match in matches]
+    unknown = min(unknown_of, key=len)
     if len(unknown) <= len(keys) // 2:
-        marks = (layout.anchor, *layout.requires)
+        nearest = matches[unknown_of.index(unknown)]
+        marks = (nearest.layout.anchor, *nearest.layout.requires)
         return (
-            f"its keys are nearly those of {layout.name}, but none fits "
-            f"{' or '.join(start + mark for mark in marks)}; unknown are {shorten_list(unknown, 4)}"
+            f"its keys are nearly those of {nearest.layout.name}, but none fits "
+            f"{' or '.join(nearest.prefix + mark for mark in marks)}; "
+            f"unknown are {shorten_list(unknown, 4)}"
         )
     under = "" if prefix is None else f" under the prefix {prefix!r}"
     return (
         f"its keys are of no known ConvNeXt layout{under}: {len(keys)} tensors, "
         f"{shorten_list(keys, 4)}; known layouts are {', '.join(LAYOUTS)}"
     )
-
-
-def _nearest(keys: list[str], prefix: str | None) -> tuple[Layout, str, list[str]]:
-    """Return the layout and the prefix under which the fewest keys are unknown, and those keys."""
-    best: tuple[Layout, str, list[str]] = (_LAYOUTS[0], "", keys)
-    for layout in _LAYOUTS:
-        for start in {"", layout.trunk_prefix, "module."} if prefix is None else {prefix}:
-            match = LayoutMatch(layout, start)
-            unknown = [key for key in keys if not locate_key(key, match)[0]]
-            if len(unknown) < len(best[2]):
-                best = layout, start, unknown
-    return best
 
 
 # ------------------------------------------------------------------------------ conversion
@@ -612,12 +601,11 @@ def _name_final_norm(converted: NativeStateDict) -> NativeStateDict:
     is_only = all(k.startswith(last) for k in converted.tensors if k.startswith("norms."))
     if not is_only and "head.weight" not in converted.tensors:
         return converted
-    return replace(
-        converted,
-        tensors={k.replace(last, "norm."): v for k, v in converted.tensors.items()},
-        sources={k.replace(last, "norm."): v for k, v in converted.sources.items()},
-        storage={k.replace(last, "norm."): v for k, v in converted.storage.items()},
-    )
+    renamed: dict[str, Any] = {
+        name: {k.replace(last, "norm."): v for k, v in getattr(converted, name).items()}
+        for name in ("tensors", "sources", "storage")
+    }
+    return replace(converted, **renamed)
 
 
 def locate_key(key: str, match: LayoutMatch) -> tuple[bool, str | None]:

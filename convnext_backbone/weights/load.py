@@ -16,13 +16,12 @@ from torch import Tensor, nn
 
 from ..archs import DROP, STAGE
 from ..models.config import ConvNextConfig
-from ..utils.checks import shorten_list
+from ..utils.checks import check_choice, shorten_list
 from .native import STEM, NativeWeights, open_weights
 from .placement import assign_to_target
 from .report import LoadReport
 
 _PACKAGE = f"{__name__.partition('.')[0]}."
-FINAL_NORM_CHOICES = (STAGE, DROP)
 _LISTED = 40  # tensors that an error names before it only counts the rest
 OPEN_OPTIONS = ("ema", "prefix", "revision", "subfolder")  # what `open_weights` takes by keyword
 _FILL_OPTIONS = ("final_norm", "adapt_in_channels", "fresh")
@@ -89,7 +88,7 @@ def load_pretrained_(
     """
     opened = {k: v for k, v in overrides.items() if k in OPEN_OPTIONS}
     options = {k: v for k, v in overrides.items() if k in _FILL_OPTIONS}
-    built = {k: v for k, v in overrides.items() if k not in opened and k not in options}
+    built = {k: v for k, v in overrides.items() if k not in LOAD_OPTIONS}
     weights = open_weights(source, mmap=False, **opened)
     if not {"config", "arch"} & built.keys():
         fields = weights.fields()
@@ -122,19 +121,17 @@ def load_native(
     fresh: Collection[str] = (),
 ) -> LoadReport:
     """Fill a module with weights that `open_weights` returned, as `load_weights` does."""
-    if final_norm is not None and final_norm not in FINAL_NORM_CHOICES:
-        raise ValueError(
-            f"final_norm must be None or one of {FINAL_NORM_CHOICES}, got {final_norm!r}"
-        )
+    check_choice("final_norm", final_norm, (None, STAGE, DROP))
     target = module.state_dict()
     if STEM not in target:
         raise ValueError(f"module must be a ConvNeXt of this package, got {type(module).__name__}")
     goes_to = final_norm or weights.final_norm
     assigned = assign_to_target(weights.converted, weights.match, target, goes_to)
-    tensors = assigned.tensors
-    notes = [*weights.notes, *assigned.notes]
-    if adapt_in_channels:
-        notes += _adapt_stem(tensors, target[STEM].shape[1])
+    tensors, notes = assigned.tensors, [*weights.notes, *assigned.notes]
+    before, channels = tensors[STEM].shape[1] if STEM in tensors else 0, target[STEM].shape[1]
+    if adapt_in_channels and before not in (0, channels):
+        tensors[STEM] = adapt_input_channels(tensors[STEM], channels)
+        notes.append(f"the stem was adapted from {before} to {channels} input channels")
     fit = _compare(tensors, target, fresh)
     for key in fit.replaced:
         assigned.dropped.append(weights.converted.sources[key])
@@ -161,9 +158,7 @@ def load_native(
 class _Fit:
     """How the tensors of a source fit those of a module, by native key."""
 
-    fresh: tuple[
-        str, ...
-    ]  # may keep its initial values: the source has it not, or of another shape
+    fresh: tuple[str, ...]  # may keep its values: not in the source, or in another shape
     replaced: tuple[str, ...]  # those of them that the source has in another shape
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
@@ -230,15 +225,6 @@ def _refuse_misfits(
     raise ValueError("\n".join(lines))
 
 
-def _adapt_stem(tensors: dict[str, Tensor], channels: int) -> list[str]:
-    weight = tensors.get(STEM)
-    if weight is None or weight.shape[1] == channels:
-        return []
-    before = weight.shape[1]
-    tensors[STEM] = adapt_input_channels(weight, channels)
-    return [f"the stem was adapted from {before} to {channels} input channels"]
-
-
 def adapt_input_channels(weight: Tensor, channels: int) -> Tensor:
     """Fit a stem's weight (C, in, p, p) to another number of input channels.
 
@@ -281,10 +267,7 @@ def _fill(
 
 
 def _copied(
-    tensors: Mapping[str, Tensor],
-    target: Mapping[str, Tensor],
-    device: torch.device,
-    mmap: bool,
+    tensors: Mapping[str, Tensor], target: Mapping[str, Tensor], device: torch.device, mmap: bool
 ) -> dict[str, Tensor]:
     """Return the tensors in the target's dtypes, contiguous, each in memory of its own.
 

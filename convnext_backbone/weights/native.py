@@ -26,7 +26,7 @@ from .layouts import (
 from .read import read_checkpoint
 from .source import Source, resolve
 
-STEM = "downsample_layers.0.0.weight"
+STEM, TRUNK = "downsample_layers.0.0.weight", ("downsample_layers.", "stages.")
 # What the tensors themselves show, and the labels. Every other field of a config.json is taken from
 # it, so that a new field of `ConvNextConfig` needs no mention here.
 _READ_FROM_TENSORS = {
@@ -229,7 +229,8 @@ def _fields_from_config_json(config: Mapping[str, Any]) -> dict[str, Any]:
 def _labels(config: Mapping[str, Any], count: int | None) -> dict[str, Any]:
     """Take the names of the classes from a config.json, where they fit the head of `count`."""
     names = config.get("id2label")
-    if config.get("model_type") in FAMILIES and names is not None and count in (None, len(names)):
+    is_ours = str(config.get("model_type")) in FAMILIES
+    if is_ours and isinstance(names, Mapping) and count in (None, len(names)):
         return {k: config[k] for k in ("id2label", "label2id") if k in config}
     return {} if count is None else {"num_labels": count}
 
@@ -240,7 +241,7 @@ def describe(weights: NativeWeights) -> str:
     depths, widths = ("-".join(map(str, fields[name])) for name in ("depths", "hidden_sizes"))
     family = "V2 (GRN)" if fields["use_grn"] else "V1"
     scale = "layer scale" if fields["layer_scale_init_value"] else "no layer scale"
-    trunk = [t for k, t in weights.tensors.items() if k.startswith(("downsample_", "stages."))]
+    trunk = [t for k, t in weights.tensors.items() if k.startswith(TRUNK)]
     parts = {
         "final norm": "norm.weight" in weights.tensors,
         f"head of {weights.num_labels} classes": weights.num_labels is not None,

@@ -55,46 +55,42 @@ class Checkpoint:
 def read_checkpoint(
     path: str | os.PathLike[str], *, ema: bool = False, mmap: bool = True
 ) -> Checkpoint:
-    """Read the tensors of a file or a directory.
+    """Read the tensors of a file, of an index of shards, or of a directory that holds one of them.
 
     Args:
-        path: A weights file, an index of shards, or a directory that holds one of them.
+        path: The file or directory.
         ema: Where a file holds both the trained weights and their moving average, take the average.
             The default is the trained weights, which ConvNeXt's detectors and segmentors start
             from (arXiv 2201.03545, appendix A.3).
         mmap: Return views of the mapped file where its kind allows that, for tensors that are
             looked at or copied. False reads them into memory of their own, once: for tensors that
             are kept, since a mapped file must not change under them.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is damaged, empty, of no known kind, or holds no tensors; or it asks
-            for a class that weights have no need of.
-        ImportError: h5py is needed and missing.
     """
     file = find_weights_file(Path(path))
     notes: list[str] = []
-    if file.name.endswith(INDEX_SUFFIX):
-        tensors = _read_shards(file, ema, mmap, notes)
-    else:
-        tensors = _read_file(file, ema, mmap, notes)
+    read = _read_shards if file.name.endswith(INDEX_SUFFIX) else _read_file
+    tensors = read(file, ema, mmap, notes)
     if not tensors:
         raise ValueError(f"{file}: there are no tensors in it")
     _check_tensors(tensors, file)
     tensors = _without_infixes(tensors, file)
-    return Checkpoint(tensors, str(path), _config_beside(file), notes)
+    # Beside a file of any other name, config.json may be foreign.
+    config = file.parent / "config.json"
+    has_config = file.name in DIRECTORY_FILES and config.exists()
+    return Checkpoint(tensors, str(path), read_json(config) if has_config else {}, notes)
 
 
 def _check_tensors(tensors: dict[str, Tensor], file: Path) -> None:
     """Refuse tensors without values of their own, and views of far more than what is stored."""
-    size, storages = 0, dict[int, int]()
+    size, stored, seen = 0, 0, set[int]()
     for key, tensor in tensors.items():
         if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_nested:
             raise ValueError(f"{file}: {key} is sparse, nested or without values, must be dense")
         storage = tensor.untyped_storage()
-        storages[storage.data_ptr()] = storage.nbytes()
+        stored += 0 if storage.data_ptr() in seen else storage.nbytes()
+        seen.add(storage.data_ptr())
         size += tensor.nbytes
-        check_inflation(f"{file}: {key}", size, sum(storages.values()))
+        check_inflation(f"{file}: {key}", size, stored)
 
 
 def _without_infixes(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
@@ -128,12 +124,6 @@ def find_weights_file(path: Path) -> Path:
     return files[0]
 
 
-def _config_beside(file: Path) -> dict[str, Any]:
-    """Read the config.json beside a file of `DIRECTORY_FILES`; beside others it may be foreign."""
-    path = file.parent / "config.json"
-    return read_json(path) if file.name in DIRECTORY_FILES and path.exists() else {}
-
-
 # ------------------------------------------------------------------------------ one file
 
 
@@ -151,11 +141,13 @@ def _read_file(file: Path, ema: bool, mmap: bool, notes: list[str]) -> dict[str,
         return read_h5(file, str(file))
     if head.startswith(ZIP_START) and is_keras_archive(file):
         return read_keras_archive(file)
-    if _looks_like_safetensors(head, size) or file.suffix == ".safetensors":
+    # A safetensors file begins with the length of its JSON header.
+    is_headed = head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") < size
+    if is_headed or file.suffix == ".safetensors":
         return _read_safetensors(file, mmap)
     if file.suffix in (".h5", ".hdf5", ".keras"):
         raise ValueError(f"{file}: the file is damaged or not a Keras file")
-    if _is_text(head):
+    if all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in head):
         start = head[:40].decode("ascii")
         raise ValueError(f"{file}: this is a text file, not weights; it starts with {start!r}")
     if not head.startswith((ZIP_START, _PICKLE)):
@@ -166,15 +158,6 @@ def _read_file(file: Path, ema: bool, mmap: bool, notes: list[str]) -> dict[str,
     # The format of torch < 1.6 cannot be mapped.
     loaded = read_torch_file(file, mmap=mmap and head.startswith(ZIP_START))
     return unwrap(loaded, str(file), ema, notes)
-
-
-def _is_text(head: bytes) -> bool:
-    return all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in head)
-
-
-def _looks_like_safetensors(head: bytes, size: int) -> bool:
-    length = int.from_bytes(head[:8], "little")
-    return len(head) > 8 and head[8:9] == b"{" and 0 < length < size
 
 
 def _read_safetensors(file: Path, mmap: bool) -> dict[str, Tensor]:

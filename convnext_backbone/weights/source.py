@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from ..utils.checks import first_line
@@ -196,20 +195,12 @@ def resolve(
 ) -> Source:
     """Return where the files of a source are; nothing is fetched yet.
 
+    A `revision` or a `subfolder` belongs to a Hugging Face repository, the latter also to a
+    directory. "main" goes with every source, since training scripts of transformers always give it.
+
     Example:
         >>> where = resolve("facebook/convnext-tiny-224", revision="main")
         >>> where.weights(), where.file("preprocessor_config.json")
-
-    Args:
-        source: A file, a directory, a URL, a Hugging Face id (`org/name`, `org/name@revision`) or
-            an `arch.tag` of `list_weights()`.
-        revision: The branch, tag or commit of a Hugging Face repository. Nothing else has one, but
-            "main" goes with every source, since training scripts of transformers always give it.
-        subfolder: The folder inside a directory or a Hugging Face repository.
-
-    Raises:
-        ValueError: The source is empty, not in the catalogue or not usable, or has no revision or
-            subfolder. TypeError: It is neither a string nor a path.
     """
     check_source(source)
     name = os.fspath(source)
@@ -252,14 +243,7 @@ def _source_of_entry(entry: WeightEntry) -> Source:
     )
 
 
-class HubId(NamedTuple):
-    """A repository on the Hugging Face hub, and the revision where one is named."""
-
-    repo_id: str
-    revision: str | None
-
-
-def read_hub_id(source: str | os.PathLike[str]) -> HubId | None:
+def read_hub_id(source: str | os.PathLike[str]) -> tuple[str, str | None] | None:
     """Split `org/name` or `org/name@revision`; None where a source is none of these.
 
     What has the suffix of a file is a file, here or missing: the hub need not be asked for it.
@@ -267,4 +251,4 @@ def read_hub_id(source: str | os.PathLike[str]) -> HubId | None:
     if not isinstance(source, str) or source.startswith((".", "/", "~")):
         return None
     found = None if source.endswith(_FILES) else _ID.fullmatch(source)
-    return None if found is None else HubId(found["id"], found["revision"])
+    return None if found is None else (found["id"], found["revision"])

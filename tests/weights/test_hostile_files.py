@@ -256,7 +256,7 @@ def test_a_damaged_keras_archive(change, tmp_path, capsys):
 # convert
 
 
-@pytest.mark.parametrize("change", ["missing", "cut", "half a norm"])
+@pytest.mark.parametrize("change", ["missing", "cut", "half a norm", "a stage", "cut norm"])
 @pytest.mark.parametrize("to", ["timm", "facebook", "huggingface", "mmpretrain", "native"])
 def test_convert_refuses_what_is_incomplete(to, change, weights, tmp_path, capsys):
     weights = {k: v for k, v in weights.items() if not k.startswith("norms.")}
@@ -264,6 +264,10 @@ def test_convert_refuses_what_is_incomplete(to, change, weights, tmp_path, capsy
         del weights["stages.1.0.pwconv1.bias"]
     elif change == "cut":
         weights["stages.1.1.pwconv2.weight"] = weights["stages.1.1.pwconv2.weight"][:, :7].clone()
+    elif change == "a stage":
+        weights = {k: v for k, v in weights.items() if not k.startswith("stages.1.")}
+    elif change == "cut norm":
+        weights |= {"norm.weight": torch.ones(15), "norm.bias": torch.zeros(15)}
     else:
         weights["norm.weight"] = torch.ones(16)
     save_file(weights, tmp_path / "w.safetensors")
