@@ -221,10 +221,10 @@ class OptimizedModule(nn.Module):
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "OptimizedModule":
-        twin = self.__class__.__new__(self.__class__)
-        memo[id(self)] = twin
-        twin.__dict__ = copy.deepcopy(self.__dict__, memo)
-        return twin
+        copied = self.__class__.__new__(self.__class__)
+        memo[id(self)] = copied
+        copied.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return copied
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         _refuse("pickled; save the original")

@@ -145,8 +145,8 @@ class ConvNextTrunk(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        # Renames in flight, whoever calls: torch's load_state_dict, mmengine's load_checkpoint, a
-        # detector that holds this trunk. A native state dict passes untouched.
+        # Foreign keys are renamed for every caller: torch's load_state_dict, mmengine's
+        # load_checkpoint, a detector that holds this trunk. A native state dict stays as it is.
         convert_state_dict_(state_dict, prefix, self.state_dict().keys())
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
