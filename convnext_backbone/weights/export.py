@@ -15,7 +15,7 @@ from ..archs import FAMILIES
 from ..models.config import ConvNextConfig
 from ..utils.checks import check_choice, shorten_list
 from ..utils.files import atomic_write, write_json
-from .layouts import LAYOUTS, Layout, depths_of, restore
+from .layouts import LAYOUTS, Layout, restore
 from .native import TRUNK, NativeWeights, arch_name, infer_fields, trunk_shapes
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
@@ -175,18 +175,10 @@ def _choose_layout(weights: NativeWeights, to: str) -> Layout:
     layouts = [LAYOUTS[name] for name in _LAYOUTS_OF[to]]
     for layout in layouts:
         keys = layout.source_keys(weights.tensors, prefix="")
-        written = [*keys.values(), *_second_names(keys, layout).values()]
-        if layout.model_type in (None, model_type) and layout.fits(written):
+        aliases = [alias for native, alias in layout.aliases(keys).items() if native in keys]
+        if layout.model_type in (None, model_type) and layout.fits([*keys.values(), *aliases]):
             return layout
     return layouts[-1]
-
-
-def _second_names(keys: Mapping[str, str], layout: Layout) -> dict[str, str]:
-    """Return key -> the other name under which the layout holds the same tensor."""
-    num_stages = len(depths_of(keys))
-    return {
-        keys[native]: alias for native in keys for alias in layout.aliases_of(native, num_stages)
-    }
 
 
 def _refuse_incomplete(weights: NativeWeights) -> None:
@@ -224,8 +216,9 @@ def _in_layout(weights: NativeWeights, layout: Layout, pointwise: str | None) ->
         raise ValueError(f"pointwise is for timm and mmpretrain, the target is {layout.name}")
     tensors = restore(weights.tensors, layout, storage=storage)
     keys = layout.source_keys(weights.tensors)
-    for key, alias in _second_names(keys, layout).items():
-        tensors[alias] = tensors[key].clone()
+    for native, alias in layout.aliases(keys).items():
+        if native in keys:
+            tensors[alias] = tensors[keys[native]].clone()
     return tensors
 
 

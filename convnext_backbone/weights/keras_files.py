@@ -21,6 +21,7 @@ from .containers import DAMAGED, CheckpointError, check_inflation, check_zip
 
 _H5PY_HINT = "reading Keras and TensorFlow files needs h5py: pip install 'convnext_backbone[keras]'"
 _CONTAINERS = ("layers", "_layer_checkpoint_dependencies")
+_MAX_DEPTH = 32  # of groups inside each other
 _FILTERS = {1, 2, 3, 4, 5, 6, 32000}  # of HDF5 and h5py themselves; others load a plugin
 _WEIGHTS = "model.weights.h5"  # the part of an archive that holds the variables
 
@@ -78,8 +79,9 @@ def _check_contents(root: Any, h5py: Any, source: str) -> None:
                 stored += 0 if address in seen else item.id.get_storage_size()
                 check_inflation(f"{source}: {path}", size, stored)
             elif isinstance(item, h5py.Group):
-                if address in seen:
-                    raise CheckpointError(f"{source}: the group {path} is linked more than once")
+                if address in seen or path.count("/") > _MAX_DEPTH:
+                    what = "linked more than once" if address in seen else "too deep inside others"
+                    raise CheckpointError(f"{source}: the group {path} is {what}")
                 waiting.append(item)
             seen.add(address)
 

@@ -81,8 +81,7 @@ class Layout:
     requires: tuple[str, ...] = ()  # patterns of which each must name at least one key
     # Rows for keys beside the trunk, which stand under one of the prefix's parents.
     outer: _Rows = field(default_factory=dict)
-    # Rows for second names of a tensor, read where the first name is missing.
-    aliases: _Rows = field(default_factory=dict)
+    norm_alias: str = ""  # second name of the final norm, with the index of the last stage
     storage: _Storages = field(default_factory=lambda: _TORCH)
     model_type: str | None = None  # the only family stored so; None where it holds several
     # Of the final norm, where the published models have another epsilon than in other norms.
@@ -103,8 +102,8 @@ class Layout:
         return FAMILIES[self.model_type].final_norm if self.model_type else DROP
 
     @cached_property
-    def _tables(self) -> "tuple[_Compiled, _Compiled, _Compiled]":
-        return _compile(self.rows), _compile(self.outer), _compile(self.aliases)
+    def _tables(self) -> "tuple[_Compiled, _Compiled]":
+        return _compile(self.rows), _compile(self.outer)
 
     @cached_property
     def _compiled_anchor(self) -> re.Pattern[str]:
@@ -124,14 +123,10 @@ class Layout:
         """Return whether `key` is known, its native name, and the model name it carries."""
         return _look_up(self._tables[1 if outer else 0], key)
 
-    def native_of_alias(self, key: str) -> str | None:
-        """Return the native name that `key` is a second name of."""
-        return _look_up(self._tables[2], key)[1]
-
-    def is_unsupported_head(self, key: str, prefix: str) -> bool:
-        """Return whether a key under `prefix` is one of a head that no class here can hold."""
-        inner = [key.removeprefix(prefix)]
-        return key.startswith(prefix) and any(_any_fits(t, inner) for t in self.unsupported_head)
+    def aliases(self, native_keys: Iterable[str]) -> dict[str, str]:
+        """Return the second names, without a prefix, of the final norm's two native keys."""
+        name = self.norm_alias.format(len(depths_of(native_keys)) - 1)
+        return {f"norm.{part}": f"{name}.{part}" for part in ("weight", "bias") if name}
 
     def source_keys(
         self, native_keys: Iterable[str], prefix: str | None = None, model_name: str = "convnext"
@@ -151,12 +146,6 @@ class Layout:
                         written = pattern.write({"n": model_name, "v": "gamma", **values})
                         found[key] = start + written
         return found
-
-    def aliases_of(self, native_key: str, num_stages: int) -> list[str]:
-        """Return the second names of a native tensor, without a prefix."""
-        found = ((p, native.read(native_key)) for p, native in self._tables[2] if native)
-        last = {"s": str(num_stages - 1)}  # the only norm that has two names is the last stage's
-        return [pattern.write({**last, **values}) for pattern, values in found if values]
 
 
 _Compiled = tuple[tuple[Pattern, Pattern | None], ...]
@@ -353,7 +342,7 @@ _LAYOUTS = (
            _STEM, requires=(_FACEBOOK_BLOCK, "projectors.{*}")),
     Layout("facebook-dinov3", {**_FACEBOOK, **_FACEBOOK_TOP, **_dropped("norms.{s}.{p}")}, _STEM,
            requires=(_FACEBOOK_BLOCK, "norms.{s}.weight"), model_type="dinov3_convnext",
-           aliases={"norms.{s}.{p}": "norm.{p}"}, wrapper="model"),
+           norm_alias="norms.{}", wrapper="model"),
     Layout("facebook-dense", {**_FACEBOOK, **_NUMBERED_NORMS}, _STEM,
            requires=(_FACEBOOK_BLOCK, "norm{s}.weight"), storage=_GRN4, trunk_prefix="backbone.",
            wrapper="model"),
@@ -578,11 +567,17 @@ def convert(state_dict: Mapping[str, Tensor], match: LayoutMatch) -> NativeState
         sources[native] = key
         storage[native] = storage_of(layout, native, tuple(tensor.shape), key)
         tensors[native] = STORAGES[storage[native]].to_native(tensor)
-    for key in [key for key in dropped if key.startswith(match.prefix)]:
-        native = layout.native_of_alias(key[len(match.prefix) :])
-        if native is not None and native not in tensors:
+    for native, alias in layout.aliases(tensors).items():
+        key = match.prefix + alias
+        if key in dropped and native not in tensors:
             dropped.remove(key)
             tensors[native], sources[native] = state_dict[key], key
+    heads = [
+        key
+        for key in dropped
+        if key.startswith(match.prefix)
+        and any(_any_fits(h, [key[len(match.prefix) :]]) for h in layout.unsupported_head)
+    ]
     converted = NativeStateDict(
         tensors=tensors,
         sources=sources,
@@ -590,7 +585,7 @@ def convert(state_dict: Mapping[str, Tensor], match: LayoutMatch) -> NativeState
         dropped=tuple(dropped),
         reshaped={sources[k]: how for k, how in storage.items() if how not in _AS_NATIVE},
         unexpected=tuple(unexpected),
-        unsupported_head=tuple(k for k in dropped if layout.is_unsupported_head(k, match.prefix)),
+        unsupported_head=tuple(heads),
     )
     return _name_final_norm(converted) if layout.shared_final_norm else converted
 

@@ -16,6 +16,7 @@ import numpy as np
 
 _CODE = re.compile(r"[<>=|]?(?:[?bBhHiIlLqQefdFD]|[biufcSU]\d{1,9})")
 _KINDS = "biufcSU"
+_MAX_AXES, _MAX_SIZE = 8, 1 << 31  # of an array, and along one axis
 _ORDERS = ("<", ">", "|", "=")
 
 
@@ -55,7 +56,9 @@ class CheckedArray(np.ndarray):
         if not isinstance(state, tuple) or len(state) != 5:
             _refuse("a state of numpy.ndarray")
         _, shape, dtype, fortran, data = state
-        sizes = isinstance(shape, tuple) and all(type(n) is int and n >= 0 for n in shape)
+        # numpy's own __setstate__ trusts the number of axes and reads beyond its 64.
+        sizes = isinstance(shape, tuple) and len(shape) <= _MAX_AXES
+        sizes = sizes and all(type(n) is int and 0 <= n <= _MAX_SIZE for n in shape)
         if not sizes or not _holds(dtype, data, math.prod(shape)):
             _refuse("numpy.ndarray of objects or of another size than its data")
         plain: Any = (1, shape, dtype.dtype, bool(fortran), data)

@@ -57,14 +57,10 @@ def read_checkpoint(
 ) -> Checkpoint:
     """Read the tensors of a file, of an index of shards, or of a directory that holds one of them.
 
-    Args:
-        path: The file or directory.
-        ema: Where a file holds both the trained weights and their moving average, take the average.
-            The default is the trained weights, which ConvNeXt's detectors and segmentors start
-            from (arXiv 2201.03545, appendix A.3).
-        mmap: Return views of the mapped file where its kind allows that, for tensors that are
-            looked at or copied. False reads them into memory of their own, once: for tensors that
-            are kept, since a mapped file must not change under them.
+    The trained weights are taken before their moving average, unless `ema`: ConvNeXt's detectors
+    and segmentors start from them (arXiv 2201.03545, appendix A.3). With `mmap`, tensors are views
+    of the mapped file where its kind allows that; without, they are in memory of their own, for
+    tensors that are kept, since a mapped file must not change under them.
     """
     file = find_weights_file(Path(path))
     notes: list[str] = []

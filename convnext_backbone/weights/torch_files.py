@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from ..utils.checks import first_line
+from ..utils.checks import first_line, shorten_list
 from .containers import DAMAGED, ZIP_START, CheckpointError, check_zip
 from .numpy_types import numpy_types
 
@@ -130,19 +130,9 @@ def read_torch_file(
 ) -> Any:
     """Read a PyTorch file with `torch.load(weights_only=True)`, whatever the environment asks for.
 
-    torch's process-wide list of types is not used, but its own few, `bytearray` among them, are
-    always allowed.
-
-    Args:
-        file: A path, or an open binary file.
-        name: The file's name in errors; its path when not given.
-        types: What may be built beside tensors, as for `torch.serialization.add_safe_globals`;
-            `weight_types()` when not given.
-        map_location: See `torch.load`.
-        mmap: Map the file instead of reading it, where its entries are not compressed.
-
-    Raises:
-        CheckpointError: The file is damaged, or asks for a type that is not allowed.
+    Only `types` may be built beside tensors (`weight_types()` when not given), and torch's own few,
+    `bytearray` among them; the process-wide list is not used. `name` is the file's in errors.
+    CheckpointError: the file is damaged, inflates too far, or asks for another type.
     """
     allowed = weight_types() if types is None else types
     with checkpoint_errors(str(file) if name is None else name), allow_only(allowed):
@@ -166,7 +156,8 @@ def unwrap(
     if not isinstance(loaded, Mapping):
         raise ValueError(f"{source}: expected a dict of tensors, got {type(loaded).__name__}")
     tensors = {k: v for k, v in loaded.items() if isinstance(v, Tensor) and isinstance(k, str)}
-    wrapped = {k: v for k, v in loaded.items() if isinstance(v, Mapping) and _has_tensors(v)}
+    known = (*WRAPPERS, *EMA_WRAPPERS)
+    wrapped = {k: v for k in known if isinstance(v := loaded.get(k), Mapping) and _has_tensors(v)}
     if tensors and not wrapped:
         return tensors
     plain = next((k for k in WRAPPERS if k in wrapped), None)
@@ -175,9 +166,10 @@ def unwrap(
     if chosen is None:
         if tensors:
             return tensors
+        entries = sorted(key for key in loaded if isinstance(key, str))
         raise ValueError(
             f"{source}: there are no tensors in it, neither at the top nor under one of "
-            f"{', '.join((*WRAPPERS, *EMA_WRAPPERS))}; its entries are {sorted(map(str, loaded))}"
+            f"{', '.join(known)}; its entries are {shorten_list(entries, 20) or 'without names'}"
         )
     if averaged is not None:
         other = plain if chosen == averaged else averaged
@@ -188,8 +180,12 @@ def unwrap(
 
 
 def _has_tensors(value: Any, depth: int = 3) -> bool:
-    if isinstance(value, Tensor):
-        return True
-    if isinstance(value, Mapping) and depth:
-        return any(_has_tensors(v, depth - 1) for v in value.values())
+    """Look into dicts inside dicts, once into each: many names may lead to one."""
+    level, seen = [value], set[int]()
+    for _ in range(depth + 1):
+        if any(isinstance(item, Tensor) for item in level):
+            return True
+        dicts = {id(item): item for item in level if isinstance(item, Mapping)}
+        level = [item for key, found in dicts.items() if key not in seen for item in found.values()]
+        seen |= dicts.keys()
     return False

@@ -84,6 +84,14 @@ def test_h5_data_linked_many_times_counts_each_time(h5_file):
     refused(h5_file, *LIMIT)
 
 
+def test_h5_groups_far_inside_each_other_are_refused(h5_file):
+    with h5py.File(h5_file, "r+") as root:
+        group = root
+        for _ in range(3000):
+            group = group.create_group("a")
+    refused(h5_file, "/a/a/a", "too deep")
+
+
 def test_h5_filter_that_would_load_a_plugin_is_refused(h5_file):
     with h5py.File(h5_file, "r+") as root:
         plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -235,6 +243,14 @@ def test_checkpoint_that_contains_itself_is_refused(tmp_path):
     state["model"] = state
     torch.save(state, tmp_path / "w.pth")
     refused(tmp_path / "w.pth", "inside each other")
+
+
+def test_one_dict_under_thousands_of_names_is_looked_into_once(tmp_path):
+    inner = {}
+    for _ in range(5):
+        inner = dict.fromkeys(map(str, range(1000)), inner)
+    torch.save({"model": inner, "state_dict": inner}, tmp_path / "w.pth")
+    refused(tmp_path / "w.pth", "there are no tensors in it")
 
 
 @pytest.mark.parametrize("shape", [(), (8,), (8, 3), (8, 3, 4, 4, 1)])

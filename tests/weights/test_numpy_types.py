@@ -87,6 +87,16 @@ ATTACKS = {
     "negative shape": Call(
         RECONSTRUCT, np.ndarray, (0,), b"b", state=(1, (-1, -1), np.dtype("f8"), False, POINTER)
     ),
+    "more axes than numpy has": Call(
+        RECONSTRUCT, np.ndarray, (0,), b"b", state=(1, (0,) * 70, np.dtype("f8"), False, b"")
+    ),
+    "an empty array of huge sides": Call(
+        RECONSTRUCT,
+        np.ndarray,
+        (0,),
+        b"b",
+        state=(1, (0, 1 << 62, 1 << 62), np.dtype("f8"), False, b""),
+    ),
     "list for data": Call(
         RECONSTRUCT, np.ndarray, (0,), b"b", state=(1, (1,), np.dtype("f8"), False, [POINTER])
     ),
