@@ -16,31 +16,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .precision import at_least_float32, gradients
+from .precision import at_least_float32, copy_gradients
 
 
 def ms_deform_attn_forward(
-    value: Tensor,
-    value_spatial_shapes: Tensor,
-    value_level_start_index: Tensor,
-    sampling_locations: Tensor,
-    attention_weights: Tensor,
-    im2col_step: int,
+    value: Tensor,  # (N, K, M, D)
+    value_spatial_shapes: Tensor,  # (L, 2) heights and widths of the levels
+    value_level_start_index: Tensor,  # (L,) where in K each level begins
+    sampling_locations: Tensor,  # (N, Q, M, L, P, 2) as (x, y), the map being 0..1; outside reads 0
+    attention_weights: Tensor,  # (N, Q, M, L, P)
+    im2col_step: int,  # images at a time in the compiled kernel, not used
 ) -> Tensor:
-    """Weighted sum of bilinear samples of each level's map.
-
-    Args:
-        value: `(N, K, M, D)`.
-        value_spatial_shapes: `(L, 2)` heights and widths of the levels.
-        value_level_start_index: `(L,)` where in K each level begins.
-        sampling_locations: `(N, Q, M, L, P, 2)` as (x, y), 0 and 1 being the map's borders;
-            what lies outside reads 0.
-        attention_weights: `(N, Q, M, L, P)`.
-        im2col_step: Images at a time in the compiled kernel, not used.
-
-    Returns:
-        `(N, Q, M * D)`.
-    """
+    """Weighted sum `(N, Q, M * D)` of bilinear samples of each level's map."""
     attend = _attention(value_spatial_shapes, value_level_start_index)
     operands = (value, sampling_locations, attention_weights)
     return attend(*map(at_least_float32, operands)).to(value)
@@ -62,8 +49,7 @@ def ms_deform_attn_backward(
     attend = _attention(value_spatial_shapes, value_level_start_index)
     operands = (value, sampling_locations, attention_weights)
     targets = (grad_value, grad_sampling_loc, grad_attn_weight)
-    for target, grad in zip(targets, gradients(attend, operands, grad_output), strict=True):
-        target.copy_(grad)
+    copy_gradients(attend, operands, grad_output, targets)
 
 
 def _attention(shapes: Tensor, starts: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -97,31 +83,21 @@ _COLLECT = 0
 
 
 def psamask_forward(
-    input: Tensor,
-    output: Tensor,
-    psa_type: int,
-    num_: int,
-    h_feature: int,
-    w_feature: int,
+    input: Tensor,  # (N, h_mask * w_mask, H, W)
+    output: Tensor,  # (N, H * W, H, W)
+    psa_type: int,  # 0 collect, 1 distribute
+    num_: int,  # N
+    h_feature: int,  # H
+    w_feature: int,  # W
     h_mask: int,
     w_mask: int,
-    half_h_mask: int,
-    half_w_mask: int,
+    half_h_mask: int,  # row of the mask that lies on the pixel itself
+    half_w_mask: int,  # its column
 ) -> None:
     """Spread each pixel's mask, which is centred on it, over the whole map.
 
-    Args:
-        input: `(N, h_mask * w_mask, H, W)`.
-        output: `(N, H * W, H, W)`, filled in place. `[n, q, p]` is the mask of pixel p at pixel q
-            when collecting, `[n, p, q]` when distributing; 0 where q lies outside p's mask.
-        psa_type: 0 collect, 1 distribute.
-        num_: N.
-        h_feature: H.
-        w_feature: W.
-        h_mask: Height of a mask.
-        w_mask: Width of a mask.
-        half_h_mask: Row of the mask that lies on the pixel itself.
-        half_w_mask: Its column.
+    `output[n, q, p]` is the mask of pixel p at pixel q when collecting, `[n, p, q]` when
+    distributing; 0 where q lies outside p's mask.
     """
     size, mask_size = (h_feature, w_feature), (h_mask, w_mask)
     output.copy_(_spread(psa_type, size, mask_size, (half_h_mask, half_w_mask), input))
@@ -143,8 +119,7 @@ def psamask_backward(
     size, mask_size = (h_feature, w_feature), (h_mask, w_mask)
     spread = partial(_spread, psa_type, size, mask_size, (half_h_mask, half_w_mask))
     # The masks are only moved, so any values give the gradient.
-    (grad,) = gradients(spread, [torch.zeros_like(grad_input)], grad_output)
-    grad_input.copy_(grad)
+    copy_gradients(spread, [torch.zeros_like(grad_input)], grad_output, [grad_input])
 
 
 def _spread(

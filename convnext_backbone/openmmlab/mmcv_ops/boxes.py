@@ -9,18 +9,14 @@ _IOU = 0
 
 
 def bbox_overlaps(
-    bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode: int, aligned: bool, offset: int
+    bboxes1: Tensor,  # (M, 4) as (x1, y1, x2, y2)
+    bboxes2: Tensor,  # (N, 4); N == M where `aligned`, which compares row with row
+    ious: Tensor,  # (M, N), or (M,) where `aligned`
+    mode: int,  # 0 over the union, 1 over the area of the first box
+    aligned: bool,
+    offset: int,  # 0, or 1 where a box of one pixel has x1 == x2
 ) -> None:
-    """Intersection over union, or over the first box.
-
-    Args:
-        bboxes1: `(M, 4)` as (x1, y1, x2, y2).
-        bboxes2: `(N, 4)`; `N == M` where `aligned`.
-        ious: `(M, N)`, or `(M,)` where `aligned`, filled in place; NaN where both areas are 0.
-        mode: 0 over the union, 1 over the area of the first box.
-        aligned: Whether to compare row with row instead of each with each.
-        offset: 0, or 1 where a box of one pixel has `x1 == x2`.
-    """
+    """Write intersection over union, or over the first box, into `ious`; NaN for empty boxes."""
     first, second = at_least_float32(bboxes1), at_least_float32(bboxes2)
     if not aligned:
         first = first[:, None]

@@ -7,46 +7,38 @@ as (dy, dx) for each kernel cell, cells row by row, deform groups outermost. It 
 of groups off the shapes and chooses its own step over the batch, so `group`, `deformable_group`,
 `im2col_step` and the scratch buffers `columns` and `ones` are not used.
 """
+# ruff: noqa: N803 - mmcv calls by these names
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torchvision.ops import deform_conv2d
 
-from .precision import at_least_float32, gradients
+from .precision import at_least_float32, copy_gradients, gradients
 
 
 def deform_conv_forward(
-    input: Tensor,
-    weight: Tensor,
-    offset: Tensor,
-    output: Tensor,
+    input: Tensor,  # (N, C, H, W)
+    weight: Tensor,  # (D, C / group, kH, kW)
+    offset: Tensor,  # (N, deformable_group * 2 * kH * kW, H_out, W_out), in pixels
+    output: Tensor,  # (N, D, H_out, W_out)
     columns: Tensor,
     ones: Tensor,
-    kW: int,  # noqa: N803
-    kH: int,  # noqa: N803
-    dW: int,  # noqa: N803
-    dH: int,  # noqa: N803
-    padW: int,  # noqa: N803
-    padH: int,  # noqa: N803
-    dilationW: int,  # noqa: N803
-    dilationH: int,  # noqa: N803
+    kW: int,
+    kH: int,
+    dW: int,  # stride
+    dH: int,
+    padW: int,
+    padH: int,
+    dilationW: int,
+    dilationH: int,
     group: int,
     deformable_group: int,
     im2col_step: int,
 ) -> None:
-    """Convolve at learned positions.
-
-    Args:
-        input: `(N, C, H, W)`.
-        weight: `(D, C / group, kH, kW)`.
-        offset: `(N, deformable_group * 2 * kH * kW, H_out, W_out)`, in pixels.
-        output: `(N, D, H_out, W_out)`, filled in place.
-        columns, ones, group, deformable_group, im2col_step: Not used, see the module.
-        kW, kH, dW, dH, padW, padH, dilationW, dilationH: Kernel, stride, padding and dilation along
-            the width and the height.
-    """
+    """Convolve at learned positions."""
     convolve = _Convolution((kH, kW), (dH, dW), (padH, padW), (dilationH, dilationW))
     output.copy_(convolve(*map(at_least_float32, (input, offset, weight))))
 
@@ -54,46 +46,45 @@ def deform_conv_forward(
 def deform_conv_backward_input(
     input: Tensor,
     offset: Tensor,
-    gradOutput: Tensor,  # noqa: N803
-    gradInput: Tensor,  # noqa: N803
-    gradOffset: Tensor,  # noqa: N803
+    gradOutput: Tensor,
+    gradInput: Tensor,
+    gradOffset: Tensor,
     weight: Tensor,
     columns: Tensor,
-    kW: int,  # noqa: N803
-    kH: int,  # noqa: N803
-    dW: int,  # noqa: N803
-    dH: int,  # noqa: N803
-    padW: int,  # noqa: N803
-    padH: int,  # noqa: N803
-    dilationW: int,  # noqa: N803
-    dilationH: int,  # noqa: N803
+    kW: int,
+    kH: int,
+    dW: int,
+    dH: int,
+    padW: int,
+    padH: int,
+    dilationW: int,
+    dilationH: int,
     group: int,
     deformable_group: int,
     im2col_step: int,
 ) -> None:
     """Gradients for `input` and `offset`, written into `gradInput` and `gradOffset`."""
     convolve = _Convolution((kH, kW), (dH, dW), (padH, padW), (dilationH, dilationW))
-    weight = at_least_float32(weight)
-    grads = gradients(lambda i, o: convolve(i, o, weight), (input, offset), gradOutput)
-    gradInput.copy_(grads[0])
-    gradOffset.copy_(grads[1].masked_fill(convolve.off_the_map(offset), 0))
+    with_weight = partial(convolve, weight=at_least_float32(weight))
+    copy_gradients(with_weight, (input, offset), gradOutput, (gradInput, gradOffset))
+    gradOffset.masked_fill_(convolve.off_the_map(offset), 0)
 
 
 def deform_conv_backward_parameters(
     input: Tensor,
     offset: Tensor,
-    gradOutput: Tensor,  # noqa: N803
-    gradWeight: Tensor,  # noqa: N803
+    gradOutput: Tensor,
+    gradWeight: Tensor,
     columns: Tensor,
     ones: Tensor,
-    kW: int,  # noqa: N803
-    kH: int,  # noqa: N803
-    dW: int,  # noqa: N803
-    dH: int,  # noqa: N803
-    padW: int,  # noqa: N803
-    padH: int,  # noqa: N803
-    dilationW: int,  # noqa: N803
-    dilationH: int,  # noqa: N803
+    kW: int,
+    kH: int,
+    dW: int,
+    dH: int,
+    padW: int,
+    padH: int,
+    dilationW: int,
+    dilationH: int,
     group: int,
     deformable_group: int,
     scale: float,
@@ -109,13 +100,13 @@ def deform_conv_backward_parameters(
 
 
 def modulated_deform_conv_forward(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor,
+    input: Tensor,  # (N, C, H, W)
+    weight: Tensor,  # (D, C / group, kernel_h, kernel_w)
+    bias: Tensor,  # (D,); read only where `with_bias`
     ones: Tensor,
-    offset: Tensor,
-    mask: Tensor,
-    output: Tensor,
+    offset: Tensor,  # (N, deformable_group * 2 * kernel_h * kernel_w, H_out, W_out), in pixels
+    mask: Tensor,  # (N, deformable_group * kernel_h * kernel_w, H_out, W_out)
+    output: Tensor,  # (N, D, H_out, W_out)
     columns: Tensor,
     kernel_h: int,
     kernel_w: int,
@@ -129,20 +120,7 @@ def modulated_deform_conv_forward(
     deformable_group: int,
     with_bias: bool,
 ) -> None:
-    """Convolve at learned positions, each sample multiplied by its entry of `mask`.
-
-    Args:
-        input: `(N, C, H, W)`.
-        weight: `(D, C / group, kernel_h, kernel_w)`.
-        bias: `(D,)`; read only where `with_bias`.
-        offset: `(N, deformable_group * 2 * kernel_h * kernel_w, H_out, W_out)`, in pixels.
-        mask: `(N, deformable_group * kernel_h * kernel_w, H_out, W_out)`.
-        output: `(N, D, H_out, W_out)`, filled in place.
-        columns, ones, group, deformable_group: Not used, see the module.
-        kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w: Kernel,
-            stride, padding and dilation along the height and the width.
-        with_bias: Whether to add `bias`.
-    """
+    """Convolve at learned positions, each sample multiplied by its entry of `mask`."""
     convolve = _Convolution(
         (kernel_h, kernel_w), (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w)
     )
@@ -182,8 +160,7 @@ def modulated_deform_conv_backward(
     )
     operands = [input, offset, weight, mask, *([bias] if with_bias else [])]
     targets = [grad_input, grad_offset, grad_weight, grad_mask, *([grad_bias] if with_bias else [])]
-    for target, grad in zip(targets, gradients(convolve, operands, grad_output), strict=True):
-        target.copy_(grad)
+    copy_gradients(convolve, operands, grad_output, targets)
     grad_offset.masked_fill_(convolve.off_the_map(offset), 0)
 
 

@@ -11,34 +11,22 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .precision import at_least_float32, gradients
+from .precision import at_least_float32, copy_gradients
 from .roi import extents, neighbours, regions_by_grid
 
 
 def deform_roi_pool_forward(
-    input: Tensor,
-    rois: Tensor,
-    offset: Tensor,
-    output: Tensor,
-    pooled_height: int,
-    pooled_width: int,
+    input: Tensor,  # (N, C, H, W)
+    rois: Tensor,  # (R, 5), as in roi.py
+    offset: Tensor,  # (R, 2, P, Q), shifts (dx, dy) of the bins; empty for none
+    output: Tensor,  # (R, C, P, Q)
+    pooled_height: int,  # P
+    pooled_width: int,  # Q
     spatial_scale: float,
-    sampling_ratio: int,
-    gamma: float,
+    sampling_ratio: int,  # S; 0 takes as many as the bin is pixels long, for each region anew
+    gamma: float,  # length of a shift of 1, in widths or heights of the region
 ) -> None:
-    """Average bilinear samples of each shifted bin of each region.
-
-    Args:
-        input: `(N, C, H, W)`.
-        rois: `(R, 5)` as (image index, x1, y1, x2, y2) in pixels of the image.
-        offset: `(R, 2, P, Q)`, shifts (dx, dy) of the bins; empty for none.
-        output: `(R, C, P, Q)`, filled in place.
-        pooled_height: P.
-        pooled_width: Q.
-        spatial_scale: Map pixels per image pixel.
-        sampling_ratio: S; 0 takes as many as the bin is pixels long, for each region anew.
-        gamma: Length of a shift of 1, in widths or heights of the region.
-    """
+    """Average bilinear samples of each shifted bin of each region."""
     size = (pooled_height, pooled_width)
     pool = partial(_pool, rois, size, spatial_scale, sampling_ratio, gamma)
     output.copy_(pool(at_least_float32(input), at_least_float32(offset)))
@@ -61,12 +49,9 @@ def deform_roi_pool_backward(
     size = (pooled_height, pooled_width)
     pool = partial(_pool, rois, size, spatial_scale, sampling_ratio, gamma)
     if offset.numel() == 0:
-        without = partial(pool, offset=offset)
-        grad_input.copy_(gradients(without, [input], grad_output)[0])
-        return
-    targets = (grad_input, grad_offset)
-    for target, grad in zip(targets, gradients(pool, [input, offset], grad_output), strict=True):
-        target.copy_(grad)
+        copy_gradients(partial(pool, offset=offset), [input], grad_output, [grad_input])
+    else:
+        copy_gradients(pool, [input, offset], grad_output, [grad_input, grad_offset])
 
 
 def _pool(
@@ -101,26 +86,14 @@ def _pool(
 
 
 def _average(
-    pixels: Tensor,
-    bounds: torch.Size,
-    image: Tensor,
-    corner: Tensor,
-    step: Tensor,
-    grid: tuple[int, int],
+    pixels: Tensor,  # (N * H * W, C)
+    bounds: torch.Size,  # (H, W)
+    image: Tensor,  # (R,) index of each region's image
+    corner: Tensor,  # (R, 2, P, Q), first corner of each bin as (y, x)
+    step: Tensor,  # (R, 2, 1, 1), height and width of the bins
+    grid: tuple[int, int],  # numbers of samples along height and width
 ) -> Tensor:
-    """Mean of a grid of samples in each bin.
-
-    Args:
-        pixels: `(N * H * W, C)`.
-        bounds: (H, W).
-        image: `(R,)` index of each region's image.
-        corner: `(R, 2, P, Q)`, first corner of each bin as (y, x).
-        step: `(R, 2, 1, 1)`, height and width of the bins.
-        grid: Numbers of samples along height and width.
-
-    Returns:
-        `(R, C, P, Q)`.
-    """
+    """Mean `(R, C, P, Q)` of a grid of samples in each bin."""
     regions, _, rows, columns = corner.shape
     total = pixels.new_zeros(regions, rows, columns, pixels.shape[1])
     base = image[:, None, None] * (bounds[0] * bounds[1])

@@ -1,7 +1,8 @@
 """Sigmoid and softmax focal loss as `mmcv/ops/focal_loss.py` calls them.
 
 Paper: Focal Loss, https://arxiv.org/abs/1708.02002, equation 5. Semantics:
-`mmcv/ops/csrc/common/cuda/{sigmoid,softmax}_focal_loss_cuda_kernel.cuh`. R rows, C classes.
+`mmcv/ops/csrc/common/cuda/{sigmoid,softmax}_focal_loss_cuda_kernel.cuh`. R rows, C classes;
+`weight` is `(C,)`, a factor of a row by its target class, or empty.
 """
 
 import torch
@@ -14,19 +15,11 @@ from .precision import at_least_float32
 def sigmoid_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Binary focal loss of every class of every row.
+    """Write the binary focal loss of the logits `input` into `output`, both `(R, C)`.
 
-    The logarithms are taken of the logits, so a loss stays finite and exact beyond the -87.3 at
-    which compiled mmcv clips them.
-
-    Args:
-        input: `(R, C)` logits.
-        target: `(R,)` int64; C (or any other number outside the classes) is background.
-        weight: `(C,)` factor of a row by its target class, or empty. Background rows weigh 1
-            (compiled mmcv reads past the end of `weight` for them).
-        output: `(R, C)`, filled in place.
-        gamma: Exponent of the modulating factor.
-        alpha: Weight of the positive class; the negative one has `1 - alpha`.
+    A `target` `(R,)` outside the classes is background. The logarithms are taken of the logits, so
+    a loss stays exact beyond the -87.3 at which compiled mmcv clips them. `alpha` weighs the
+    positive class, `1 - alpha` the negative one.
     """
     logits = at_least_float32(input)
     positive = alpha * (-logits).sigmoid().pow(gamma) * -F.logsigmoid(logits)
@@ -51,15 +44,10 @@ def sigmoid_focal_loss_backward(
 def softmax_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Focal loss of the target class of every row.
+    """Write the focal loss of each row's target class into `output` `(R,)`.
 
-    Args:
-        input: `(R, C)` probabilities, the softmax that mmcv takes before it calls.
-        target: `(R,)` int64; a negative one makes the row's loss 0.
-        weight: `(C,)` factor of a row by its target class, or empty.
-        output: `(R,)`, filled in place.
-        gamma: Exponent of the modulating factor.
-        alpha: Factor of every row.
+    `input` holds the probabilities `(R, C)`, as mmcv takes the softmax itself. A negative `target`
+    makes the row's loss 0. `alpha` weighs every row.
     """
     p = _target_probability(input, target)
     loss = -alpha * (1 - p).pow(gamma) * _safe_log(p)
@@ -75,16 +63,9 @@ def softmax_focal_loss_backward(
     gamma: float,
     alpha: float,
 ) -> None:
-    """Derivative of `softmax_focal_loss_forward` for each logit behind the softmax.
+    """Write the derivative for each logit behind the softmax into `grad_input` `(R, C)`.
 
-    Args:
-        input: `(R, C)` probabilities.
-        target: `(R,)` int64.
-        weight: `(C,)` or empty.
-        buff: `(R,)`, filled with the derivative by the target's logit, but for `1 - p`.
-        grad_input: `(R, C)`, filled in place.
-        gamma: As in the forward function.
-        alpha: As in the forward function.
+    `buff` `(R,)` gets the derivative by the target's logit, but for the factor `1 - p`.
     """
     probabilities = at_least_float32(input)
     p = _target_probability(input, target)
@@ -102,7 +83,10 @@ def _one_hot(target: Tensor, rows: Tensor) -> Tensor:
 
 
 def _row_weight(weight: Tensor, target: Tensor, like: Tensor) -> Tensor:
-    """`(R,)` factors: the weight of each row's class, 1 where there is none."""
+    """`(R,)` factors: the weight of each row's class; 1 for background or where `weight` is empty.
+
+    Compiled mmcv reads past the end of `weight` for background.
+    """
     factors = torch.ones(target.shape, dtype=like.dtype, device=like.device)
     if weight.numel() == 0:
         return factors

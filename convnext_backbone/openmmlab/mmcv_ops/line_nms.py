@@ -17,18 +17,12 @@ _START, _LENGTH, _FIRST_X = 2, 4, 5
 def line_nms_forward(
     boxes: Tensor, scores: Tensor, thresh: float, top_k: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Keep the lines that run close to no better one.
+    """Keep the lines `(N, 5 + K)` that run close to no better one, at most `top_k`.
 
-    Args:
-        boxes: `(N, 5 + K)` lines.
-        scores: `(N,)`.
-        thresh: A line goes when its mean distance in x to a kept one, over the rows that they
-            share, is smaller.
-        top_k: Stop after so many kept lines.
-
-    Returns:
-        Indices of the kept lines, best first, filled up with 0 to `(N,)`; how many there are;
-        and for each line the number, from 1, of the kept line that it is or went for, or 0.
+    A line goes when its mean distance in x to a kept one, over the rows that they share, is less
+    than `thresh`. Returns the indices of the kept lines, best first, filled up with 0 to `(N,)`;
+    how many there are; and `(N,)` the number, from 1, of the kept line that each line is or went
+    for, or 0.
     """
     lines = at_least_float32(boxes)
     rows = lines.shape[1] - _FIRST_X

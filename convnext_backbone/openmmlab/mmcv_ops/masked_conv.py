@@ -11,27 +11,16 @@ from torch import Tensor
 
 
 def masked_im2col_forward(
-    im: Tensor,
-    mask_h_idx: Tensor,
-    mask_w_idx: Tensor,
-    col: Tensor,
+    im: Tensor,  # (1, C, H, W); reads 0 beyond its borders
+    mask_h_idx: Tensor,  # (M,) rows of the chosen output pixels
+    mask_w_idx: Tensor,  # (M,) their columns
+    col: Tensor,  # (C * kernel_h * kernel_w, M)
     kernel_h: int,
     kernel_w: int,
     pad_h: int,
     pad_w: int,
 ) -> None:
-    """Lay the windows of the chosen pixels side by side.
-
-    Args:
-        im: `(1, C, H, W)`; reads 0 beyond its borders.
-        mask_h_idx: `(M,)` rows of the chosen output pixels.
-        mask_w_idx: `(M,)` their columns.
-        col: `(C * kernel_h * kernel_w, M)`, filled in place.
-        kernel_h: Kernel height.
-        kernel_w: Kernel width.
-        pad_h: Padding above and below.
-        pad_w: Padding left and right.
-    """
+    """Lay the windows of the chosen pixels side by side into `col`."""
     # Padding by a whole kernel at the far sides keeps every window inside.
     padded = F.pad(im[0], [pad_w, pad_w + kernel_w, pad_h, pad_h + kernel_h])
     rows = mask_h_idx[:, None] + torch.arange(kernel_h, device=im.device)
@@ -42,13 +31,13 @@ def masked_im2col_forward(
 
 
 def masked_col2im_forward(
-    col: Tensor,
+    col: Tensor,  # (channels, M)
     mask_h_idx: Tensor,
     mask_w_idx: Tensor,
-    im: Tensor,
+    im: Tensor,  # (1, channels, H, W)
     height: int,
     width: int,
     channels: int,
 ) -> None:
-    """Put the columns `(channels, M)` back at their pixels of `im` `(1, channels, H, W)`."""
+    """Put the columns back at their pixels of `im`."""
     im[0, :, mask_h_idx, mask_w_idx] = col.to(im)

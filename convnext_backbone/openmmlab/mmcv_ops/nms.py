@@ -16,18 +16,20 @@ from torchvision.ops import nms as torchvision_nms
 
 from .precision import at_least_float32
 
+# Factors of `softnms` on the scores of overlapping boxes, by (IoU, sigma): naive, linear and
+# Gaussian. The first two act from the threshold on, the Gaussian on every box.
+_GAUSSIAN = 2
+_DECAYS: Mapping[int, Callable[[np.ndarray, float], np.ndarray]] = {
+    0: lambda iou, sigma: np.zeros_like(iou),
+    1: lambda iou, sigma: 1 - iou,
+    _GAUSSIAN: lambda iou, sigma: np.exp(-(iou**2) / sigma),
+}
+
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    """Keep the boxes that overlap no better one by more than `iou_threshold`.
+    """Return the indices of the boxes that overlap no better one, best score first.
 
-    Args:
-        boxes: `(N, 4)`, any floating type.
-        scores: `(N,)`.
-        iou_threshold: A box goes when its IoU with a kept one is greater, not when it is equal.
-        offset: 0 or 1, see the module.
-
-    Returns:
-        Indices of the kept boxes, int64, best score first.
+    A box goes when its IoU with a kept one is greater than `iou_threshold`, not when it is equal.
     """
     boxes = at_least_float32(boxes)
     scores = at_least_float32(scores)
@@ -38,32 +40,18 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
 
 
 def softnms(
-    boxes: Tensor,
-    scores: Tensor,
-    dets: Tensor,
+    boxes: Tensor,  # (N, 4)
+    scores: Tensor,  # (N,)
+    dets: Tensor,  # (N, 5), gets the picks with their lowered scores; the rows behind stay
     iou_threshold: float,
-    sigma: float,
-    min_score: float,
-    method: int,
+    sigma: float,  # width of the Gaussian, in units of squared IoU
+    min_score: float,  # a lower score drops a box, but never the first pick
+    method: int,  # a key of _DECAYS
     offset: int,
 ) -> Tensor:
     """Lower the scores of overlapping boxes instead of dropping them, best box first.
 
-    Args:
-        boxes: `(N, 4)`.
-        scores: `(N,)`; not changed.
-        dets: `(N, 5)`, filled in place: row i is the i-th pick with its lowered score. Rows
-            behind the last pick are left as they are.
-        iou_threshold: From this IoU on, `naive` and `linear` act.
-        sigma: Width of the Gaussian, in units of squared IoU.
-        min_score: A box is dropped when its lowered score falls below. The first pick stays
-            whatever its score is.
-        method: 0 naive (score 0), 1 linear (times `1 - IoU`), 2 Gaussian
-            (times `exp(-IoU ** 2 / sigma)`, whatever the threshold).
-        offset: 0 or 1, see the module.
-
-    Returns:
-        Indices of the picks into `boxes`, int64, in the order of `dets`.
+    Returns the indices of the picks into `boxes`, in the order of `dets`.
     """
     # One small step per pick: numpy's take a fraction of torch's time. mmcv passes CPU tensors.
     corners = _numpy(boxes)
@@ -77,7 +65,8 @@ def softnms(
             table[[picked, best]] = table[[best, picked]]
         rest = rows[picked + 1 :]
         iou = _iou_with_one(rows[picked, :4], rest[:, :4], offset)
-        rest[:, 4] *= _DECAYS[method](iou, iou_threshold, sigma)
+        decay = _DECAYS[method](iou, sigma)
+        rest[:, 4] *= decay if method == _GAUSSIAN else np.where(iou >= iou_threshold, decay, 1)
         low = rest[:, 4] < min_score
         if low.any():
             keep = _close_gaps_from_the_end(~low) + picked + 1
@@ -86,25 +75,6 @@ def softnms(
         picked += 1
     dets[: len(rows)] = torch.from_numpy(rows).to(dets)
     return torch.from_numpy(order).to(boxes.device)
-
-
-def _naive(iou: np.ndarray, iou_threshold: float, sigma: float) -> np.ndarray:
-    return np.where(iou >= iou_threshold, 0, 1)
-
-
-def _linear(iou: np.ndarray, iou_threshold: float, sigma: float) -> np.ndarray:
-    return np.where(iou >= iou_threshold, 1 - iou, 1)
-
-
-def _gaussian(iou: np.ndarray, iou_threshold: float, sigma: float) -> np.ndarray:
-    return np.exp(-(iou**2) / sigma)
-
-
-_DECAYS: Mapping[int, Callable[[np.ndarray, float, float], np.ndarray]] = {
-    0: _naive,
-    1: _linear,
-    2: _gaussian,
-}
 
 
 def _close_gaps_from_the_end(keep: np.ndarray) -> np.ndarray:
@@ -120,15 +90,10 @@ def _close_gaps_from_the_end(keep: np.ndarray) -> np.ndarray:
 
 
 def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
-    """Group every box with the better one that suppresses it.
+    """Group every row of `dets` `(N, 5)`, box and score, with the better one that suppresses it.
 
-    Args:
-        dets: `(N, 5)`, boxes and scores.
-        iou_threshold: A box joins a group from this IoU on (equality counts, unlike `nms`).
-
-    Returns:
-        Groups of indices, best kept box first; in a group the kept box, then the suppressed
-        ones by falling score.
+    A box joins a group from `iou_threshold` on (equality counts, unlike `nms`). In a group of
+    indices the kept box comes first, then the suppressed ones by falling score.
     """
     rows = _numpy(dets)
     remaining = np.argsort(-rows[:, 4], kind="stable")

@@ -11,9 +11,8 @@ _REDUCED = (torch.float16, torch.bfloat16)
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Widen float16 and bfloat16 to float32; float32, float64 and integers pass as they are.
 
-    torchvision lacks bfloat16 everywhere and float16 for `nms` on the CPU, and coordinates of
-    more than 2048 pixels do not survive float16 anyway. Results are narrowed again when they are
-    copied into the output tensors that mmcv allocates.
+    torchvision lacks bfloat16 everywhere and float16 for `nms` on the CPU, and coordinates of more
+    than 2048 pixels do not survive float16. Copying into mmcv's output tensors narrows again.
     """
     return tensor.float() if tensor.dtype in _REDUCED else tensor
 
@@ -24,15 +23,20 @@ def gradients(
     """Gradients of `function(*inputs)` for each of `inputs`, in the working precision.
 
     mmcv keeps no graph between its forward and backward calls, so the forward pass runs once
-    more. That is the price of staying with public functions, whose backward kernels are many
-    times as slow as their forward ones anyway.
-
-    Args:
-        function: Differentiable in all its arguments.
-        inputs: Its arguments.
-        grad_output: Gradient for its result.
+    more. The backward kernels are many times as slow as the forward ones anyway.
     """
     leaves = [at_least_float32(tensor).detach().requires_grad_() for tensor in inputs]
     with torch.enable_grad():
         output = function(*leaves)
     return torch.autograd.grad(output, leaves, at_least_float32(grad_output).to(output))
+
+
+def copy_gradients(
+    function: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    grad_output: Tensor,
+    targets: Sequence[Tensor],
+) -> None:
+    """Write the `gradients` for each of `inputs` into the tensor at its place in `targets`."""
+    for target, grad in zip(targets, gradients(function, inputs, grad_output), strict=True):
+        target.copy_(grad)

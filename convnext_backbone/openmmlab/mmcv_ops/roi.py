@@ -1,8 +1,8 @@
 """Pooling in regions of interest: `roi_align` and `roi_pool` as mmcv calls them.
 
-A region is a row `(image index, x1, y1, x2, y2)` in pixels of the image; `spatial_scale` takes it
-to the feature map. N images, C channels, H/W height and width of the map, R regions, P/Q pooled
-height and width, S samples along one side of a bin.
+A region is a row `(image index, x1, y1, x2, y2)` in pixels of the image; `spatial_scale`, map
+pixels per image pixel, takes it to the feature map. N images, C channels, H/W height and width of
+the map, R regions, P/Q pooled height and width, S samples along one side of a bin.
 
 Papers: Mask R-CNN, https://arxiv.org/abs/1703.06870 (roi_align); Fast R-CNN,
 https://arxiv.org/abs/1504.08083 (roi_pool). Called by `mmcv/ops/roi_align.py` and `roi_pool.py`;
@@ -17,7 +17,7 @@ import torchvision  # noqa: F401  (registers torch.ops.torchvision)
 from torch import Tensor
 from torchvision.ops import roi_align as torchvision_roi_align
 
-from .precision import at_least_float32, gradients
+from .precision import at_least_float32, copy_gradients
 
 _MAX, _AVERAGE = 0, 1
 # Samples may lie up to one pixel off the map; there they read its border.
@@ -25,34 +25,22 @@ _OUTSIDE = -2.0
 
 
 def roi_align_forward(
-    input: Tensor,
-    rois: Tensor,
-    output: Tensor,
-    argmax_y: Tensor,
+    input: Tensor,  # (N, C, H, W)
+    rois: Tensor,  # (R, 5)
+    output: Tensor,  # (R, C, P, Q)
+    argmax_y: Tensor,  # (R, C, P, Q) in max mode, else empty
     argmax_x: Tensor,
-    aligned_height: int,
-    aligned_width: int,
+    aligned_height: int,  # P
+    aligned_width: int,  # Q
     spatial_scale: float,
-    sampling_ratio: int,
-    pool_mode: int,
-    aligned: bool,
+    sampling_ratio: int,  # S; 0 takes as many as the bin is pixels long, for each region anew
+    pool_mode: int,  # 0 max, 1 average
+    aligned: bool,  # pixel centres at half-integers; else regions of at least one map pixel
 ) -> None:
-    """Pool bilinear samples of each bin of each region.
+    """Pool bilinear samples of each bin of each region into `output`.
 
-    Args:
-        input: `(N, C, H, W)`.
-        rois: `(R, 5)`.
-        output: `(R, C, P, Q)`, filled in place.
-        argmax_y: `(R, C, P, Q)` in max mode, filled with the row of the winning sample on the
-            map, -2 (outside) for a bin without samples; unused (empty) in average mode.
-        argmax_x: The same for its column.
-        aligned_height: P.
-        aligned_width: Q.
-        spatial_scale: Map pixels per image pixel.
-        sampling_ratio: S; 0 takes as many as the bin is pixels long, for each region anew.
-        pool_mode: 0 max, 1 average.
-        aligned: Whether pixel centres lie at half-integers. Without it, regions are also at
-            least one map pixel long.
+    In max mode `argmax_y` and `argmax_x` get the place on the map of the winning sample, -2
+    (outside) for a bin without samples.
     """
     features, rois = at_least_float32(input), _like(rois, input)
     size = (aligned_height, aligned_width)
@@ -94,8 +82,7 @@ def roi_align_backward(
         return torchvision_roi_align(features, rois, size, spatial_scale, sampling_ratio, aligned)
 
     # The average is linear in the features, so any values give its gradient.
-    (grad,) = gradients(pool, [torch.zeros_like(grad_input)], grad_output)
-    grad_input.copy_(grad)
+    copy_gradients(pool, [torch.zeros_like(grad_input)], grad_output, [grad_input])
 
 
 def _like(tensor: Tensor, reference: Tensor) -> Tensor:
@@ -158,23 +145,16 @@ def _max_align(
 def _scatter_bilinear(
     grad: Tensor, image: Tensor, y: Tensor, x: Tensor, shape: torch.Size
 ) -> Tensor:
-    """Send each value back to the four pixels that one bilinear sample read.
+    """Add each value of `grad` to the four pixels of `shape` that one bilinear sample read.
 
-    Args:
-        grad: `(R, C, P, Q)`.
-        image: `(R,)` index of each region's image.
-        y: `(R, C, P, Q)` row of the sample on the map; less than -1 or more than H is outside.
-        x: Its column.
-        shape: `(N, C, H, W)` of the map.
-
-    Returns:
-        `(N, C, H, W)`.
+    `y` and `x`, `(R, C, P, Q)` as `grad`, are the sample's place in the map of `image` `(R,)`;
+    less than -1 or more than H or W is outside.
     """
     batch, channels, height, width = shape
     channel = torch.arange(channels, device=grad.device)[None, :, None, None]
     plane = (image[:, None, None, None] * channels + channel) * (height * width)
     inside = (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
-    grad = torch.where(inside, grad, torch.zeros_like(grad))
+    grad = torch.where(inside, grad, 0)
     flat = grad.new_zeros(batch * channels * height * width)
     for row, row_weight in neighbours(y, height):
         for column, column_weight in neighbours(x, width):
@@ -193,10 +173,10 @@ def neighbours(position: Tensor, length: int) -> tuple[tuple[Tensor, Tensor], ..
 
 
 def roi_pool_forward(
-    input: Tensor,
-    rois: Tensor,
-    output: Tensor,
-    argmax: Tensor,
+    input: Tensor,  # (N, C, H, W)
+    rois: Tensor,  # (R, 5)
+    output: Tensor,  # (R, C, P, Q); 0 where a bin lies outside the map
+    argmax: Tensor,  # (R, C, P, Q) int32, gets row * W + column of the maximum, or -1
     pooled_height: int,
     pooled_width: int,
     spatial_scale: float,
@@ -206,15 +186,6 @@ def roi_pool_forward(
     mmcv does not round the region to the map, as torchvision's `roi_pool` does: its far corner is
     one image pixel further out, and a bin covers every map pixel that it touches. So each bin is
     passed to torchvision as a region of its own, with whole numbers for its corners.
-
-    Args:
-        input: `(N, C, H, W)`.
-        rois: `(R, 5)`.
-        output: `(R, C, P, Q)`, filled in place; 0 where a bin lies outside the map.
-        argmax: `(R, C, P, Q)` int32, filled with `row * W + column` of the maximum, or -1.
-        pooled_height: P.
-        pooled_width: Q.
-        spatial_scale: Map pixels per image pixel.
     """
     features, rois = at_least_float32(input), _like(rois, input)
     size = (pooled_height, pooled_width)
@@ -261,7 +232,7 @@ def roi_pool_backward(
     batch, channels, height, width = grad_input.shape
     grad = at_least_float32(grad_output).flatten(2)
     winner = argmax.flatten(2).long()
-    grad = torch.where(winner >= 0, grad, torch.zeros_like(grad))
+    grad = torch.where(winner >= 0, grad, 0)
     # (R, C, P * Q) -> one plane of H * W values per image and channel
     channel = torch.arange(channels, device=grad.device)[None, :, None]
     plane = rois[:, 0].long()[:, None, None] * channels + channel

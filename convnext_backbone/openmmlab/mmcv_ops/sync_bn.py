@@ -22,37 +22,21 @@ def sync_bn_forward_var(input: Tensor, mean: Tensor, var: Tensor) -> None:
 
 
 def sync_bn_forward_output(
-    input: Tensor,
-    mean: Tensor,
-    var: Tensor,
+    input: Tensor,  # (N, C, L)
+    mean: Tensor,  # (C,), of all processes
+    var: Tensor,  # (C,), biased, of all processes
     weight: Tensor,
     bias: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    norm: Tensor,
-    std: Tensor,
-    output: Tensor,
+    running_mean: Tensor,  # updated in place
+    running_var: Tensor,  # updated in place with the unbiased variance
+    norm: Tensor,  # (N, C, L), gets the normalised input
+    std: Tensor,  # (C,), gets sqrt(var + eps)
+    output: Tensor,  # (N, C, L), gets the scaled and shifted `norm`
     eps: float,
-    momentum: Tensor | float,
-    group_size: int,
+    momentum: Tensor | float,  # share of the new statistics in the running ones
+    group_size: int,  # number of processes, each with as many values as this one
 ) -> None:
-    """Normalise, scale and shift; update the running statistics.
-
-    Args:
-        input: `(N, C, L)`.
-        mean: `(C,)`, of all processes.
-        var: `(C,)`, biased, of all processes.
-        weight: `(C,)`.
-        bias: `(C,)`.
-        running_mean: `(C,)`, updated in place.
-        running_var: `(C,)`, updated in place with the unbiased variance.
-        norm: `(N, C, L)`, filled with the normalised input.
-        std: `(C,)`, filled with `sqrt(var + eps)`.
-        output: `(N, C, L)`, filled in place.
-        eps: Added to the variance.
-        momentum: Share of the new statistics in the running ones.
-        group_size: Number of processes, each with as many values as this one.
-    """
+    """Normalise, scale and shift; update the running statistics."""
     std.copy_(torch.sqrt(var + eps))
     norm.copy_((input.to(mean) - mean[:, None]) / std[:, None])
     output.copy_(norm * weight[:, None] + bias[:, None])

@@ -10,27 +10,18 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor
 
-from .precision import at_least_float32, gradients
+from .precision import at_least_float32, copy_gradients
 
 
 def carafe_naive_forward(
-    features: Tensor,
-    masks: Tensor,
-    output: Tensor,
-    kernel_size: int,
-    group_size: int,
-    scale_factor: int,
+    features: Tensor,  # (N, G * C, H, W); reads 0 beyond its borders
+    masks: Tensor,  # (N, G * K * K, H * S, W * S), the weights of each output pixel
+    output: Tensor,  # (N, G * C, H * S, W * S)
+    kernel_size: int,  # K, odd
+    group_size: int,  # G
+    scale_factor: int,  # S
 ) -> None:
-    """Each output pixel is a weighted sum of the K x K pixels about its source pixel.
-
-    Args:
-        features: `(N, G * C, H, W)`; reads 0 beyond its borders.
-        masks: `(N, G * K * K, H * S, W * S)`, the weights of each output pixel.
-        output: `(N, G * C, H * S, W * S)`, filled in place.
-        kernel_size: K, odd.
-        group_size: G.
-        scale_factor: S.
-    """
+    """Each output pixel is a weighted sum of the K x K pixels about its source pixel."""
     operands = map(at_least_float32, (features, masks))
     output.copy_(_carafe(kernel_size, group_size, scale_factor, *operands))
 
@@ -47,9 +38,7 @@ def carafe_naive_backward(
 ) -> None:
     """Gradients for `features` and `masks`, written into `bottom_grad` and `mask_grad`."""
     carafe = partial(_carafe, kernel_size, group_size, scale_factor)
-    grads = gradients(carafe, (features, masks), top_grad)
-    for target, grad in zip((bottom_grad, mask_grad), grads, strict=True):
-        target.copy_(grad)
+    copy_gradients(carafe, (features, masks), top_grad, (bottom_grad, mask_grad))
 
 
 def carafe_forward(
