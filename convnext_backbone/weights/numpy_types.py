@@ -16,7 +16,7 @@ import numpy as np
 
 _CODE = re.compile(r"[<>=|]?(?:[?bBhHiIlLqQefdFD]|[biufcSU]\d{1,9})")
 _KINDS = "biufcSU"
-_MAX_AXES, _MAX_SIZE = 8, 1 << 31  # of an array, and along one axis
+_MAX_AXES = 8
 _ORDERS = ("<", ">", "|", "=")
 
 
@@ -58,7 +58,9 @@ class CheckedArray(np.ndarray):
         _, shape, dtype, fortran, data = state
         # numpy's own __setstate__ trusts the number of axes and reads beyond its 64.
         sizes = isinstance(shape, tuple) and len(shape) <= _MAX_AXES
-        sizes = sizes and all(type(n) is int and 0 <= n <= _MAX_SIZE for n in shape)
+        sizes = sizes and all(type(n) is int and n >= 0 for n in shape)
+        # The strides of an empty array must not overflow either.
+        sizes = sizes and math.prod(n or 1 for n in shape) < 1 << 48
         if not sizes or not _holds(dtype, data, math.prod(shape)):
             _refuse("numpy.ndarray of objects or of another size than its data")
         plain: Any = (1, shape, dtype.dtype, bool(fortran), data)

@@ -134,12 +134,12 @@ def read_torch_file(
     `bytearray` among them; the process-wide list is not used. `name` is the file's in errors.
     CheckpointError: the file is damaged, inflates too far, or asks for another type.
     """
-    allowed = weight_types() if types is None else types
-    with checkpoint_errors(str(file) if name is None else name), allow_only(allowed):
+    name = str(file) if name is None else name
+    with checkpoint_errors(name), allow_only(weight_types() if types is None else types):
         with open(file, "rb") if isinstance(file, Path) else nullcontext(file) as stream:
             start = stream.tell()
             if stream.read(len(ZIP_START)) == ZIP_START:
-                mmap = not check_zip(stream, str(file) if name is None else name) and mmap
+                mmap = not check_zip(stream, name) and mmap
             stream.seek(start)
         return torch.load(file, map_location=map_location, weights_only=True, mmap=mmap)
 
@@ -164,8 +164,6 @@ def unwrap(
     averaged = next((k for k in EMA_WRAPPERS if k in wrapped), None)
     chosen = (averaged or plain) if ema else (plain or averaged)
     if chosen is None:
-        if tensors:
-            return tensors
         entries = sorted(key for key in loaded if isinstance(key, str))
         raise ValueError(
             f"{source}: there are no tensors in it, neither at the top nor under one of "
