@@ -2,7 +2,6 @@
 
 import importlib
 import re
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,16 +11,11 @@ from torch import Tensor, nn
 
 from convnext_backbone import ConvNextBackbone, ConvNextConfig
 
-# Two contenders run engines of their own; the others are modules of torch.
+from .cell import MODES, PRECISIONS, BenchmarkError, Cell
+from .runtimes import openvino_computes_in, prepare_onnxruntime, prepare_openvino, to_array
+
 STAGES = ("stage1", "stage2", "stage3", "stage4")
-MODES = ("inference", "training")
-Shape = tuple[int, int, int, int]  # of a batch of images (N, C, H, W)
-# The independent implementation that all others are compared with, in fp32.
-REFERENCE = "timm"
-
-
-class BenchmarkError(Exception):
-    """The run cannot be done as asked; the message says why."""
+_PURE_DTYPES = ("float32", "bfloat16", "float16")  # without autocast
 
 
 @dataclass(frozen=True)
@@ -32,23 +26,28 @@ class Contender:
         build: Makes the module from a config; its weights do not matter yet.
         run: Gives the stages' maps of an image.
         rename: Pairs of a pattern in our parameter names and what stands there in theirs.
+        kind: "ours", "peer" (somebody else's network in torch) or "runtime" (runs our network).
         needs: Modules that must be importable.
         modes: Modes that it takes part in.
         devices: Devices that it runs on.
         versions: 1 and 2, the block versions that it has.
-        dtypes: The dtypes that it computes in.
-        finish: Makes the module that is timed out of the built one, for images of a shape.
+        computes_in: Whether it can compute in a dtype, one of `PRECISIONS`.
+        prepare: Makes the module that is timed out of the built one. It compiles as well, where the
+            cell says so.
+        to_input: Makes what `run` takes out of images (N, C, H, W).
     """
 
     build: Callable[[ConvNextConfig], nn.Module]
-    run: Callable[[nn.Module, Tensor], Sequence[Tensor]]
+    run: Callable[[nn.Module, Any], Sequence[Any]]
     rename: tuple[tuple[str, str], ...] = ()
+    kind: str = "peer"
     needs: tuple[str, ...] = ()
     modes: tuple[str, ...] = MODES
     devices: tuple[str, ...] = ("cpu", "cuda")
     versions: tuple[int, ...] = (1, 2)
-    dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
-    finish: Callable[[nn.Module, torch.dtype, Shape], nn.Module] | None = None
+    computes_in: Callable[[str], bool] = PRECISIONS.__contains__
+    prepare: Callable[[nn.Module, Cell], nn.Module] | None = None
+    to_input: Callable[[Tensor], Any] = lambda x: x
 
     def name_of(self, name: str) -> str:
         """Return the name of our parameter `name` in this implementation."""
@@ -67,59 +66,10 @@ def _ours(with_cp: bool | str = False) -> Callable[[ConvNextConfig], nn.Module]:
     return build
 
 
-def _optimized(module: nn.Module, dtype: torch.dtype, shape: Shape) -> nn.Module:
+def _optimize(module: nn.Module, cell: Cell) -> nn.Module:
     assert isinstance(module, ConvNextBackbone)
-    return module.eval().optimize_for_inference(dtype=dtype, compile=False)
-
-
-class _Engine(nn.Module):
-    """An engine that takes and gives arrays in fp32, called like a module."""
-
-    def __init__(self, run: Callable[[Any], Sequence[Any]]) -> None:
-        super().__init__()
-        self._run = run
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        return [torch.as_tensor(array) for array in self._run(x.float().numpy())]
-
-
-def _to_onnx(module: nn.Module, shape: Shape) -> bytes:
-    """Return the ONNX file of a network for images of one shape."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's exporter warns about its own future
-        program = torch.onnx.export(
-            module.float().eval(), (torch.zeros(shape),), dynamo=True, verbose=False
-        )
-    assert program is not None
-    return program.model_proto.SerializeToString()
-
-
-def _onnxruntime(module: nn.Module, dtype: torch.dtype, shape: Shape) -> nn.Module:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
-    session = onnxruntime.InferenceSession(
-        _to_onnx(module, shape), options, providers=["CPUExecutionProvider"]
-    )
-    name = session.get_inputs()[0].name
-    return _Engine(lambda x: session.run(None, {name: x}))
-
-
-def _openvino(module: nn.Module, dtype: torch.dtype, shape: Shape) -> nn.Module:
-    import openvino
-
-    core = openvino.Core()
-    compiled = core.compile_model(
-        core.read_model(_to_onnx(module, shape)), "CPU",
-        {
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "INFERENCE_PRECISION_HINT": "bf16" if dtype is torch.bfloat16 else "f32",
-            "PERFORMANCE_HINT": "LATENCY",
-        },
-    )  # fmt: skip
-    request = compiled.create_infer_request()
-    return _Engine(lambda x: list(request.infer([x]).values()))
+    compiled = cell.engine == "compile"
+    return module.optimize_for_inference(dtype=cell.precision.weights, compile=compiled)
 
 
 def _call(module: nn.Module, x: Tensor) -> Sequence[Tensor]:
@@ -222,51 +172,77 @@ _TRANSFORMERS_NAMES = (
 )  # fmt: skip
 _MMPRETRAIN_NAMES = ((r"dwconv", "depthwise_conv"), (r"pwconv", "pointwise_conv"))
 
+
+def _runtime(
+    name: str,
+    prepare: Callable[[nn.Module, Cell], nn.Module],
+    computes_in: Callable[[str], bool],
+) -> Contender:
+    return Contender(
+        _ours(), _call, kind="runtime", needs=(name, "onnx", "onnxscript"), modes=("inference",),
+        devices=("cpu",), computes_in=computes_in, prepare=prepare, to_input=to_array,
+    )  # fmt: skip
+
+
 CONTENDERS: dict[str, Contender] = {
-    "ours": Contender(_ours(), _call),
-    "ours selective": Contender(_ours("selective"), _call, modes=("training",)),
-    "ours full": Contender(_ours(True), _call, modes=("training",)),
-    "ours optimized": Contender(_ours(), _call, modes=("inference",), finish=_optimized),
-    "timm": Contender(_build_timm, _call, _TIMM_NAMES, ("timm",)),
+    "ours": Contender(_ours(), _call, kind="ours"),
+    "ours selective": Contender(_ours("selective"), _call, kind="ours", modes=("training",)),
+    "ours full": Contender(_ours(True), _call, kind="ours", modes=("training",)),
+    "ours optimized": Contender(
+        _ours(), _call, kind="ours", modes=("inference",),
+        computes_in=_PURE_DTYPES.__contains__, prepare=_optimize,
+    ),
+    "timm": Contender(_build_timm, _call, _TIMM_NAMES, needs=("timm",)),
     "torchvision": Contender(
         _build_torchvision, _run_torchvision, _TORCHVISION_NAMES, versions=(1,)
     ),
     "transformers": Contender(
-        _build_transformers, lambda m, x: m(x).feature_maps, _TRANSFORMERS_NAMES, ("transformers",)
+        _build_transformers, lambda m, x: m(x).feature_maps, _TRANSFORMERS_NAMES,
+        needs=("transformers",),
     ),
-    "onnxruntime": Contender(
-        _ours(),
-        _call,
-        (),
-        ("onnxruntime", "onnxscript"),
-        ("inference",),
-        ("cpu",),
-        dtypes=("float32",),
-        finish=_onnxruntime,
+    # Products of bf16 on the CPU: onnxruntime has none.
+    "onnxruntime": _runtime("onnxruntime", prepare_onnxruntime, ("float32",).__contains__),
+    "openvino": _runtime("openvino", prepare_openvino, openvino_computes_in),
+    "mmpretrain": Contender(
+        _build_mmpretrain, _call, _MMPRETRAIN_NAMES, needs=("mmpretrain",)
     ),
-    "openvino": Contender(
-        _ours(),
-        _call,
-        (),
-        ("openvino", "onnxscript"),
-        ("inference",),
-        ("cpu",),
-        dtypes=("float32", "bfloat16"),
-        finish=_openvino,
-    ),
-    "mmpretrain": Contender(_build_mmpretrain, _call, _MMPRETRAIN_NAMES, ("mmpretrain",)),
     "facebookresearch": Contender(
-        _build_facebook, _run_facebook, (), ("models.convnext", "models.convnextv2")
+        _build_facebook, _run_facebook, needs=("models.convnext", "models.convnextv2")
     ),
-}
+}  # fmt: skip
+# One of these gives the expected maps and gradients: the first that is there.
+_REFERENCES = ("timm", "torchvision", "transformers")
 
 
-ENGINES = ("onnxruntime", "openvino")  # they run our network: what deployment has to beat
+def is_kind(name: str, kind: str) -> bool:
+    """Whether a contender is of a kind: "ours", "peer" or "runtime"."""
+    return CONTENDERS[name].kind == kind
 
 
-def is_peer(name: str) -> bool:
-    """Whether the contender `name` is somebody else's network in torch."""
-    return not name.startswith("ours") and name not in ENGINES
+def reference_for(version: int) -> str:
+    """Return the contender by others that all are compared with.
+
+    Raises:
+        BenchmarkError: None that has blocks of this version can be imported.
+    """
+    for name in _REFERENCES:
+        if version in CONTENDERS[name].versions and importable(CONTENDERS[name]):
+            return name
+    raise BenchmarkError("nothing to compare with: pip install timm")
+
+
+def absence(name: str, cell: Cell) -> str | None:
+    """Return why a contender takes no part in a cell, or None if it does."""
+    contender = CONTENDERS[name]
+    if cell.version not in contender.versions:
+        return f"has no V{cell.version}"
+    if cell.mode not in contender.modes:
+        return f"does {contender.modes[0]} only"
+    if cell.device not in contender.devices:
+        return f"runs on {contender.devices[0]} only"
+    if cell.engine == "compile" and contender.kind == "runtime":
+        return "is not compiled by torch"
+    return None if contender.computes_in(cell.dtype) else f"does not compute in {cell.dtype}"
 
 
 def importable(contender: Contender) -> bool:

@@ -1,29 +1,37 @@
 """The figures as plain data, as a table and as a plot."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from convnext_backbone import ConvNextConfig
+from .cell import Cell, Result
+from .contenders import absence, is_kind, reference_for
+from .roofline import work_of
+from .targets import PEERS, fastest
 
-from .cells import Result, work_of
-from .contenders import BenchmarkError
-from .targets import best_peer
 
+def rows_of(
+    results: Sequence[Result], ceilings: Mapping[str, Mapping[str, float]]
+) -> list[dict[str, Any]]:
+    """Return the results as plain data, with ratios and fractions of the ceilings.
 
-def rows_of(results: list[Result], tops: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
-    """Return the results as plain data, with ratios and fractions of the ceilings."""
+    Args:
+        results: Of all cells.
+        ceilings: FLOP/s and bytes/s of the machine, for each dtype of the cells.
+    """
     rows = []
     for r in results:
-        peer = best_peer([o for o in results if o.cell == r.cell])
-        work, top = work_of(ConvNextConfig.from_arch(r.cell.arch), r.cell), tops[r.cell.dtype]
+        peer = fastest([o for o in results if o.cell == r.cell], PEERS)
+        work, top = work_of(r.cell), ceilings[r.cell.dtype]
         seconds = r.median / 1e3
         rows.append(
             {
                 "cell": str(r.cell), **asdict(r.cell), "contender": r.contender,
                 "median_ms": r.median, "spread": r.spread, "error": r.error,
-                "ratio": peer.median / r.median if peer else None, "memory": r.memory, **work,
+                "reference": reference_for(r.cell.version),
+                "ratio": peer.median / r.median if peer else None,
+                "memory": r.memory, "peak": r.peak, **work,
                 "of_matmul": work["flops"] / seconds / top["flops"],
                 "of_copy": work["bytes"] / seconds / top["bytes"],
             }
@@ -31,38 +39,46 @@ def rows_of(results: list[Result], tops: Mapping[str, Mapping[str, float]]) -> l
     return rows
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
-    """Print one block of lines per cell."""
-    cell = None
+def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the rows of one cell."""
+    first = rows[0]
+    print(f"\n{first['cell']}   {first['flops'] / 1e9:.1f} GFLOP, {first['bytes'] / 1e6:.0f} MB")
+    print(f"  {'contender':<18}{'ms':>10}{'spread':>8}{'ratio':>7}{'matmul':>8}{'copy':>6}"
+          f"{'held MB':>9}{'peak MB':>9}{'error':>9}")  # fmt: skip
     for row in rows:
-        if row["cell"] != cell:
-            cell = row["cell"]
-            print(f"\n{cell}   {row['flops'] / 1e9:.1f} GFLOP, {row['bytes'] / 1e6:.0f} MB")
-            print(f"  {'contender':<18}{'ms':>10}{'spread':>8}{'ratio':>7}{'matmul':>8}{'copy':>6}"
-                  f"{'held MB':>9}{'error':>9}")  # fmt: skip
         ratio = f"{row['ratio']:.2f}" if row["ratio"] else "-"
-        held = f"{row['memory'] / 1e6:.0f}" if row["memory"] is not None else "-"
+        held, peak = (
+            f"{row[key] / 1e6:.0f}" if row[key] is not None else "-" for key in ("memory", "peak")
+        )
         print(f"  {row['contender']:<18}{row['median_ms']:>10.2f}{row['spread']:>8.0%}{ratio:>7}"
-              f"{row['of_matmul']:>8.0%}{row['of_copy']:>6.0%}{held:>9}"
+              f"{row['of_matmul']:>8.0%}{row['of_copy']:>6.0%}{held:>9}{peak:>9}"
               f"{row['error']:>9.0e}")  # fmt: skip
+    print(f"  errors are those to {first['reference']} in fp32")
 
 
-def print_targets(verdicts: list[dict[str, Any]]) -> None:
+def print_absent(cell: Cell, names: Sequence[str]) -> None:
+    """Print which contenders by others take no part in a cell, and why."""
+    for name in names:
+        reason = absence(name, cell)
+        if reason is not None and not is_kind(name, "ours"):
+            print(f"  {name} takes no part: it {reason}")
+
+
+def print_targets(verdicts: Sequence[Mapping[str, Any]]) -> None:
     """Print every target with what was measured."""
     if verdicts:
         print("\ntargets")
     for v in verdicts:
         sign = "<=" if v["at_most"] else ">="
-        print(f"  {'met   ' if v['met'] else 'MISSED'} {v['target']:<30} {sign} {v['bound']:<5}"
-              f" measured {v['measured']:.3f}   {v['cell']}")  # fmt: skip
+        slack = f" less {v['slack']:.3f}" if v["slack"] else ""
+        print(f"  {'met   ' if v['met'] else 'MISSED'} {v['target']:<40} {sign} {v['bound']:<5}"
+              f"{slack} measured {v['measured']:.3f} to {v['than']}   {v['cell']}")  # fmt: skip
 
 
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
+def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw every contender's speed, relative to the best peer, cell by cell."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise BenchmarkError("--plot needs matplotlib: pip install matplotlib") from None
+    import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
