@@ -14,15 +14,9 @@ _TRAINING = ("type", "init_cfg", "frozen_stages", "with_cp", "_scope_")
 def read_backbone_config(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read a config of mmdet, mmsegmentation or mmpretrain style.
 
-    Returns:
-        The arguments of `ConvNextBackbone` without those that concern its training, and arguments
-        of `ConvNextImageProcessor` that prepare images as the config's data preprocessor does, at
-        their own size.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ImportError: mmengine is not installed.
-        ValueError: The config has no ConvNextBackbone, or its preprocessor outputs BGR.
+    Returns the arguments of `ConvNextBackbone` without those that concern its training, and
+    arguments of `ConvNextImageProcessor` that prepare images as the config's data preprocessor
+    does, at their own size. ValueError where the backbone is another one or takes BGR.
     """
     try:
         from mmengine.config import Config

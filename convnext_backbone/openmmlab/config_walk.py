@@ -20,14 +20,9 @@ def iter_dicts(value: Any) -> Iterator["ConfigDict"]:
 
 
 def iter_datasets(dataset: Any, where: str = "") -> Iterator[tuple["ConfigDict", str]]:
-    """Walk through dataset wrappers down to the data sets that read files.
+    """Yield the innermost data sets that wrappers such as `RepeatDataset` hold, and their names.
 
-    Args:
-        dataset: A data set's config, possibly that of a wrapper such as `RepeatDataset`.
-        where: Name of `dataset` in the config.
-
-    Yields:
-        The config of each innermost data set and its name in the config.
+    `where` is the name of `dataset` in the config.
     """
     if not isinstance(dataset, Mapping):
         return

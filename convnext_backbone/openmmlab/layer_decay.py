@@ -75,47 +75,33 @@ def _published_num_layers(depths: Depths) -> int:
     return len(depths) - 1 + ceil(depths[-2] / _BLOCKS_PER_LAYER)
 
 
-def _num_layers_of_group(depths: Depths) -> int:
-    return max(_GROUP_NUM_LAYERS, _published_num_layers(depths))
-
-
 @dataclass(frozen=True)
 class DecayType:
-    """How one `decay_type` numbers the layers.
-
-    Attributes:
-        layer_id: The rule that numbers a layer.
-        default: `num_layers` of an architecture when the user gives none.
-        least: The smallest `num_layers` with which deeper layers have higher ids.
-        exact: Whether `least` is the only `num_layers` that makes sense.
-    """
+    """How one `decay_type` numbers the layers."""
 
     layer_id: Callable[[Depths, int, int, int | None], int]
-    default: Callable[[Depths], int]
-    least: Callable[[Depths], int]
-    exact: bool = False
+    default: Callable[[Depths], int]  # `num_layers` of an architecture when the user gives none
+    least: Callable[[Depths], int]  # the smallest with which deeper layers have higher ids
+    exact: bool = False  # whether `least` is the only `num_layers` that makes sense
 
 
 DECAY_TYPES: Mapping[str, DecayType] = {
     "layer_wise": DecayType(_layer_wise_id, _published_num_layers, _published_num_layers),
     "stage_wise": DecayType(_stage_wise_id, _published_num_layers, len),
-    "group": DecayType(_layer_wise_id, _num_layers_of_group, _published_num_layers),
+    "group": DecayType(
+        _layer_wise_id,
+        lambda depths: max(_GROUP_NUM_LAYERS, _published_num_layers(depths)),
+        _published_num_layers,
+    ),
     "single": DecayType(_single_id, sum, sum, exact=True),
 }
 
 
 @dataclass(frozen=True)
 class _TrunkLayers:
-    """The layers of one trunk.
+    """The layers of one trunk."""
 
-    Attributes:
-        name: Name of the trunk in the model, "" for the model itself.
-        depths: Number of blocks of each stage.
-        num_layers: Number of layers of the decay.
-        decay: How they are numbered.
-    """
-
-    name: str
+    name: str  # of the trunk in the model, "" for the model itself
     depths: Depths
     num_layers: int
     decay: DecayType
@@ -142,19 +128,13 @@ class _TrunkLayers:
 class LayerGroup:
     """One parameter group: what shares a layer id, a learning rate and a weight decay.
 
-    Attributes:
-        name: `layer_{id}_{decay|no_decay}`, after the trunk's own name where a model holds several
-            trunks and before the custom key where one matched.
-        layer_id: Position in the decay, from 0 at the stem to `num_layers + 1` outside the trunk.
-        lr_scale: Factor on the base learning rate.
-        weight_decay: Weight decay of the group.
-        param_names: Names of the parameters.
-        params: The parameters.
+    Its name is `layer_{id}_{decay|no_decay}`, after the trunk's own name where a model holds
+    several trunks and before the custom key where one matched.
     """
 
     name: str
-    layer_id: int
-    lr_scale: float
+    layer_id: int  # from 0 at the stem to `num_layers + 1` outside the trunk
+    lr_scale: float  # factor on the base learning rate
     weight_decay: float
     param_names: list[str] = field(default_factory=list)
     params: list[nn.Parameter] = field(default_factory=list, repr=False)
@@ -172,7 +152,8 @@ def layer_groups(
 ) -> list[LayerGroup]:
     """Sort the trainable parameters of `model` into groups of one learning rate each.
 
-    Norms, biases, layer scales and everything one-dimensional have no weight decay.
+    Norms, biases, layer scales and everything one-dimensional have no weight decay. Frozen
+    parameters are in no group.
 
     Args:
         model: Any module that holds one or more ConvNeXt trunks, under any name.
@@ -188,9 +169,6 @@ def layer_groups(
         bypass_duplicate: Accepted for mmengine's sake; a shared parameter is always grouped once,
             under its first name.
 
-    Returns:
-        The groups in the order of the parameters. Frozen parameters are in none.
-
     Raises:
         ValueError: An option is out of its range, `num_layers` does not fit the depths of a trunk,
             or the model holds no trunk.
@@ -198,10 +176,15 @@ def layer_groups(
     check_choice("decay_type", decay_type, DECAY_TYPES)
     if not isinstance(decay_rate, int | float) or not 0.0 < decay_rate <= 1.0:
         raise ValueError(f"decay_rate must lie in (0, 1], got {decay_rate!r}")
-    keys = _sort_custom_keys(custom_keys or {})
+    custom_keys = custom_keys or {}
+    for key, options in custom_keys.items():
+        unknown = sorted(set(options) - set(_CUSTOM_OPTIONS))
+        if unknown:
+            raise ValueError(f"custom_keys[{key!r}] takes {_CUSTOM_OPTIONS}, got {unknown}")
+    keys = sorted(sorted(custom_keys), key=len, reverse=True)  # in mmengine's order
     trunks = [
         _number_layers(name, trunk.config.depths, decay_type, num_layers)
-        for name, trunk in find_trunks(model).items()
+        for name, trunk in _find_trunks(model).items()
     ]
     outside = max(trunk.num_layers for trunk in trunks) + 1
     undecayed = set(_undecayed_names(model))
@@ -213,7 +196,7 @@ def layer_groups(
         layer_id = trunk.layer_id(name) if trunk else outside
         layers_above = trunk.num_layers + 1 - layer_id if trunk else 0
         key = next((key for key in keys if key in name), None)
-        custom = {} if key is None else keys[key]
+        custom = {} if key is None else custom_keys[key]
         owner = trunk.name if trunk and len(trunks) > 1 else ""
         kind = "no_decay" if name in undecayed else "decay"
         group_name = "_".join(filter(None, (owner, f"layer_{layer_id}", kind, key)))
@@ -223,17 +206,6 @@ def layer_groups(
         group.param_names.append(name)
         group.params.append(param)
     return list(groups.values())
-
-
-def _sort_custom_keys(
-    custom_keys: Mapping[str, Mapping[str, float]],
-) -> dict[str, Mapping[str, float]]:
-    """Return the keys, longest first and then in alphabetical order, as mmengine tries them."""
-    for key, options in custom_keys.items():
-        unknown = sorted(set(options) - set(_CUSTOM_OPTIONS))
-        if unknown:
-            raise ValueError(f"custom_keys[{key!r}] takes {_CUSTOM_OPTIONS}, got {unknown}")
-    return {key: custom_keys[key] for key in sorted(custom_keys, key=lambda k: (-len(k), k))}
 
 
 def _number_layers(
@@ -254,7 +226,6 @@ def _number_layers(
 
 
 def _undecayed_names(model: nn.Module) -> Iterator[str]:
-    """Yield the names of norms, biases, layer scales and everything one-dimensional."""
     for prefix, module in model.named_modules():
         for name, param in module.named_parameters(prefix=prefix, recurse=False):
             is_matrix = isinstance(module, _MATRICES) and name.endswith("weight")
@@ -266,12 +237,7 @@ def _undecayed_names(model: nn.Module) -> Iterator[str]:
                 yield name
 
 
-def find_trunks(model: nn.Module) -> dict[str, ConvNextTrunk]:
-    """Return every ConvNeXt trunk in `model` by the name that its parameters start with.
-
-    Raises:
-        ValueError: There is none.
-    """
+def _find_trunks(model: nn.Module) -> dict[str, ConvNextTrunk]:
     trunks = {n: m for n, m in model.named_modules() if isinstance(m, ConvNextTrunk)}
     if not trunks:
         raise ValueError(
@@ -309,11 +275,8 @@ class ConvNextLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             paramwise_cfg=dict(decay_rate=0.9, decay_type="stage_wise"),
             ...)
 
-    `paramwise_cfg` takes the options of `layer_groups`. The table of the groups goes to the log.
-
-    Raises:
-        ValueError: `paramwise_cfg` holds an option that is not one of those, lacks `decay_rate`, or
-            the optimizer has no `lr`.
+    `paramwise_cfg` takes the options of `layer_groups`; `decay_rate` is required, and so is the
+    optimizer's `lr`. The table of the groups goes to the log.
     """
 
     def _validate_cfg(self) -> None:

@@ -16,13 +16,9 @@ from torch import Tensor
 
 @MODELS.register_module()
 class LinearHead(BaseDecodeHead):
-    """Classify every pixel of one map linearly, after a batch norm.
+    """Classify every pixel of one map linearly, after the norm `norm_cfg`.
 
-    Args:
-        in_channels: Channels of the map.
-        num_classes: Number of classes.
-        norm_cfg: The norm before the linear layer.
-        options: Arguments of mmsegmentation's `BaseDecodeHead`; `channels` follows `in_channels`.
+    `options` are arguments of mmsegmentation's `BaseDecodeHead`; `channels` follows `in_channels`.
     """
 
     def __init__(
@@ -33,5 +29,5 @@ class LinearHead(BaseDecodeHead):
         self.norm = build_norm_layer(norm_cfg, in_channels)[1]
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
-        """Return the logits (N, num_classes, H, W) of the map that `in_index` selects."""
+        """Return the logits `(N, num_classes, H, W)` of the map that `in_index` selects."""
         return self.cls_seg(self.norm(self._transform_inputs(inputs)))

@@ -28,12 +28,9 @@ def layer_decay_constructor(
 def auto_amp_optim_wrapper(*, use_fsdp: bool = False, **kwargs: Any) -> "OptimWrapper":
     """Build the optimizer wrapper with the best mixed precision that this machine has.
 
-    bfloat16 where the GPU computes in it, which needs no loss scaling; else float16 with dynamic
-    loss scaling; on a CPU plain float32. The choice goes to the log.
-
-    Args:
-        use_fsdp: Whether the model is sharded, which float16 needs another loss scaler for.
-        kwargs: Arguments of mmengine's `OptimWrapper`.
+    bfloat16 where the GPU computes in it; else float16 with dynamic loss scaling; on a CPU plain
+    float32. The choice goes to the log. With `use_fsdp`, float16 takes the loss scaler for
+    sharded models.
     """
     from mmengine.logging import print_log
     from mmengine.optim import AmpOptimWrapper, OptimWrapper
@@ -51,10 +48,6 @@ def register_optim() -> None:
     from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
 
     OPTIM_WRAPPER_CONSTRUCTORS.register_module(
-        name="ConvNextLayerDecayOptimWrapperConstructor",
-        module=layer_decay_constructor,
-        force=True,
+        "ConvNextLayerDecayOptimWrapperConstructor", module=layer_decay_constructor, force=True
     )
-    OPTIM_WRAPPERS.register_module(
-        name="AutoAmpOptimWrapper", module=auto_amp_optim_wrapper, force=True
-    )
+    OPTIM_WRAPPERS.register_module("AutoAmpOptimWrapper", module=auto_amp_optim_wrapper, force=True)

@@ -10,13 +10,5 @@ from ..models.block import Block
 
 
 def wrap_blocks(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
-    """Choose the modules that FullyShardedDataParallel wraps: the blocks.
-
-    A policy of torch, for `auto_wrap_policy`.
-
-    Args:
-        module: The module in question.
-        recurse: Whether the question is to look into `module`, rather than to wrap it.
-        nonwrapped_numel: Numbers in the parameters of `module` that no unit holds yet.
-    """
+    """Make each block a unit: a policy for torch's `auto_wrap_policy`."""
     return recurse or isinstance(module, Block)

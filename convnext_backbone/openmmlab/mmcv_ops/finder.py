@@ -72,16 +72,14 @@ def _missing_op(name: str) -> Callable[..., NoReturn]:
 
 def install_mmcv_ext() -> None:
     """Serve `mmcv._ext` where no compiled one is found. Calling it again does nothing."""
-    if not any(isinstance(finder, MmcvExtFinder) for finder in sys.meta_path):
+    if not _is_installed():
         sys.meta_path.append(MmcvExtFinder())
 
 
 def mmcv_ops_provider() -> Literal["compiled", "torchvision", "absent"]:
     """Return who provides `mmcv._ext`, without importing mmcv.
 
-    Returns:
-        "compiled" for an extension beside mmcv, "torchvision" for this package's, "absent" where
-        there is no mmcv or `install_mmcv_ext` was not called.
+    It is "absent" where there is no mmcv or `install_mmcv_ext` was not called.
     """
     loaded = sys.modules.get(_NAME)
     if loaded is not None:
@@ -92,5 +90,8 @@ def mmcv_ops_provider() -> Literal["compiled", "torchvision", "absent"]:
         return "absent"
     if PathFinder.find_spec(_NAME, parent.submodule_search_locations) is not None:
         return "compiled"
-    served = any(isinstance(finder, MmcvExtFinder) for finder in sys.meta_path)
-    return "torchvision" if served else "absent"
+    return "torchvision" if _is_installed() else "absent"
+
+
+def _is_installed() -> bool:
+    return any(isinstance(finder, MmcvExtFinder) for finder in sys.meta_path)

@@ -19,12 +19,7 @@ from typing import Any
 
 import torch
 
-from ...weights.torch_files import (
-    CheckpointError,
-    allow_only,
-    checkpoint_errors,
-    with_user_types,
-)
+from ...weights.torch_files import CheckpointError, allow_only, checkpoint_errors, with_user_types
 from .mmengine_safe_globals import ADVICE, mmengine_types
 
 _FORCE, _FORBID = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
@@ -62,10 +57,7 @@ def _load_safely(loader: _Loader) -> _Loader:
 
 @contextmanager
 def _weights_only() -> Iterator[None]:
-    """Force `weights_only=True` on every `torch.load`, and allow mmengine's and the user's types.
-
-    The lock of `allow_only` holds for the environment too, which belongs to the whole process.
-    """
+    # The lock of `allow_only` holds for the environment too, which belongs to the whole process.
     with allow_only(with_user_types(mmengine_types())):
         before = {name: os.environ.pop(name, None) for name in (_FORCE, _FORBID)}
         os.environ[_FORCE] = "1"

@@ -32,12 +32,7 @@ def is_installed(package: str) -> bool:
 
 
 def get_installed_path(package: str) -> str:
-    """Return the directory of the module of this name, or of the distribution's first module.
-
-    Raises:
-        PackageNotFoundError: There is neither.
-        RuntimeError: The module is a namespace package, which has no single directory.
-    """
+    """Return the directory of the module of this name, or of the distribution's first module."""
     spec = find_spec(_module_by_name(package)) or find_spec(package2module(package))
     if spec is None:
         raise PackageNotFoundError(package)
@@ -47,12 +42,7 @@ def get_installed_path(package: str) -> str:
 
 
 def package2module(package: str) -> str:
-    """Return the first module of a distribution.
-
-    Raises:
-        PackageNotFoundError: There is no such distribution.
-        ValueError: Its metadata do not list its modules.
-    """
+    """Return the first module of a distribution."""
     modules = (distribution(package).read_text("top_level.txt") or "").split()
     if not modules:
         raise ValueError(f"cannot infer the module name of {package}")

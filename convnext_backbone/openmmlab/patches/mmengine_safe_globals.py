@@ -24,10 +24,10 @@ def mmengine_types() -> list[Any]:
     from mmengine.logging.history_buffer import HistoryBuffer
 
     class RestoredBuffer(HistoryBuffer):
-        """Becomes a HistoryBuffer when its state is set, without the methods in that state.
+        """Becomes a HistoryBuffer when its state is set.
 
-        A buffer pickles its statistics methods, and would overwrite those that all buffers share
-        with whatever a file holds.
+        The statistics methods in that state are dropped: they would replace those that all buffers
+        share with whatever a file holds.
         """
 
         def __setstate__(self, state: dict[str, Any]) -> None:
@@ -46,9 +46,6 @@ def _statistics_method(owner: object, name: str) -> None:
     """Replace `getattr`, by which a pickled buffer names its methods; they are not needed.
 
     The real `getattr` would return whatever can be reached from any allowed object.
-
-    Raises:
-        UnpicklingError: The owner is no buffer.
     """
     # By the name of its class: another reader may have put a class of its own in its place.
     if not getattr(owner, "__name__", "").endswith(("HistoryBuffer", "RestoredBuffer")):

@@ -14,12 +14,7 @@ Callback = Callable[[ModuleType], None]
 
 
 def after_import(name: str, callback: Callback) -> None:
-    """Call `callback(module)` at once if module `name` is imported, else as soon as it is.
-
-    Args:
-        name: Full dotted name.
-        callback: Called once.
-    """
+    """Call `callback(module)` once: now if module `name` is imported, else as soon as it is."""
     module = sys.modules.get(name)
     if module is not None:
         callback(module)
@@ -40,16 +35,12 @@ class _AwaitingFinder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """See `importlib.abc.MetaPathFinder`."""
         if fullname not in self.awaited:
             return None
-        for finder in sys.meta_path:
-            spec = None if finder is self else finder.find_spec(fullname, path, target)
-            if spec is not None:
-                break
-        else:
-            return None
-        if spec.loader is not None:
+        others = (finder for finder in sys.meta_path if finder is not self)
+        specs = (finder.find_spec(fullname, path, target) for finder in others)
+        spec = next(filter(None, specs), None)
+        if spec is not None and spec.loader is not None:
             spec.loader = _CallingLoader(spec.loader, self.awaited)
         return spec
 
