@@ -12,7 +12,8 @@ ceilings, a large matrix product and a large copy, are measured in the same run.
 
 A training step is a forward and a backward pass. Its memory is what is held between the two, and
 the most that is held at once; gradients of parameters exist before and are not counted.
-`--dtype bfloat16` casts everything; `autocast-bfloat16` is mixed precision with weights in fp32.
+`--dtype bfloat16` casts everything; `autocast-bfloat16` is mixed precision with weights in fp32,
+whose copies in bf16 count as memory: take batches that outweigh them.
 
 On a machine that others share, `--clock cpu --threads 1` counts the processor time of this process,
 which waiting does not lengthen. All contenders get the same number of threads.
@@ -99,10 +100,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--json", type=Path, metavar="FILE", help="write all figures here")
     add("--plot", type=Path, metavar="FILE", help="draw the ratios here; needs matplotlib")
     args = parser.parse_args(argv)
-    for name in ("batch_size", "rounds"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1")
-    for name in ("json", "plot"):  # known before the run, not after it
+    _check(parser, args)
+    return args
+
+
+_LEAST = {"batch_size": 1, "rounds": 1, "warmup": 0, "threads": 1}
+
+
+def _check(parser: _Parser, args: argparse.Namespace) -> None:
+    for name, least in _LEAST.items():
+        value = getattr(args, name)
+        if value is not None and value < least:
+            parser.error(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    for name in ("json", "plot"):  # found out before the run, not after it
         path = getattr(args, name)
         if path is not None and not path.parent.is_dir():
             parser.error(f"--{name}: there is no folder {path.parent}")
@@ -111,7 +121,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     unknown = [arch for arch in args.arch if arch not in list_archs()]
     if unknown:
         parser.error(f"unknown --arch {unknown[0]!r}; see convnext_backbone.list_archs()")
-    return args
 
 
 def cells_of(args: argparse.Namespace) -> list[tuple[Cell, argparse.Namespace]]:

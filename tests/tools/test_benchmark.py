@@ -296,7 +296,8 @@ def test_the_command_writes_table_json_and_plot(tmp_path):
     [
         (["--arch", "resnet"], "unknown --arch 'resnet'"),
         (["--size", "big"], "a size is 224 or 800x1216 (height x width), got big"),
-        (["--rounds", "0"], "--rounds must be at least 1"),
+        (["--rounds", "0"], "--rounds must be at least 1, got 0"),
+        (["--threads", "0"], "--threads must be at least 1, got 0"),
         (["--contenders", "mmpretrain"], "mmpretrain needs mmpretrain"),
         (["--json", "no/such/folder.json"], "--json: there is no folder no/such"),
         (["--plot", "no/such/plot.png"], "--plot: there is no folder no/such"),
