@@ -177,10 +177,10 @@ def layer_groups(
     if not isinstance(decay_rate, int | float) or not 0.0 < decay_rate <= 1.0:
         raise ValueError(f"decay_rate must lie in (0, 1], got {decay_rate!r}")
     custom_keys = custom_keys or {}
-    for key, options in custom_keys.items():
+    for part, options in custom_keys.items():
         unknown = sorted(set(options) - set(_CUSTOM_OPTIONS))
         if unknown:
-            raise ValueError(f"custom_keys[{key!r}] takes {_CUSTOM_OPTIONS}, got {unknown}")
+            raise ValueError(f"custom_keys[{part!r}] takes {_CUSTOM_OPTIONS}, got {unknown}")
     keys = sorted(sorted(custom_keys), key=len, reverse=True)  # in mmengine's order
     trunks = [
         _number_layers(name, trunk.config.depths, decay_type, num_layers)

@@ -10,7 +10,7 @@ L levels, P points.
 """
 
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -82,66 +82,50 @@ def _attention(shapes: Tensor, starts: Tensor) -> Callable[[Tensor, Tensor, Tens
 _COLLECT = 0
 
 
-def psamask_forward(
-    input: Tensor,  # (N, h_mask * w_mask, H, W)
-    output: Tensor,  # (N, H * W, H, W)
-    psa_type: int,  # 0 collect, 1 distribute
-    num_: int,  # N
-    h_feature: int,  # H
-    w_feature: int,  # W
-    h_mask: int,
-    w_mask: int,
-    half_h_mask: int,  # row of the mask that lies on the pixel itself
-    half_w_mask: int,  # its column
-) -> None:
-    """Spread each pixel's mask, which is centred on it, over the whole map.
+@dataclass(frozen=True)
+class _Spread:
+    """Spreads each pixel's mask, which is centred on it, over the whole map.
 
-    `output[n, q, p]` is the mask of pixel p at pixel q when collecting, `[n, p, q]` when
-    distributing; 0 where q lies outside p's mask.
+    Its fields are the last arguments of both operations. The result `(N, H * W, H, W)` holds at
+    `[n, q, p]` the mask of pixel p at pixel q when collecting, at `[n, p, q]` when distributing;
+    0 where q lies outside p's mask.
     """
-    size, mask_size = (h_feature, w_feature), (h_mask, w_mask)
-    output.copy_(_spread(psa_type, size, mask_size, (half_h_mask, half_w_mask), input))
+
+    psa_type: int  # 0 collect, 1 distribute
+    num_: int  # N
+    h_feature: int  # H
+    w_feature: int  # W
+    h_mask: int
+    w_mask: int
+    half_h_mask: int  # row of the mask that lies on the pixel itself
+    half_w_mask: int  # its column
+
+    def __call__(self, masks: Tensor) -> Tensor:
+        size, mask_size = (self.h_feature, self.w_feature), (self.h_mask, self.w_mask)
+        # Which cell of the mask of pixel p lies on pixel q, (H, W, H, W) as [q, p]: row and column.
+        offsets = []
+        for length, middle in zip(size, (self.half_h_mask, self.half_w_mask), strict=True):
+            position = torch.arange(length, device=masks.device)
+            offsets.append(position[:, None] - position[None, :] + middle)
+        rows, columns = offsets[0][:, None, :, None], offsets[1][None, :, None, :]
+        inside = (rows >= 0) & (rows < mask_size[0]) & (columns >= 0) & (columns < mask_size[1])
+        cell = torch.where(inside, rows * mask_size[1] + columns, 0)
+        area = size[0] * size[1]
+        # [n, q, p] = masks[n, cell of q in the mask of p, p]
+        spread = masks.flatten(2).gather(1, cell.view(1, area, area).expand(len(masks), -1, -1))
+        spread = spread.masked_fill(~inside.view(area, area), 0)
+        if self.psa_type != _COLLECT:
+            spread = spread.transpose(1, 2)
+        return spread.reshape(len(masks), area, *size)
 
 
-def psamask_backward(
-    grad_output: Tensor,
-    grad_input: Tensor,
-    psa_type: int,
-    num_: int,
-    h_feature: int,
-    w_feature: int,
-    h_mask: int,
-    w_mask: int,
-    half_h_mask: int,
-    half_w_mask: int,
-) -> None:
+def psamask_forward(input: Tensor, output: Tensor, *geometry: int, **named: int) -> None:
+    """Write the spread masks of `input` `(N, h_mask * w_mask, H, W)` into `output`."""
+    output.copy_(_Spread(*geometry, **named)(input))
+
+
+def psamask_backward(grad_output: Tensor, grad_input: Tensor, *geometry: int, **named: int) -> None:
     """Gradient of `psamask_forward` for `input`, written into `grad_input`."""
-    size, mask_size = (h_feature, w_feature), (h_mask, w_mask)
-    spread = partial(_spread, psa_type, size, mask_size, (half_h_mask, half_w_mask))
     # The masks are only moved, so any values give the gradient.
-    copy_gradients(spread, [torch.zeros_like(grad_input)], grad_output, [grad_input])
-
-
-def _spread(
-    psa_type: int,
-    size: tuple[int, int],
-    mask_size: tuple[int, int],
-    centre: tuple[int, int],
-    masks: Tensor,
-) -> Tensor:
-    """The spread masks `(N, H * W, H, W)`, differentiable in `masks`."""
-    # Which cell of the mask of pixel p lies on pixel q, (H, W, H, W) as [q, p]: row and column.
-    offsets = []
-    for length, middle in zip(size, centre, strict=True):
-        position = torch.arange(length, device=masks.device)
-        offsets.append(position[:, None] - position[None, :] + middle)
-    rows, columns = offsets[0][:, None, :, None], offsets[1][None, :, None, :]
-    inside = (rows >= 0) & (rows < mask_size[0]) & (columns >= 0) & (columns < mask_size[1])
-    cell = torch.where(inside, rows * mask_size[1] + columns, 0)
-    area = size[0] * size[1]
-    # [n, q, p] = masks[n, cell of q in the mask of p, p]
-    spread = masks.flatten(2).gather(1, cell.view(1, area, area).expand(len(masks), -1, -1))
-    spread = spread.masked_fill(~inside.view(area, area), 0)
-    if psa_type != _COLLECT:
-        spread = spread.transpose(1, 2)
-    return spread.reshape(len(masks), area, *size)
+    masks = torch.zeros_like(grad_input)
+    copy_gradients(_Spread(*geometry, **named), [masks], grad_output, [grad_input])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .precision import at_least_float32, copy_gradients
-from .roi import extents, neighbours, regions_by_grid
+from .sampling import extents, neighbours, regions_by_grid
 
 
 def deform_roi_pool_forward(

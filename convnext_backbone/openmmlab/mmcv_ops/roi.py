@@ -9,8 +9,6 @@ https://arxiv.org/abs/1504.08083 (roi_pool). Called by `mmcv/ops/roi_align.py` a
 semantics: `mmcv/ops/csrc/common/cuda/roi_align_cuda_kernel.cuh` and `roi_pool_cuda_kernel.cuh`.
 """
 
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 import torchvision  # noqa: F401  (registers torch.ops.torchvision)
@@ -18,8 +16,9 @@ from torch import Tensor
 from torchvision.ops import roi_align as torchvision_roi_align
 
 from .precision import at_least_float32, copy_gradients
+from .sampling import extents, neighbours, regions_by_grid
 
-_MAX, _AVERAGE = 0, 1
+_AVERAGE = 1
 # Samples may lie up to one pixel off the map; there they read its border.
 _OUTSIDE = -2.0
 
@@ -71,47 +70,30 @@ def roi_align_backward(
 ) -> None:
     """Gradient of `roi_align_forward` for `input`, written into `grad_input`."""
     rois = _like(rois, grad_output)
-    if pool_mode == _MAX:
-        grad = at_least_float32(grad_output)
-        y, x = _like(argmax_y, grad_output), _like(argmax_x, grad_output)
-        grad_input.copy_(_scatter_bilinear(grad, rois[:, 0].long(), y, x, grad_input.shape))
+    if pool_mode == _AVERAGE:
+        geometry = ((aligned_height, aligned_width), spatial_scale, sampling_ratio, aligned)
+
+        def pool(features: Tensor) -> Tensor:
+            return torchvision_roi_align(features, rois, *geometry)
+
+        # The average is linear in the features, so any values give its gradient.
+        copy_gradients(pool, [torch.zeros_like(grad_input)], grad_output, [grad_input])
         return
-
-    def pool(features: Tensor) -> Tensor:
-        size = (aligned_height, aligned_width)
-        return torchvision_roi_align(features, rois, size, spatial_scale, sampling_ratio, aligned)
-
-    # The average is linear in the features, so any values give its gradient.
-    copy_gradients(pool, [torch.zeros_like(grad_input)], grad_output, [grad_input])
+    y, x = _like(argmax_y, grad_output), _like(argmax_x, grad_output)
+    height, width = grad_input.shape[2:]
+    inside = (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
+    grad = torch.where(inside, at_least_float32(grad_output), 0)
+    total = grad.new_zeros(grad_input.shape)
+    for row, row_weight in neighbours(y, height):
+        for column, column_weight in neighbours(x, width):
+            values = grad * row_weight * column_weight
+            _add_at(total, rois[:, 0].long(), row * width + column, values)
+    grad_input.copy_(total)
 
 
 def _like(tensor: Tensor, reference: Tensor) -> Tensor:
     """Bring coordinates to the working precision of `reference` (torchvision wants one type)."""
     return tensor.to(at_least_float32(reference[:0]).dtype)
-
-
-def extents(
-    rois: Tensor, size: tuple[int, int], spatial_scale: float, aligned: bool
-) -> tuple[Tensor, Tensor]:
-    """First corner `(R, 2)` and bin size `(R, 2)` of each region on the map, both as (y, x)."""
-    corners = rois[:, 1:] * spatial_scale - (0.5 if aligned else 0.0)
-    start, extent = corners[:, [1, 0]], corners[:, [3, 2]] - corners[:, [1, 0]]
-    if not aligned:
-        extent = extent.clamp(min=1)
-    return start, extent / extent.new_tensor(size)
-
-
-def regions_by_grid(
-    rois: Tensor, size: tuple[int, int], spatial_scale: float, sampling_ratio: int, aligned: bool
-) -> Iterator[tuple[Tensor, tuple[int, int]]]:
-    """Split regions into groups of one sampling grid: (indices into `rois`, (S_y, S_x))."""
-    if sampling_ratio > 0:
-        yield torch.arange(len(rois), device=rois.device), (sampling_ratio, sampling_ratio)
-        return
-    grids = extents(rois, size, spatial_scale, aligned)[1].ceil().clamp(min=0).long()
-    kinds, which = grids.unique(dim=0, return_inverse=True)
-    for kind, (rows, columns) in enumerate(kinds.tolist()):
-        yield (which == kind).nonzero().squeeze(1), (rows, columns)
 
 
 def _max_align(
@@ -142,34 +124,16 @@ def _max_align(
     return best, y, x
 
 
-def _scatter_bilinear(
-    grad: Tensor, image: Tensor, y: Tensor, x: Tensor, shape: torch.Size
-) -> Tensor:
-    """Add each value of `grad` to the four pixels of `shape` that one bilinear sample read.
+def _add_at(total: Tensor, image: Tensor, index: Tensor, values: Tensor) -> None:
+    """Add `values` `(R, C, P, Q)` to `total` `(N, C, H, W)`, in the maps of `image` `(R,)`.
 
-    `y` and `x`, `(R, C, P, Q)` as `grad`, are the sample's place in the map of `image` `(R,)`;
-    less than -1 or more than H or W is outside.
+    `index`, of the shape of `values`, is row * W + column.
     """
-    batch, channels, height, width = shape
-    channel = torch.arange(channels, device=grad.device)[None, :, None, None]
-    plane = (image[:, None, None, None] * channels + channel) * (height * width)
-    inside = (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
-    grad = torch.where(inside, grad, 0)
-    flat = grad.new_zeros(batch * channels * height * width)
-    for row, row_weight in neighbours(y, height):
-        for column, column_weight in neighbours(x, width):
-            index = plane + row * width + column
-            flat.index_add_(0, index.flatten(), (grad * row_weight * column_weight).flatten())
-    return flat.view(shape)
-
-
-def neighbours(position: Tensor, length: int) -> tuple[tuple[Tensor, Tensor], ...]:
-    """The two pixels about a position along one axis, with their bilinear weights."""
-    position = position.clamp(0, length - 1)
-    low = position.floor().long()
-    high = (low + 1).clamp(max=length - 1)
-    weight = position - low
-    return (low, 1 - weight), (high, weight)
+    channels, height, width = total.shape[1:]
+    channel = torch.arange(channels, device=total.device)[:, None, None]
+    plane = image[:, None, None, None] * channels + channel
+    position = plane * (height * width) + index
+    total.view(-1).index_add_(0, position.flatten(), values.flatten())
 
 
 def roi_pool_forward(
@@ -229,14 +193,7 @@ def roi_pool_backward(
     spatial_scale: float,
 ) -> None:
     """Gradient of `roi_pool_forward` for `input`, written into `grad_input`."""
-    batch, channels, height, width = grad_input.shape
-    grad = at_least_float32(grad_output).flatten(2)
-    winner = argmax.flatten(2).long()
-    grad = torch.where(winner >= 0, grad, 0)
-    # (R, C, P * Q) -> one plane of H * W values per image and channel
-    channel = torch.arange(channels, device=grad.device)[None, :, None]
-    plane = rois[:, 0].long()[:, None, None] * channels + channel
-    index = plane * (height * width) + winner.clamp(min=0)
-    flat = grad.new_zeros(batch * channels * height * width)
-    flat.index_add_(0, index.flatten(), grad.flatten())
-    grad_input.copy_(flat.view(batch, channels, height, width))
+    grad = torch.where(argmax >= 0, at_least_float32(grad_output), 0)
+    total = grad.new_zeros(grad_input.shape)
+    _add_at(total, rois[:, 0].long(), argmax.clamp(min=0).long(), grad)
+    grad_input.copy_(total)
