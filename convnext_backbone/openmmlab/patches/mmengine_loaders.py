@@ -42,7 +42,9 @@ def _load_safely(loader: _Loader) -> _Loader:
     def load(filename: str, map_location: Any = None, **options: Any) -> Any:
         try:
             with checkpoint_errors(filename, ADVICE), _weights_only():
-                return loader(filename, map_location=map_location, **options)
+                checkpoint = loader(filename, map_location=map_location, **options)
+                _remove_configs(checkpoint)
+                return checkpoint
         except CheckpointError as error:
             cause, name = error.__cause__, filename.partition("://")[2]
             if isinstance(cause, FileNotFoundError):
@@ -53,6 +55,23 @@ def _load_safely(loader: _Loader) -> _Loader:
             raise
 
     return load
+
+
+def _remove_configs(checkpoint: Any) -> None:
+    """Remove the config's text, which is Python that mmengine would run.
+
+    `Runner.resume` runs `meta["config"]`, and inferencers that are given no config run the other
+    two (mmengine/runner/runner.py, infer/infer.py). They then say that they need a config.
+    """
+    if not isinstance(checkpoint, dict):
+        return
+    hub = checkpoint.get("message_hub")
+    for holder, names in (
+        (checkpoint.get("meta"), ("config", "cfg")),
+        (hub.get("runtime_info") if isinstance(hub, dict) else None, ("cfg",)),
+    ):
+        for name in names if isinstance(holder, dict) else ():
+            holder.pop(name, None)
 
 
 @contextmanager

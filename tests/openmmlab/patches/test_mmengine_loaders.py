@@ -412,3 +412,50 @@ def test_an_object_store_is_read_safely(saved, mark, monkeypatch):
     with pytest.raises(CheckpointError, match=r"refused .*s3://bucket/bad\.pth"):
         mm._load_checkpoint("s3://bucket/bad.pth")
     assert not mark.exists()
+
+
+class Tiny(nn.Module):
+    """A model for a runner."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+
+@pytest.mark.parametrize("place", ["config", "cfg", "hub"])
+def test_a_config_in_a_checkpoint_is_never_executed(place, saved, mark, tmp_path):
+    """What `Runner.resume` and inferencers without a config of their own would run."""
+    from mmengine.infer.infer import BaseInferencer
+    from mmengine.runner import Runner
+
+    text = f"ran = __import__('os').mkdir({str(mark)!r})\nmodel = dict(type='Tiny')\n"
+    checkpoint = training_checkpoint()
+    model = Tiny()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    checkpoint |= {"state_dict": model.state_dict(), "optimizer": optimizer.state_dict()}
+    checkpoint["meta"] = {**checkpoint["meta"], "iter": 1, "seed": 0, "experiment_name": "x"}
+    if place == "hub":
+        checkpoint["message_hub"]["runtime_info"]["cfg"] = text
+    else:
+        checkpoint["meta"][place] = text
+    path = str(saved(checkpoint))
+    with pytest.raises((ValueError, KeyError), match="config"):
+        BaseInferencer._init_model(object.__new__(_Inferencer), {}, path)
+    runner = Runner(
+        model,
+        str(tmp_path / "work"),
+        train_dataloader=torch.utils.data.DataLoader([torch.ones(1)]),
+        train_cfg={"by_epoch": True, "max_epochs": 3},
+        optim_wrapper={"optimizer": optimizer},
+        experiment_name=f"executed_{place}",
+        default_scope=None,
+        default_hooks={"checkpoint": None, "logger": None},
+    )
+    runner.resume(path)
+    assert not mark.exists()
+
+
+class _Inferencer:
+    """Stands for an inferencer without a model of its own."""
+
+    scope = None
