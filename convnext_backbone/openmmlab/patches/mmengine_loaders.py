@@ -66,12 +66,11 @@ def _remove_configs(checkpoint: Any) -> None:
     if not isinstance(checkpoint, dict):
         return
     hub = checkpoint.get("message_hub")
-    for holder, names in (
-        (checkpoint.get("meta"), ("config", "cfg")),
-        (hub.get("runtime_info") if isinstance(hub, dict) else None, ("cfg",)),
-    ):
-        for name in names if isinstance(holder, dict) else ():
-            holder.pop(name, None)
+    info = hub.get("runtime_info") if isinstance(hub, dict) else None
+    for holder in (checkpoint.get("meta"), info):
+        if isinstance(holder, dict):
+            holder.pop("config", None)
+            holder.pop("cfg", None)
 
 
 @contextmanager
