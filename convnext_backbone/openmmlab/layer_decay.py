@@ -182,10 +182,7 @@ def layer_groups(
         if unknown:
             raise ValueError(f"custom_keys[{part!r}] takes {_CUSTOM_OPTIONS}, got {unknown}")
     keys = sorted(sorted(custom_keys), key=len, reverse=True)  # in mmengine's order
-    trunks = [
-        _number_layers(name, trunk.config.depths, decay_type, num_layers)
-        for name, trunk in _find_trunks(model).items()
-    ]
+    trunks = _number_layers(model, decay_type, num_layers)
     outside = max(trunk.num_layers for trunk in trunks) + 1
     undecayed = set(_undecayed_names(model))
     groups: dict[str, LayerGroup] = {}
@@ -208,21 +205,27 @@ def layer_groups(
     return list(groups.values())
 
 
-def _number_layers(
-    name: str, depths: Depths, decay_type: str, num_layers: int | None
-) -> _TrunkLayers:
-    decay = DECAY_TYPES[decay_type]
-    least, default = decay.least(depths), decay.default(depths)
-    if num_layers is None:
-        return _TrunkLayers(name, depths, default, decay)
-    fits = isinstance(num_layers, int) and not isinstance(num_layers, bool)
-    fits = fits and (num_layers == least if decay.exact else num_layers >= least)
-    if not fits:
+def _number_layers(model: nn.Module, decay_type: str, num_layers: int | None) -> list[_TrunkLayers]:
+    decay, numbered = DECAY_TYPES[decay_type], []
+    for name, trunk in model.named_modules():
+        if not isinstance(trunk, ConvNextTrunk):
+            continue
+        depths = trunk.config.depths
+        least, default = decay.least(depths), decay.default(depths)
+        number = default if num_layers is None else num_layers
+        fits = isinstance(number, int) and not isinstance(number, bool)
+        if not fits or number < least or (decay.exact and number > least):
+            raise ValueError(
+                f"num_layers must be {least if decay.exact else f'at least {least}'} for "
+                f"decay_type {decay_type!r} and depths {tuple(depths)} (None takes {default}), "
+                f"got {num_layers!r}"
+            )
+        numbered.append(_TrunkLayers(name, depths, number, decay))
+    if not numbered:
         raise ValueError(
-            f"num_layers must be {least if decay.exact else f'at least {least}'} for decay_type "
-            f"{decay_type!r} and depths {tuple(depths)} (None takes {default}), got {num_layers!r}"
+            f"layer decay needs a ConvNeXt in the model, found none in {type(model).__name__}"
         )
-    return _TrunkLayers(name, depths, num_layers, decay)
+    return numbered
 
 
 def _undecayed_names(model: nn.Module) -> Iterator[str]:
@@ -235,15 +238,6 @@ def _undecayed_names(model: nn.Module) -> Iterator[str]:
                 or _NO_DECAY_NAME.search(name)
             ):
                 yield name
-
-
-def _find_trunks(model: nn.Module) -> dict[str, ConvNextTrunk]:
-    trunks = {n: m for n, m in model.named_modules() if isinstance(m, ConvNextTrunk)}
-    if not trunks:
-        raise ValueError(
-            f"layer decay needs a ConvNeXt in the model, found none in {type(model).__name__}"
-        )
-    return trunks
 
 
 def format_layer_groups(groups: Sequence[LayerGroup], lr: float) -> str:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import deform_conv2d
 
-from .precision import at_least_float32, copy_gradients, gradients
+from .precision import at_least_float32, copy_gradients
 
 
 def deform_conv_forward(
@@ -94,9 +94,9 @@ def deform_conv_backward_parameters(
     convolve = _Convolution((kH, kW), (dH, dW), (padH, padW), (dilationH, dilationW))
     input, offset = at_least_float32(input), at_least_float32(offset)
     # The result is linear in the weight, so any values give its gradient.
-    weight = torch.zeros_like(gradWeight)
-    (grad,) = gradients(lambda w: convolve(input, offset, w), (weight,), gradOutput)
-    gradWeight.add_(grad.to(gradWeight), alpha=scale)
+    grad = torch.zeros_like(gradWeight)
+    copy_gradients(partial(convolve, input, offset), [grad], gradOutput, [grad])
+    gradWeight.add_(grad, alpha=scale)
 
 
 def modulated_deform_conv_forward(

@@ -64,7 +64,7 @@ def _pool(
     offset: Tensor,
 ) -> Tensor:
     """The pooled `(R, C, P, Q)`, differentiable in `features` and `offset`."""
-    rois = rois.to(features.dtype)
+    rois = rois.to(features)
     # (R, 2) as (y, x) -> (R, 2, 1, 1), to broadcast over the bins
     start, step = (part[:, :, None, None] for part in extents(rois, size, spatial_scale, True))
     bins = [torch.arange(count, device=rois.device) for count in size]

@@ -87,11 +87,10 @@ def _row_weight(weight: Tensor, target: Tensor, like: Tensor) -> Tensor:
 
     Compiled mmcv reads past the end of `weight` for background.
     """
-    factors = torch.ones(target.shape, dtype=like.dtype, device=like.device)
     if weight.numel() == 0:
-        return factors
+        return torch.ones_like(target, dtype=like.dtype)
     known = (target >= 0) & (target < len(weight))
-    return torch.where(known, weight.to(like)[target.clamp(0, len(weight) - 1)], factors)
+    return torch.where(known, weight.to(like)[target.clamp(0, len(weight) - 1)], 1)
 
 
 def _target_probability(probabilities: Tensor, target: Tensor) -> Tensor:

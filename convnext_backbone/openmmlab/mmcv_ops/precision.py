@@ -17,10 +17,13 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in _REDUCED else tensor
 
 
-def gradients(
-    function: Callable[..., Tensor], inputs: Sequence[Tensor], grad_output: Tensor
-) -> tuple[Tensor, ...]:
-    """Gradients of `function(*inputs)` for each of `inputs`, in the working precision.
+def copy_gradients(
+    function: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    grad_output: Tensor,
+    targets: Sequence[Tensor],
+) -> None:
+    """Write the gradient of `function(*inputs)` for each of `inputs` into its one of `targets`.
 
     mmcv keeps no graph between its forward and backward calls, so the forward pass runs once
     more. The backward kernels are many times as slow as the forward ones anyway.
@@ -28,15 +31,6 @@ def gradients(
     leaves = [at_least_float32(tensor).detach().requires_grad_() for tensor in inputs]
     with torch.enable_grad():
         output = function(*leaves)
-    return torch.autograd.grad(output, leaves, at_least_float32(grad_output).to(output))
-
-
-def copy_gradients(
-    function: Callable[..., Tensor],
-    inputs: Sequence[Tensor],
-    grad_output: Tensor,
-    targets: Sequence[Tensor],
-) -> None:
-    """Write the `gradients` for each of `inputs` into the tensor at its place in `targets`."""
-    for target, grad in zip(targets, gradients(function, inputs, grad_output), strict=True):
+    grads = torch.autograd.grad(output, leaves, at_least_float32(grad_output).to(output))
+    for target, grad in zip(targets, grads, strict=True):
         target.copy_(grad)
