@@ -15,8 +15,7 @@ __all__ = ["apply_compat", "install_mmcv_ext", "mmcv_ops_provider", "register"]
 def register() -> None:
     """Register the backbone in mmengine's root registry, which mmdet and mmseg both search.
 
-    Also makes the published packages work on a current stack: see mmcv_ops/finder.py and
-    patches/apply.py.
+    Also serves `mmcv._ext` and repairs the published packages.
     """
     from mmengine.registry import MODELS
 

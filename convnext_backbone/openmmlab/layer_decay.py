@@ -69,7 +69,7 @@ def _single_id(depths: Depths, num_layers: int, stage: int, block: int | None) -
 
 
 def _published_num_layers(depths: Depths) -> int:
-    """Return 6 for tiny and 12 for small to huge: the last stage but one counts as several."""
+    # 6 for tiny and 12 for small to huge: the last stage but one counts as several.
     if len(depths) == 1:
         return 1
     return len(depths) - 1 + ceil(depths[-2] / _BLOCKS_PER_LAYER)
@@ -99,8 +99,6 @@ DECAY_TYPES: Mapping[str, DecayType] = {
 
 @dataclass(frozen=True)
 class _TrunkLayers:
-    """The layers of one trunk."""
-
     name: str  # of the trunk in the model, "" for the model itself
     depths: Depths
     num_layers: int
@@ -166,8 +164,7 @@ def layer_groups(
         custom_keys: `{part of a name: dict(lr_mult=..., decay_mult=...)}`. The longest key that
             occurs in a parameter's name applies: `lr_mult` on top of the layer's rate, `decay_mult`
             on `weight_decay` in place of the rule above.
-        bypass_duplicate: Accepted for mmengine's sake; a shared parameter is always grouped once,
-            under its first name.
+        bypass_duplicate: Not used; a shared parameter is grouped once, under its first name.
 
     Raises:
         ValueError: An option is out of its range, `num_layers` does not fit the depths of a trunk,

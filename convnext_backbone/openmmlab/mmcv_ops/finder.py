@@ -34,8 +34,6 @@ class MissingMmcvOpError(RuntimeError):
 
 
 class _MmcvExtLoader(Loader):
-    """Fills the module `mmcv._ext` with the operations of this package."""
-
     def exec_module(self, module: ModuleType) -> None:
         from .table import OPS
 
@@ -49,17 +47,14 @@ class MmcvExtFinder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """See `importlib.abc.MetaPathFinder`."""
+        """Return the spec of `mmcv._ext`, and None for any other name."""
         if fullname != _NAME:
             return None
         return spec_from_loader(fullname, _MmcvExtLoader(), origin="convnext_backbone")
 
 
 def _missing_op(name: str) -> Callable[..., NoReturn]:
-    """Return a function in place of a missing operation: it can be looked up, but not called.
-
-    mmcv looks every operation up when it is imported, so a lookup must not fail.
-    """
+    """Return a function that raises: mmcv looks up every operation when it is imported."""
     if name.startswith("_"):
         raise AttributeError(f"module {_NAME!r} has no attribute {name!r}")
 

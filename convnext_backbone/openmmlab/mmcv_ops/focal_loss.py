@@ -78,18 +78,15 @@ def softmax_focal_loss_backward(
 
 
 def _one_hot(target: Tensor, rows: Tensor) -> Tensor:
-    """Boolean `(R, C)`; a target outside the classes gives a row without a True."""
+    # A target outside the classes gives a row without a True.
     return target[:, None] == torch.arange(rows.shape[1], device=rows.device)
 
 
 def _row_weight(weight: Tensor, target: Tensor, like: Tensor) -> Tensor:
-    """`(R,)` factors: the weight of each row's class; 1 for background or where `weight` is empty.
-
-    Compiled mmcv reads past the end of `weight` for background.
-    """
+    """`(R,)`: the weight of each row's class; 1 for background or where `weight` is empty."""
     if weight.numel() == 0:
         return torch.ones_like(target, dtype=like.dtype)
-    known = (target >= 0) & (target < len(weight))
+    known = (target >= 0) & (target < len(weight))  # compiled mmcv reads past the end
     return torch.where(known, weight.to(like)[target.clamp(0, len(weight) - 1)], 1)
 
 

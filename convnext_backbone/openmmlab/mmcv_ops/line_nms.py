@@ -20,9 +20,8 @@ def line_nms_forward(
     """Keep the lines `(N, 5 + K)` that run close to no better one, at most `top_k`.
 
     A line goes when its mean distance in x to a kept one, over the rows that they share, is less
-    than `thresh`. Returns the indices of the kept lines, best first, filled up with 0 to `(N,)`;
-    how many there are; and `(N,)` the number, from 1, of the kept line that each line is or went
-    for, or 0.
+    than `thresh`. Returns the indices `(N,)` of the kept lines, best first, then 0; how many there
+    are; and for each line the number, from 1, of the kept line that it is or went for, or 0.
     """
     lines = at_least_float32(boxes)
     rows = lines.shape[1] - _FIRST_X

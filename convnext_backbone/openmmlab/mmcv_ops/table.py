@@ -1,7 +1,7 @@
 """mmcv's compiled operations on torchvision and plain torch.
 
 `OPS` is all that the package serves as `mmcv._ext`: the public functions of `_MODULES`. Names and
-signatures are those of `mmcv/ops/csrc/pytorch/pybind.cpp` (mmcv 2.1.0 and onedl-mmcv 2.3.6), output
+arguments are those of `mmcv/ops/csrc/pytorch/pybind.cpp` (mmcv 2.1.0 and onedl-mmcv 2.3.6), output
 tensors are filled in place as there. The functions run on any device that torchvision has kernels
 for; none loops over pixels.
 

@@ -24,13 +24,10 @@ def mmengine_types() -> list[Any]:
     from mmengine.logging.history_buffer import HistoryBuffer
 
     class RestoredBuffer(HistoryBuffer):
-        """Becomes a HistoryBuffer when its state is set.
-
-        The statistics methods in that state are dropped: they would replace those that all buffers
-        share with whatever a file holds.
-        """
+        """Becomes a HistoryBuffer when its state is set."""
 
         def __setstate__(self, state: dict[str, Any]) -> None:
+            # A state's statistics methods would replace those that all buffers share.
             plain = {k: np.array(v) if isinstance(v, np.ndarray) else v for k, v in state.items()}
             super().__setstate__({k: v for k, v in plain.items() if k != "statistics_methods"})
             self.__class__ = HistoryBuffer
