@@ -51,11 +51,7 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def image_size(text: str) -> int | tuple[int, int] | str:
-    """Read a --size.
-
-    Raises:
-        argparse.ArgumentTypeError: It is neither native, nor a side, nor HEIGHTxWIDTH.
-    """
+    """Read a --size: "native", a side or HEIGHTxWIDTH."""
     sides = text.split("x")
     if text == "native":
         return text

@@ -9,6 +9,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from importlib.util import find_spec
@@ -28,8 +29,7 @@ _ONEDL = tuple(
     f"onedl-{name}" for name in ("mmengine", "mmcv", "mmdetection", "mmsegmentation", "mmpretrain")
 )
 _FAMILIES = {"openmmlab": _UPSTREAM, "onedl": _ONEDL}
-# distribution -> the version of mmcv from which on its last release cannot be imported
-_MMCV_LIMITS = {"mmdet": (2, 2), "mmsegmentation": (2, 2)}
+_MMCV_LIMIT = (2, 2)  # from here on the last releases of mmdet and mmseg cannot be imported
 # distribution -> the module that a config imports, each after those that it needs
 _MODULES = {
     "mmengine": "mmengine.runner",
@@ -42,7 +42,9 @@ _MODULES = {
     "mmsegmentation": "mmseg.models",
     "onedl-mmsegmentation": "mmseg.models",
 }
+_REINSTALL_TORCH = "pip install --upgrade --force-reinstall torch torchvision"
 _PLAIN_MMCV = "pip install 'mmcv-lite>=2.1,<2.2'"
+_OPENMMLAB = "pip install 'convnext_backbone[openmmlab]'"
 # module -> the distribution that holds it, where their names differ
 _DISTRIBUTION_OF = {
     "PIL": "pillow",
@@ -61,19 +63,12 @@ _KNOWN_FAILURES = {
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The outcome of a check of one thing.
-
-    Attributes:
-        what: Its name.
-        state: `OK`, `NOTE` or `PROBLEM`.
-        detail: The version, or what is wrong.
-        fix: The line to type, for a problem.
-    """
+    """The outcome of a check of one thing."""
 
     what: str
-    state: str
-    detail: str
-    fix: str = ""
+    state: str  # `OK`, `NOTE` or `PROBLEM`
+    detail: str  # the version, or what is wrong
+    fix: str = ""  # the line to type, for a problem
 
 
 def installed_versions() -> dict[str, str]:
@@ -81,10 +76,8 @@ def installed_versions() -> dict[str, str]:
     names = (*_CORE, *_UPSTREAM, *_ONEDL, *(n for group in _EXTRAS.values() for n in group))
     versions = {}
     for name in names:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return versions
 
 
@@ -99,29 +92,24 @@ def check_core(versions: Mapping[str, str]) -> Iterator[CheckResult]:
             yield CheckResult(name, PROBLEM, "not installed", f"pip install {name}")
 
 
-def check_numpy_bridge(_: Mapping[str, str]) -> Iterator[CheckResult]:
-    """Pass an array to torch and back; a torch built for NumPy 1 cannot with NumPy 2."""
-    try:
-        torch.zeros(1).numpy()
-    except RuntimeError as error:
-        yield CheckResult(
-            "numpy in torch", PROBLEM, first_line(error), "pip install --upgrade torch"
-        )
-    else:
-        yield CheckResult("numpy in torch", OK, "arrays pass")
+def check_torch(_: Mapping[str, str]) -> Iterator[CheckResult]:
+    """Run what fails where torch was built for another NumPy, or torchvision for another torch."""
 
-
-def check_torchvision(_: Mapping[str, str]) -> Iterator[CheckResult]:
-    """Run one of torchvision's own operations; they need the torch they were built for."""
-    try:
+    def run_nms() -> None:
         from torchvision.ops import nms
 
         nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)
-    except (ImportError, RuntimeError, AttributeError) as error:
-        fix = "pip install --upgrade --force-reinstall torch torchvision"
-        yield CheckResult("torchvision's operations", PROBLEM, first_line(error), fix)
-    else:
-        yield CheckResult("torchvision's operations", OK, "run")
+
+    for what, run, detail, fix in (
+        ("numpy in torch", torch.zeros(1).numpy, "arrays pass", "pip install --upgrade torch"),
+        ("torchvision's operations", run_nms, "run", _REINSTALL_TORCH),
+    ):
+        try:
+            run()
+        except (ImportError, RuntimeError, AttributeError) as error:
+            yield CheckResult(what, PROBLEM, first_line(error), fix)
+        else:
+            yield CheckResult(what, OK, detail)
 
 
 def check_families(versions: Mapping[str, str]) -> Iterator[CheckResult]:
@@ -131,9 +119,7 @@ def check_families(versions: Mapping[str, str]) -> Iterator[CheckResult]:
     }
     present = [family for family, names in found.items() if names]
     if not present:
-        detail = (
-            "not installed; `pip install 'convnext_backbone[openmmlab]'` brings mmdet and mmseg"
-        )
+        detail = f"not installed; `{_OPENMMLAB}` brings mmdet and mmseg"
         yield CheckResult("OpenMMLab", NOTE, detail)
         return
     detail = ", ".join(f"{name} {versions[name]}" for family in present for name in found[family])
@@ -154,16 +140,13 @@ def _check_mmcv(versions: Mapping[str, str]) -> Iterator[CheckResult]:
     name = next((name for name in ("mmcv", "mmcv-lite") if name in versions), None)
     if name is None:
         return
-    for user, limit in _MMCV_LIMITS.items():
-        if user in versions and _major_minor(versions[name]) >= limit:
-            below = ".".join(map(str, limit))
-            detail = f"{user} {versions[user]} refuses {name} {versions[name]}: it wants < {below}"
-            yield CheckResult("mmcv", PROBLEM, detail, f"pip install '{name}>=2.1,<{below}'")
-
-
-def _major_minor(version: str) -> tuple[int, ...]:
-    parts = version.split("+")[0].split(".")
-    return tuple(int(part) for part in parts[:2] if part.isdecimal())
+    parts = versions[name].split("+")[0].split(".")[:2]
+    if tuple(int(part) for part in parts if part.isdecimal()) < _MMCV_LIMIT:
+        return
+    for user in ("mmdet", "mmsegmentation"):
+        if user in versions:
+            detail = f"{user} {versions[user]} refuses {name} {versions[name]}: it wants < 2.2"
+            yield CheckResult("mmcv", PROBLEM, detail, f"pip install '{name}>=2.1,<2.2'")
 
 
 def _fix_of_two_families(versions: Mapping[str, str]) -> str:
@@ -172,7 +155,7 @@ def _fix_of_two_families(versions: Mapping[str, str]) -> str:
     if not all(found):
         return ""
     names = " ".join(name for family in found for name in family)
-    return f"pip uninstall -y {names} && pip install 'convnext_backbone[openmmlab]'"
+    return f"pip uninstall -y {names} && {_OPENMMLAB}"
 
 
 def check_openmmlab_imports(versions: Mapping[str, str]) -> Iterator[CheckResult]:
@@ -216,6 +199,7 @@ def _is_onedl(versions: Mapping[str, str]) -> bool:
 
 
 def _mmcv(versions: Mapping[str, str]) -> str:
+    """Return the line that installs the family's mmcv."""
     return "pip install onedl-mmcv" if _is_onedl(versions) else _PLAIN_MMCV
 
 
@@ -259,46 +243,41 @@ def check_caches(_: Mapping[str, str]) -> Iterator[CheckResult]:
 
     folders = {"HF_HOME": Path(HF_HOME), "TORCH_HOME": Path(torch.hub.get_dir()).parent}
     for variable, folder in folders.items():
+        what = f"cache {variable}"
         existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
         if os.access(existing, os.W_OK):
-            yield CheckResult(f"cache {variable}", OK, str(folder))
+            yield CheckResult(what, OK, str(folder))
         else:
-            detail = f"{folder} cannot be written"
-            yield CheckResult(
-                f"cache {variable}", PROBLEM, detail, f"export {variable}=$HOME/.weights"
-            )
+            fix = f"export {variable}=$HOME/.weights"
+            yield CheckResult(what, PROBLEM, f"{folder} cannot be written", fix)
 
 
 def check_devices(_: Mapping[str, str]) -> Iterator[CheckResult]:
     """List the GPUs, and run one image through a small network on every device and dtype."""
-    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        properties = torch.cuda.get_device_properties(index)
-        memory = properties.total_memory / 2**30
-        detail = f"{properties.name}, {memory:.0f} GiB, sm_{properties.major}{properties.minor}"
-        yield CheckResult(f"cuda:{index}", OK, f"{detail}, CUDA {torch.version.cuda}")
-    yield from _check_gpu()
-    devices = [torch.device("cpu")]
+    devices = ["cpu"]
     if torch.cuda.is_available():
-        devices += [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
-    elif torch.backends.mps.is_available():
-        devices.append(torch.device("mps"))
-    for device in devices:
-        yield self_test(device)
-
-
-def _check_gpu() -> Iterator[CheckResult]:
-    if torch.cuda.is_available():
-        return
-    if not Path("/proc/driver/nvidia/version").exists():
-        yield CheckResult("GPU", NOTE, "none: everything runs on the CPU")
-    elif torch.version.cuda is None:
-        detail = "there is an NVIDIA driver, but this torch is built for the CPU"
-        yield CheckResult("GPU", PROBLEM, detail, "pip install --force-reinstall torch torchvision")
+        for index in range(torch.cuda.device_count()):
+            p = torch.cuda.get_device_properties(index)
+            detail = f"{p.name}, {p.total_memory / 2**30:.0f} GiB, sm_{p.major}{p.minor}"
+            yield CheckResult(f"cuda:{index}", OK, f"{detail}, CUDA {torch.version.cuda}")
+            devices.append(f"cuda:{index}")
     else:
-        detail = (
-            f"there is an NVIDIA driver, but torch built for CUDA {torch.version.cuda} sees no GPU"
-        )
-        yield CheckResult("GPU", PROBLEM, detail, "nvidia-smi")
+        yield _explain_missing_gpu()
+        if torch.backends.mps.is_available():
+            devices.append("mps")
+    for device in devices:
+        yield self_test(torch.device(device))
+
+
+def _explain_missing_gpu() -> CheckResult:
+    if not Path("/proc/driver/nvidia/version").exists():
+        return CheckResult("GPU", NOTE, "none: everything runs on the CPU")
+    detail = "there is an NVIDIA driver, but "
+    if torch.version.cuda is None:
+        fix = "pip install --force-reinstall torch torchvision"
+        return CheckResult("GPU", PROBLEM, f"{detail}this torch is built for the CPU", fix)
+    detail += f"torch built for CUDA {torch.version.cuda} sees no GPU"
+    return CheckResult("GPU", PROBLEM, detail, "nvidia-smi")
 
 
 def self_test(device: torch.device) -> CheckResult:
@@ -313,18 +292,17 @@ def self_test(device: torch.device) -> CheckResult:
     x, y = torch.arange(96.0)[:, None], torch.arange(128.0)[None]
     image = torch.stack([x + 0 * y, y + 0 * x, (x * y) % 256]).to(torch.uint8)
     fx = FeatureExtractor(backbone, device=device, size="native", num_workers=0)
-    fix = "pip install --upgrade --force-reinstall torch torchvision"
     try:
         features = fx.run_one(image)
     except RuntimeError as error:
-        return CheckResult(what, PROBLEM, first_line(error), fix)
+        return CheckResult(what, PROBLEM, first_line(error), _REINSTALL_TORCH)
     with torch.inference_mode():
         exact = backbone.double()(fx.prepare(image).double()[None])
     pairs = zip(features.values(), exact, strict=True)
     off = max(float((got.double() - want[0]).abs().max()) for got, want in pairs)
     if not off <= _TOLERANCE:  # also when it is nan
         detail = f"features are off by {off:.2g}, allowed is {_TOLERANCE:g}"
-        return CheckResult(what, PROBLEM, detail, fix)
+        return CheckResult(what, PROBLEM, detail, _REINSTALL_TORCH)
     halves = ", ".join(name for name in ("bfloat16", "float16") if _runs(backbone, name, device))
     return CheckResult(what, OK, f"off by {off:.1e}; also runs in {halves or 'no half precision'}")
 
@@ -342,8 +320,7 @@ def _runs(backbone: torch.nn.Module, dtype: str, device: torch.device) -> bool:
 # Each takes the installed versions by distribution.
 CHECKS: tuple[Callable[[Mapping[str, str]], Iterator[CheckResult]], ...] = (
     check_core,
-    check_numpy_bridge,
-    check_torchvision,
+    check_torch,
     check_families,
     check_openmmlab_imports,
     check_extras,

@@ -79,11 +79,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _read_rank() -> tuple[int, int]:
-    """Return (rank, world size) from torchrun's environment variables; (0, 1) without them.
-
-    Raises:
-        ValueError: The variables are not those of a torchrun process.
-    """
+    """Return (rank, world size) from torchrun's variables, (0, 1) without them, else ValueError."""
     rank, world_size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
     values = (rank or "0", world_size or "1")
     if all(value.isdecimal() for value in values):

@@ -22,16 +22,10 @@ _Result = TypeVar("_Result")
 def prepare_ahead(
     prepare: Callable[[_Item], _Result], items: Iterator[_Item], length: int, workers: int
 ) -> Generator[list[_Result]]:
-    """Yield what `prepare` makes of the items, in order, `length` of them at a time.
+    """Yield lists of `length` results of `prepare`, in order; the last may be shorter.
 
-    While one list is in use, the threads work on the items of the next one. An error of `prepare`
-    is raised when its turn comes.
-
-    Args:
-        prepare: What is done to an item.
-        items: Where items come from; they are taken in this thread.
-        length: Items in a list; the last may be shorter.
-        workers: Threads; with 0 the caller's own prepares in between.
+    Threads prepare the next list while one is in use; with 0 `workers` the caller's own prepares in
+    between. An error of `prepare` is raised when its turn comes.
     """
     if workers == 0:
         while window := [prepare(item) for item in islice(items, length)]:
@@ -58,9 +52,8 @@ def prepare_ahead(
 def compute_with(workers: int) -> Iterator[Compute]:
     """Give the function that maps batches to results: `map`, or that of a pool of threads.
 
-    Args:
-        workers: Batches computed at a time, each with one thread, so that the rounding does not
-            depend on their number; 0 computes one at a time with all the threads of torch.
+    Each thread computes one batch at a time, so the rounding does not depend on their number; with
+    0 `workers` all threads of torch compute one batch.
     """
     if workers == 0:
         yield map

@@ -44,10 +44,8 @@ _VERSIONS = ("torchvision", "numpy", "Pillow", "safetensors")
 class Features(dict[str, Tensor]):
     """The features of one image by name: maps (C, H, W), or vectors (C,) when pooled.
 
-    Attributes:
-        index: The position of the image in the source.
-        name: Its path, or its position.
-        image_size: Its (height, width) as the network saw it, without padding.
+    `index` is its position in the source, `name` its path or position, `image_size` its (height,
+    width) as the network saw it, without padding.
     """
 
     def __init__(
@@ -61,19 +59,14 @@ class Features(dict[str, Tensor]):
 
 @dataclass(frozen=True)
 class Failure:
-    """What stands in the place of the features of an image that could not be used.
+    """Takes the place of the features of an image that could not be used.
 
     It is false, as features never are: `if result:` tells them apart.
-
-    Attributes:
-        index: The position of the image in the source.
-        name: Its path, or its position.
-        reason: Why it could not be used, in one line.
     """
 
     index: int
     name: str
-    reason: str
+    reason: str  # in one line
 
     def __bool__(self) -> bool:
         return False
@@ -299,12 +292,7 @@ class FeatureExtractor:
         return self.run_one(images) if is_single(images) else list(self.stream(images))
 
     def run_one(self, image: Any) -> Features:
-        """Return the features of one image, as a call does.
-
-        Raises:
-            ValueError: It cannot be read.
-            TypeError: It is not an image.
-        """
+        """Return the features of one image, with the errors of a call."""
         (result,) = self.stream(image)
         if isinstance(result, Failure):
             raise ValueError(str(result))
@@ -330,11 +318,7 @@ class FeatureExtractor:
     def prepare(self, image: Any) -> Tensor:
         """Return one image as the network sees it, (C, H, W), normalised and not yet padded.
 
-        It may be given back as `{"pixel_values": prepared}`, to compute its features.
-
-        Raises:
-            ValueError: It cannot be read.
-            TypeError: It is not an image.
+        Given back as `{"pixel_values": prepared}`, its features are computed. Errors: as in a call.
         """
         return self._pixels(as_item(0, image))
 

@@ -39,16 +39,10 @@ _RESAMPLE_CODES = {"nearest": 0, "bilinear": 2, "bicubic": 3}  # timm's name -> 
 
 @dataclass(frozen=True)
 class Network:
-    """A network and how its images are prepared.
+    """A network and how its images are prepared."""
 
-    Attributes:
-        name: What it came from.
-        model: The extractor's own copy; it computes the outputs that were asked for.
-        processor: What belongs to the weights.
-    """
-
-    name: str
-    model: _Model
+    name: str  # of the source
+    model: _Model  # the extractor's own copy, which computes the outputs asked for
     processor: ConvNextImageProcessor
 
 
@@ -58,13 +52,7 @@ def build_network(
     output: OutputOptions,
     load_options: Mapping[str, Any],
 ) -> Network:
-    """Build and load the network that a source describes; a module is copied.
-
-    Args:
-        source: Weights, a module of this package, or the OpenMMLab config of `checkpoint`.
-        checkpoint: The checkpoint of an OpenMMLab config.
-        output: The features that are asked for.
-        load_options: Options of `load_weights`.
+    """Build and load the network of weights, a module (copied) or the config of `checkpoint`.
 
     Raises:
         ValueError: The source does not fit what is asked of it.
@@ -152,10 +140,9 @@ def _from_openmmlab(
 
 
 def _processor_of(weights: NativeWeights, config: ConvNextConfig) -> ConvNextImageProcessor:
-    """Find how images are prepared for weights.
+    """Return the processor that belongs to weights, else ImageNet's.
 
-    The order is: the preprocessor_config.json beside them, the catalogue, timm's config.json beside
-    them, ImageNet's values.
+    First the preprocessor_config.json beside them, then the catalogue, then timm's config.json.
     """
     unreachable = None
     try:

@@ -1,7 +1,6 @@
-"""The arguments of FeatureExtractor in three groups; each value is checked in its own group.
+"""The arguments of FeatureExtractor, described there, in three groups that check their values.
 
-The fields are described where users read of them, in `FeatureExtractor`. A new option is a field
-here, an argument there and the code that reads the field.
+A new option is a field here, an argument there and the code that reads the field.
 """
 
 import os
@@ -27,11 +26,7 @@ Size = int | tuple[int, int] | str | None
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """Which features, and in which form.
-
-    Raises:
-        ValueError: A value is out of its range, or outputs are chosen for "cls".
-    """
+    """Which features, and in which form; ValueError for a value out of its range."""
 
     out_features: Sequence[str] | str | None = None
     out_indices: Sequence[int] | None = None
@@ -80,11 +75,7 @@ class ImageOptions:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How the network is run.
-
-    Raises:
-        ValueError: A value is out of its range.
-    """
+    """How the network is run; ValueError for a value out of its range."""
 
     dtype: torch.dtype
     device: torch.device
@@ -107,16 +98,12 @@ class RunOptions:
 
 
 def default_workers() -> int:
-    """Return how many threads decode images where the user does not say."""
+    """Return the default number of threads that decode images."""
     return min(4, os.cpu_count() or 1)
 
 
 def read_size(size: Any) -> Size:
-    """Return None, "native", a side or (height, width).
-
-    Raises:
-        ValueError: `size` is none of these.
-    """
+    """Return None, "native", a side or (height, width); ValueError for anything else."""
     if isinstance(size, Sequence) and not isinstance(size, str) and len(size) == 2:
         return check_min("size", size[0], 1), check_min("size", size[1], 1)
     if size is None or size == NATIVE:
@@ -127,11 +114,7 @@ def read_size(size: Any) -> Size:
 
 
 def read_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    """Return a dtype of `DTYPES`, given itself or its name.
-
-    Raises:
-        ValueError: It is not one of them.
-    """
+    """Return a dtype of `DTYPES`, given itself or its name; ValueError for any other."""
     if isinstance(dtype, str):
         check_choice("dtype", dtype, tuple(DTYPES))
         return DTYPES[dtype]
@@ -140,11 +123,7 @@ def read_dtype(dtype: torch.dtype | str) -> torch.dtype:
 
 
 def read_device(device: torch.device | str | None) -> torch.device:
-    """Return a device that a tensor was put on; None takes CUDA where there is one, else the CPU.
-
-    Raises:
-        ValueError: It cannot be used.
-    """
+    """Return a device that works, else ValueError; None takes CUDA where there is one."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

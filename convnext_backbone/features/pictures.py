@@ -38,19 +38,10 @@ Point = tuple[float, float]  # (x, y), in pixels of the image as the network saw
 
 
 def pca_maps(maps: Sequence[Tensor]) -> list[Tensor]:
-    """Project maps on the first three principal components of all their pixels together.
+    """Project maps (C, H, W) of one feature on the first three components of all their pixels.
 
-    One basis for all images makes one colour mean one thing in all of them.
-
-    Args:
-        maps: Maps (C, H, W) of one feature; sizes may differ.
-
-    Returns:
-        For each a (3, H, W) within 0 .. 1: the components, clipped at their 1st and 99th
-        percentile over all images. Fewer than three channels leave the others at 0.
-
-    Raises:
-        ValueError: There is no map, or the maps differ in their channels.
+    One basis for all images gives a colour one meaning. Each result is (3, H, W) within 0 .. 1,
+    clipped at the 1st and 99th percentile over all images. Missing components are 0.
     """
     channels = {x.shape[0] for x in maps}
     if len(channels) != 1:
@@ -75,16 +66,7 @@ def activation_map(x: Tensor) -> Tensor:
 
 
 def similarity_map(x: Tensor, row: int, column: int) -> Tensor:
-    """Return the cosine of every pixel's feature vector with that of one pixel, as (H, W).
-
-    Args:
-        x: A map (C, H, W).
-        row: Of the one pixel, in the map.
-        column: Of the one pixel, in the map.
-
-    Raises:
-        ValueError: The pixel lies outside the map.
-    """
+    """Return the cosine of every pixel's vector with that of one pixel of a map, as (H, W)."""
     height, width = x.shape[1:]
     if not (0 <= row < height and 0 <= column < width):
         raise ValueError(f"a pixel must lie in the map of {height}x{width}, got ({row}, {column})")
@@ -97,23 +79,14 @@ def similarity_map(x: Tensor, row: int, column: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture of a figure.
+    """One picture of a figure."""
 
-    Attributes:
-        pixels: Colours (H, W, 3), in 8 bits.
-        title: What it shows.
-        scale: The values of the lowest and the highest colour; None for pictures without a scale.
-        mark: A point (x, y) to mark, in pixels of the image.
-        cell: The side of one pixel of `pixels`, in pixels of the image.
-        size: The (height, width) of the image, which the last cells may exceed.
-    """
-
-    pixels: np.ndarray
+    pixels: np.ndarray  # (H, W, 3) in 8 bits
     title: str
-    scale: tuple[float, float] | None = None
-    mark: tuple[float, float] | None = None
-    cell: int = 1
-    size: tuple[int, int] | None = None
+    scale: tuple[float, float] | None = None  # values of the lowest and the highest colour
+    mark: Point | None = None
+    cell: int = 1  # side of one of `pixels`, in pixels of the image
+    size: tuple[int, int] | None = None  # (height, width) of the image; last cells may exceed it
 
     def enlarged(self) -> np.ndarray:
         """Return the colours at the size of the image."""
@@ -151,17 +124,10 @@ def image_panel(extractor: FeatureExtractor, prepared: Tensor, title: str) -> Pa
 
 @dataclass(frozen=True)
 class Scene:
-    """One image with its features, ready to be drawn.
-
-    Attributes:
-        name: What to call it.
-        shown: The image as the network saw it.
-        features: Its maps by name.
-        strides: Their strides by name, in pixels.
-    """
+    """One image with its features (C, H, W), ready to be drawn."""
 
     name: str
-    shown: Panel
+    shown: Panel  # the image as the network saw it
     features: Mapping[str, Tensor]
     strides: Mapping[str, int]
 
@@ -172,12 +138,7 @@ class Scene:
 
 
 def make_scene(extractor: FeatureExtractor, image: Any, name: str) -> Scene:
-    """Compute the features of one image.
-
-    Raises:
-        ValueError: The image cannot be read, or the extractor pools its maps.
-        TypeError: It is no image.
-    """
+    """Compute the features of one image; an error names the image."""
     pool = extractor.output_options.pool
     if pool is not None:
         raise ValueError(f"pictures need maps, got an extractor with pool={pool!r}")
@@ -250,17 +211,11 @@ def _check_point(point: Point | None, scene: Scene) -> Point:
 
 @dataclass(frozen=True)
 class DrawingMethod:
-    """A way to draw a feature of several images.
+    """A way to draw a feature of several images."""
 
-    Attributes:
-        label: Its name on the page.
-        legend: What the colours mean, for the page.
-        draw: Makes a panel an image out of (images, name of the feature, point).
-    """
-
-    label: str
-    legend: str
-    draw: Callable[[Sequence[Scene], str, Point | None], list[Panel]]
+    label: str  # its name on the page
+    legend: str  # what the colours mean, for the page
+    draw: Callable[[Sequence[Scene], str, Point | None], list[Panel]]  # of scenes, feature, point
 
 
 # A new method is one entry; the command line and the page take it from here.
@@ -276,16 +231,10 @@ METHODS = {
 def draw_panels(
     scenes: Sequence[Scene], feature: str, method: str, point: Point | None = None
 ) -> list[Panel]:
-    """Draw one feature of several images.
+    """Draw one feature of several images by a method of `METHODS`.
 
-    Args:
-        scenes: The images.
-        feature: The name of the feature.
-        method: A key of `METHODS`. "pca" and "activation" share their basis and scale.
-        point: Where "similarity" looks from: (x, y) in pixels of the image as the network saw it.
-
-    Raises:
-        ValueError: The feature or the method is unknown, or the point is missing or outside.
+    "pca" and "activation" share their basis and scale among the images. ValueError for an unknown
+    feature or method, and for a `point` that is missing or outside.
     """
     check_choice("method", method, METHODS)
     for scene in scenes:
@@ -366,17 +315,11 @@ def visualize(
     methods: Sequence[str] = ("pca", "activation"),
     point: Point | None = None,
 ) -> Image.Image:
-    """Draw every feature of images by every method: a row for each image and method.
+    """Draw every feature of images (by the name to show): a row for each image and method.
 
     Example:
         >>> fx = FeatureExtractor("my-backbone", out_features="stages", size="native", norm=False)
         >>> visualize(fx, {"cat": "cat.jpg"}, ["pca", "similarity"], (120, 80)).save("cat.png")
-
-    Args:
-        extractor: What computes the features; it must give maps.
-        images: Images by the name to show.
-        methods: Keys of `METHODS`.
-        point: Where "similarity" looks from: (x, y) in pixels of the image as the network saw it.
 
     Raises:
         ValueError: An image cannot be read, or an argument is out of its range.

@@ -47,16 +47,7 @@ class _RefusedError(Exception):
 
 
 class FeatureServer(ThreadingHTTPServer):
-    """The page's server on this machine; `serve_forever()` runs it.
-
-    Args:
-        extractor: What computes the features; it must give maps.
-        port: 0 takes a free one, see `server_port`.
-
-    Raises:
-        OSError: The port is taken.
-        ValueError: It is not a port.
-    """
+    """The page's server on this machine; `serve_forever()` runs it, port 0 takes a free port."""
 
     daemon_threads = True
 
@@ -74,11 +65,7 @@ class FeatureServer(ThreadingHTTPServer):
             ) from error
 
     def add_bytes(self, data: bytes, name: str) -> str:
-        """Compute the features of an image file and return the key that they are kept under.
-
-        Raises:
-            ValueError: The bytes are not an image, or not one that the network can take.
-        """
+        """Compute the features of an image file (ValueError if unusable); return their key."""
         key = hashlib.sha256(b"\0".join((name.encode(errors="replace"), data))).hexdigest()[:16]
         image = load_image(io.BytesIO(data), name)
         with self._lock:
@@ -90,11 +77,7 @@ class FeatureServer(ThreadingHTTPServer):
         return key
 
     def scene(self, key: str) -> Scene:
-        """Return an image that is kept.
-
-        Raises:
-            KeyError: It is not kept, or no longer.
-        """
+        """Return an image that is kept; KeyError if it is not, or no longer."""
         with self._lock:
             return self._scenes[key]
 

@@ -49,18 +49,7 @@ _MAX_IMAGES = 4096  # of a shard, however small their features are
 class FeatureStore(Mapping[str, dict[str, Tensor]]):
     """The features of a folder by image name, each read when it is accessed.
 
-    Example:
-        >>> store = load_features("features")
-        >>> store["cat.jpg"]["stage4"].shape
-        torch.Size([768, 7, 7])
-
-    Attributes:
-        directory: The folder.
-        manifest: The contents of manifest.json.
-
-    Raises:
-        FileNotFoundError: The folder holds no features, or is not finished.
-        ValueError: It is of another format.
+    See `load_features`; `manifest` holds the contents of manifest.json.
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
@@ -100,11 +89,7 @@ class FeatureStore(Mapping[str, dict[str, Tensor]]):
         return {failure["file"]: failure["reason"] for failure in self.manifest["failures"]}
 
     def load(self, name: str, feature: str) -> Tensor:
-        """Return one feature of one image.
-
-        Raises:
-            KeyError: There is no such image or feature.
-        """
+        """Return one feature of one image; KeyError if there is no such image or feature."""
         if name not in self._shard_of:
             reason = self.failures.get(name)
             raise KeyError(f"no features of image {name!r}" + (f": {reason}" if reason else ""))
@@ -113,11 +98,7 @@ class FeatureStore(Mapping[str, dict[str, Tensor]]):
         return self._handle(self._shard_of[name]).get_tensor(f"{feature}/{name}")
 
     def stack(self, feature: str, names: Sequence[str] | None = None) -> Tensor:
-        """Return one feature of several images (all, when not given) as one tensor (N, ...).
-
-        Raises:
-            ValueError: The maps differ in size.
-        """
+        """Return one feature of several images (default: all) as one tensor (N, ...)."""
         tensors = [self.load(name, feature) for name in (self if names is None else names)]
         shapes = sorted({tuple(t.shape) for t in tensors})
         if len(shapes) != 1:
@@ -125,11 +106,7 @@ class FeatureStore(Mapping[str, dict[str, Tensor]]):
         return torch.stack(tensors)
 
     def verify(self) -> None:
-        """Compare every shard with its hash.
-
-        Raises:
-            ValueError: A shard is missing or damaged.
-        """
+        """Compare every shard with its hash; ValueError if any is missing or damaged."""
         bad = [
             shard["file"]
             for shard in self.manifest["shards"]
@@ -190,25 +167,15 @@ def _read_finished(directory: Path, name: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ExtractionResult:
-    """What a run of `extract_features` did.
+    """What a run of `extract_features` did."""
 
-    Attributes:
-        complete: Whether every shard is there, those of other processes included.
-        images: Images with features, in all shards that are there.
-        failures: The images that could not be read, and why.
-        kept: Shards that were finished before.
-        written: Shards that this process wrote.
-        seconds: Time that writing them took, decoding and the network included.
-        processed: Images that this process worked on.
-    """
-
-    complete: bool
-    images: int
-    failures: Mapping[str, str]
-    kept: int
-    written: int
-    seconds: float
-    processed: int
+    complete: bool  # every shard is there, those of other processes included
+    images: int  # with features, in all shards that are there
+    failures: Mapping[str, str]  # name -> why the image could not be read
+    kept: int  # shards that were finished before
+    written: int  # shards that this process wrote
+    seconds: float  # that writing them took, decoding and the network included
+    processed: int  # images that this process worked on
 
 
 def extract_features(
@@ -232,8 +199,8 @@ def extract_features(
         images: The images by the name under which their features are kept.
         out: The folder.
         shard_bytes: Size at which a shard is closed.
-        rank: Which of the processes that share the work this one is.
-        world_size: How many they are. The one that writes the last shard finishes the folder; if
+        rank: Number of this process among those that share the work.
+        world_size: Number of processes. The one that writes the last shard finishes the folder; if
             one of them is lost, the same command goes on from the shards that are there.
         progress: Show a bar with the rate and the time left.
 

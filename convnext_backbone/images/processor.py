@@ -61,7 +61,7 @@ class BatchFeature(UserDict[str, Any]):
         raise AttributeError(f"BatchFeature has {list(self.data)}, got {name!r}")
 
     def to(self, *args: Any, **kwargs: Any) -> "BatchFeature":
-        """Return the same with every tensor sent through `Tensor.to`; whole numbers stay whole."""
+        """Return the same with every tensor sent through `Tensor.to`; integers keep their dtype."""
         places = [a for a in args if not isinstance(a, torch.dtype)]
         place = {k: v for k, v in kwargs.items() if k != "dtype"}
 
@@ -193,12 +193,9 @@ class ConvNextImageProcessor:
         *,
         num_channels: int | None = None,
     ) -> Tensor:
-        """Return one image as (C, H, W), upright and with the channels that are wanted.
+        """Return one image (Pillow, array, tensor or path) as an upright (C, H, W).
 
-        Args:
-            image: A Pillow image, an array or tensor of 2 or 3 axes, or a path.
-            device: Where to; None leaves a tensor where it is.
-            num_channels: The channels that the network takes, where `image_mean` does not fix them.
+        `num_channels` are those that the network takes, for where `image_mean` does not fix them.
 
         Raises:
             ValueError: The image cannot be read, or its values or channels do not fit.
@@ -224,7 +221,7 @@ class ConvNextImageProcessor:
         return x.contiguous() if device is None else x.contiguous().to(device)
 
     def _wanted_channels(self, num_channels: int | None) -> int | None:
-        """Return how many channels a prepared image must have; None where any number will do."""
+        """Return the channels of a prepared image; None where any number will do."""
         if self.do_convert_rgb:
             return 3
         if self.do_normalize and isinstance(self.image_mean, tuple):
@@ -272,8 +269,7 @@ class ConvNextImageProcessor:
     def plan(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Return the (height, width) that an image is resized to, and those that it is cut to.
 
-        Raises:
-            ValueError: The image is so narrow that the resized one would not fit into memory.
+        ValueError where the image is so narrow that the resized one would not fit into memory.
         """
         side = self.size["shortest_edge"]
         squash = side >= _SQUASH_FROM if self.squash is None else self.squash
@@ -347,10 +343,7 @@ class ConvNextImageProcessor:
     def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> "ConvNextImageProcessor":
         """Build a processor from the contents of a preprocessor_config.json.
 
-        Entries that say nothing about the arithmetic are left out.
-
-        Raises:
-            ValueError: The file asks for a step that this processor does not have.
+        Entries without effect on the arithmetic are left out; ValueError for an unknown step.
         """
         unknown = {k: values[k] for k in ("do_center_crop", "do_pad") if values.get(k)}
         if unknown:

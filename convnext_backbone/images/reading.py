@@ -2,9 +2,8 @@
 
 What Pillow would make unusable is converted: palettes, transparency, 16 bits, EXIF orientation.
 
-Of 16-bit values the high byte is kept, since the type stands for its whole range. Where no value
-lies above 255, they are taken for 8-bit values in a wider type, as in transformers, with a warning,
-since that is a guess.
+Of 16-bit values the high byte is kept. Where no value lies above 255, they are taken for 8-bit
+values in a wider type, as in transformers, with a warning, since that is a guess.
 
 Axes: C channels, H height, W width, in pixels.
 """
@@ -24,11 +23,7 @@ _FEW = 1 << 12  # 16-bit values below have at most 16 levels in their high byte:
 
 
 def load_image(source: str | os.PathLike[str] | BinaryIO, name: str | None = None) -> Image.Image:
-    """Read an image file whole, upright.
-
-    Args:
-        source: A path, or an open file.
-        name: What errors call it; the path when not given.
+    """Read an image file whole, upright; errors call it `name`, or by its path.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -74,12 +69,7 @@ def flatten(images: Any) -> Iterator[Any]:
 
 
 def as_tensor(image: Any) -> Tensor:
-    """Return an array as a uint8 or floating-point tensor.
-
-    Raises:
-        TypeError: It is neither an array nor a tensor, or of a type that holds no image.
-        ValueError: Its values are no pixel values.
-    """
+    """Return an array or tensor, if it may be an image, as uint8 or floating point."""
     if isinstance(image, np.ndarray):
         if image.dtype.kind not in "uif":
             raise TypeError(f"an image must hold numbers, got an array of {image.dtype}")
@@ -130,14 +120,8 @@ def _narrow(x: Tensor) -> Tensor:
 def to_chw(x: Tensor, data_format: str | None, num_channels: int | None = None) -> Tensor:
     """Return an image of 2 or 3 axes as (C, H, W).
 
-    Args:
-        x: The image.
-        data_format: Where its channels are; None looks for an axis of 1, 3 or 4 of them, or of
-            `num_channels` where that is another number, the first axis first.
-        num_channels: The number of channels that is expected.
-
-    Raises:
-        ValueError: It has another number of axes, or no such axis.
+    Without a `data_format`, its channels are the first axis of 1, 3 or 4, or of `num_channels`
+    where that is another number.
     """
     if x.ndim == 2:
         return x[None]
@@ -158,11 +142,7 @@ def to_chw(x: Tensor, data_format: str | None, num_channels: int | None = None) 
 
 
 def to_eight_bits(image: Image.Image) -> Image.Image:
-    """Narrow 16-bit grey to 8 bits; Pillow's own conversion would clip it to white.
-
-    Raises:
-        ValueError: The range of the values is not known.
-    """
+    """Narrow 16-bit grey to 8 bits; Pillow's own conversion would clip it to white."""
     if image.mode == "F":
         raise ValueError("an image of mode F has no known range: convert it to 8 bits first")
     if not image.mode.startswith("I"):

@@ -23,21 +23,13 @@ _TURNED = (5, 6, 7, 8)  # its values that swap height and width
 
 @dataclass(frozen=True)
 class ImageItem:
-    """One image to work on.
+    """One image to work on."""
 
-    Attributes:
-        index: Its position in the source.
-        name: The path, or the position where there is none.
-        image: What `ConvNextImageProcessor` takes, or the ready tensor (C, H, W).
-        ready: The image has been processed already.
-        dataset: Where `image` is still to be taken from, at `index`.
-    """
-
-    index: int
-    name: str
-    image: Any
-    ready: bool = False
-    dataset: Any = None
+    index: int  # its position in the source
+    name: str  # its path, or its position
+    image: Any  # what ConvNextImageProcessor takes, or the processed tensor (C, H, W)
+    ready: bool = False  # processed already
+    dataset: Any = None  # where `image` is still to be taken from, at `index`
 
     def fetch(self) -> "ImageItem":
         """Return the item with its image taken out of the dataset."""
@@ -48,11 +40,7 @@ def find_images(source: str | os.PathLike[str]) -> list[Path]:
     """List the images of a folder (with all below it), a glob or a single file, sorted.
 
     Files of a folder count as images by their suffix, files of a glob all do. Dangling symlinks are
-    included; the reader raises for them.
-
-    Raises:
-        FileNotFoundError: There is no such file or folder.
-        ValueError: The folder or the glob holds no image, or the source is empty.
+    included; the reader raises for them. Nothing found: FileNotFoundError or ValueError.
     """
     check_source(source)
     path = Path(source)
@@ -76,12 +64,8 @@ def find_images(source: str | os.PathLike[str]) -> list[Path]:
 def name_images(sources: Sequence[str | os.PathLike[str]]) -> tuple[Path, dict[str, Path]]:
     """Return the folder that images have in common, and each image by its path inside it.
 
-    Args:
-        sources: Folders, globs and image files; an image that several of them hold is there once.
-
-    Raises:
-        FileNotFoundError: There is no such file or folder.
-        ValueError: A folder or a glob holds no image, or a name is not Unicode.
+    The sources are folders, globs and image files; an image that several of them hold is there
+    once. Raises as `find_images` does, and ValueError for a name that is not Unicode.
     """
     paths = dict.fromkeys(path.absolute() for source in sources for path in find_images(source))
     folders = [Path(source).absolute() for source in sources if Path(source).is_dir()]
@@ -101,11 +85,7 @@ def _is_file(path: Path) -> bool:
 
 
 def is_single(source: Any) -> bool:
-    """Return whether a source is one image rather than a collection of them.
-
-    Raises:
-        ValueError: The source is the empty path.
-    """
+    """Return whether a source is one image rather than a collection; ValueError if it is empty."""
     if isinstance(source, str | os.PathLike):
         check_source(source)
         return not Path(source).is_dir() and (
@@ -131,11 +111,7 @@ def expand(source: Any) -> Any:
 
 
 def iter_items(source: Any) -> Iterator[ImageItem]:
-    """Yield the items of a collection; see `expand`.
-
-    Raises:
-        TypeError: The source is no collection, or an entry holds no image.
-    """
+    """Yield the items of a collection, see `expand`; TypeError for anything else."""
     if _is_dataset(source):
         # Entries are fetched where images are decoded, so that one that fails costs no other.
         yield from (ImageItem(i, str(i), None, dataset=source) for i in range(len(source)))
@@ -154,14 +130,11 @@ def _is_dataset(source: Any) -> bool:
 
 
 def as_item(index: int, entry: Any) -> ImageItem:
-    """Take the image out of what a list or a dataset gives.
+    """Take the image out of an entry of a list or a dataset; TypeError if there is none.
 
     A tuple gives its first value, as in (image, label). A dict gives `pixel_values` (C, H, W) or
-    (1, C, H, W) as they are,
-    mmengine's `inputs` (BGR, 0 .. 255) in RGB order, or the first of `image`, `img`, `jpg`, `png`.
-
-    Raises:
-        TypeError: The entry holds no image.
+    (1, C, H, W) as they are, mmengine's `inputs` (BGR, 0 .. 255) in RGB order, or the first of
+    `image`, `img`, `jpg`, `png`.
     """
     if isinstance(entry, tuple) and entry:
         entry = entry[0]
@@ -175,21 +148,15 @@ def as_item(index: int, entry: Any) -> ImageItem:
         image = pixels[0] if pixels.ndim == 4 and len(pixels) == 1 else pixels
         return ImageItem(index, str(index), image, ready=True)
     if isinstance(entry.get("inputs"), Tensor):
-        return ImageItem(index, _mm_name(index, entry), _bgr_to_rgb(entry["inputs"]))
+        name = getattr(entry.get("data_samples"), "img_path", None)
+        image = entry["inputs"]
+        image = image.flip(0) if image.ndim == 3 and image.shape[0] == 3 else image  # BGR to RGB
+        return ImageItem(index, str(index if name is None else name), image)
     key = next((key for key in _IMAGE_KEYS if entry.get(key) is not None), None)
     if key is None:
         raise TypeError(f"entry {index} holds no image, got a dict of {list(entry)}")
     name = getattr(entry[key], "filename", "") or index
     return ImageItem(index, str(name), entry[key])
-
-
-def _mm_name(index: int, entry: Mapping[str, Any]) -> str:
-    path = getattr(entry.get("data_samples"), "img_path", None)
-    return str(index if path is None else path)
-
-
-def _bgr_to_rgb(image: Tensor) -> Tensor:
-    return image.flip(0) if image.ndim == 3 and image.shape[0] == 3 else image
 
 
 def read_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
