@@ -11,43 +11,35 @@ WEIGHTS_HELP = "a file, a directory, a URL, a Hugging Face id or a name of list_
 
 def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what chooses weights that are read without building a network."""
-    parser.add_argument("source", metavar="SRC", help=WEIGHTS_HELP)
-    parser.add_argument(
-        "--ema", action="store_true", help="take the moving average where a file holds both"
-    )
-    parser.add_argument(
-        "--prefix", help="the prefix of the keys, where a file holds several ConvNeXts"
-    )
+    add = parser.add_argument
+    add("source", metavar="SRC", help=WEIGHTS_HELP)
+    add("--ema", action="store_true", help="take the moving average where a file holds both")
+    add("--prefix", help="the prefix of the keys, where a file holds several ConvNeXts")
 
 
 def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what chooses the network, its features and how images are prepared for it."""
     from ..features.options import DTYPES
 
-    parser.add_argument("--weights", required=True, metavar="W", help=WEIGHTS_HELP)
-    parser.add_argument(
-        "--config", metavar="CFG", help="the OpenMMLab config that belongs to the checkpoint W"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--weights", required=True, metavar="W", help=WEIGHTS_HELP)
+    add("--config", metavar="CFG", help="the OpenMMLab config that belongs to the checkpoint W")
+    add(
         "--features",
         nargs="+",
         metavar="NAME",
         help="stem, stage1, stage2, ... (default: the last stage)",
     )
-    parser.add_argument(
+    add(
         "--size",
         type=image_size,
         metavar="SIZE",
         help="native, a side, or HEIGHTxWIDTH (default: as the weights were trained)",
     )
-    parser.add_argument(
-        "--dtype", choices=tuple(DTYPES), default="float32", help="of the computation"
-    )
-    parser.add_argument(
-        "--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)"
-    )
-    parser.add_argument("--batch-size", type=int, default=8, metavar="N")
-    parser.add_argument("--workers", type=int, metavar="N", help="threads that decode images")
+    add("--dtype", choices=tuple(DTYPES), default="float32", help="of the computation")
+    add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+    add("--batch-size", type=int, default=8, metavar="N")
+    add("--workers", type=int, metavar="N", help="threads that decode images")
 
 
 def image_size(text: str) -> int | tuple[int, int] | str:

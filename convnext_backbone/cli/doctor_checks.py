@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -24,11 +25,11 @@ OK, NOTE, PROBLEM = "ok", "note", "problem"
 _TOLERANCE = 1e-3  # of a normed feature in fp32, on any device, against the CPU in fp64
 _CORE = ("torch", "torchvision", "numpy", "Pillow", "safetensors", "huggingface_hub")
 _EXTRAS = {"keras": ("h5py",), "export": ("onnx", "onnxruntime", "onnxscript")}
-_UPSTREAM = ("mmengine", "mmcv", "mmcv-lite", "mmdet", "mmsegmentation", "mmpretrain")
-_ONEDL = tuple(
-    f"onedl-{name}" for name in ("mmengine", "mmcv", "mmdetection", "mmsegmentation", "mmpretrain")
-)
-_FAMILIES = {"openmmlab": _UPSTREAM, "onedl": _ONEDL}
+_ONEDL = ("mmengine", "mmcv", "mmdetection", "mmsegmentation", "mmpretrain")
+_FAMILIES = {
+    "openmmlab": ("mmengine", "mmcv", "mmcv-lite", "mmdet", "mmsegmentation", "mmpretrain"),
+    "onedl": tuple(f"onedl-{name}" for name in _ONEDL),
+}
 _MMCV_LIMIT = (2, 2)  # from here on the last releases of mmdet and mmseg cannot be imported
 # distribution -> the module that a config imports, each after those that it needs
 _MODULES = {
@@ -73,9 +74,8 @@ class CheckResult:
 
 def installed_versions() -> dict[str, str]:
     """Return the version of every installed distribution that matters here, by name."""
-    names = (*_CORE, *_UPSTREAM, *_ONEDL, *(n for group in _EXTRAS.values() for n in group))
     versions = {}
-    for name in names:
+    for name in chain(_CORE, *_FAMILIES.values(), *_EXTRAS.values()):
         with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     return versions
@@ -114,21 +114,35 @@ def check_torch(_: Mapping[str, str]) -> Iterator[CheckResult]:
 
 def check_families(versions: Mapping[str, str]) -> Iterator[CheckResult]:
     """Report which family of OpenMMLab packages is installed, and whether its members fit."""
-    found = {
-        family: [name for name in names if name in versions] for family, names in _FAMILIES.items()
-    }
-    present = [family for family, names in found.items() if names]
-    if not present:
+    found = _installed_families(versions)
+    if not found:
         detail = f"not installed; `{_OPENMMLAB}` brings mmdet and mmseg"
         yield CheckResult("OpenMMLab", NOTE, detail)
         return
-    detail = ", ".join(f"{name} {versions[name]}" for family in present for name in found[family])
-    if len(present) == 2:
+    detail = ", ".join(f"{name} {versions[name]}" for names in found.values() for name in names)
+    fix = _fix_of_two_families(versions)
+    if fix:
         detail = f"two families that overwrite each other: {detail}"
-        yield CheckResult("OpenMMLab", PROBLEM, detail, _fix_of_two_families(versions))
+        yield CheckResult("OpenMMLab", PROBLEM, detail, fix)
         return
-    yield CheckResult("OpenMMLab", OK, f"{present[0]}: {detail}")
+    yield CheckResult("OpenMMLab", OK, f"{next(iter(found))}: {detail}")
     yield from _check_mmcv(versions)
+
+
+def _installed_families(versions: Mapping[str, str]) -> dict[str, list[str]]:
+    found = {
+        family: [name for name in names if name in versions] for family, names in _FAMILIES.items()
+    }
+    return {family: names for family, names in found.items() if names}
+
+
+def _fix_of_two_families(versions: Mapping[str, str]) -> str:
+    """Return what to type where there are two families, and nothing otherwise."""
+    found = _installed_families(versions)
+    if len(found) < 2:
+        return ""
+    names = " ".join(name for family in found.values() for name in family)
+    return f"pip uninstall -y {names} && {_OPENMMLAB}"
 
 
 def _check_mmcv(versions: Mapping[str, str]) -> Iterator[CheckResult]:
@@ -147,15 +161,6 @@ def _check_mmcv(versions: Mapping[str, str]) -> Iterator[CheckResult]:
         if user in versions:
             detail = f"{user} {versions[user]} refuses {name} {versions[name]}: it wants < 2.2"
             yield CheckResult("mmcv", PROBLEM, detail, f"pip install '{name}>=2.1,<2.2'")
-
-
-def _fix_of_two_families(versions: Mapping[str, str]) -> str:
-    """Return what to type where there are two families, and nothing otherwise."""
-    found = [[name for name in names if name in versions] for names in _FAMILIES.values()]
-    if not all(found):
-        return ""
-    names = " ".join(name for family in found for name in family)
-    return f"pip uninstall -y {names} && {_OPENMMLAB}"
 
 
 def check_openmmlab_imports(versions: Mapping[str, str]) -> Iterator[CheckResult]:
@@ -184,23 +189,19 @@ def _check_operations(versions: Mapping[str, str]) -> CheckResult:
     install_mmcv_ext()  # what the import of this package left out where mmengine is broken
     provider = mmcv_ops_provider()
     if provider == "absent":
-        return CheckResult(what, PROBLEM, "mmcv is not installed", _mmcv(versions))
+        return CheckResult(what, PROBLEM, "mmcv is not installed", _install_mmcv(versions))
     if provider == "torchvision":
         return CheckResult(what, OK, "this package's, on torchvision")
     error = _import_error("mmcv._ext")
     if error is None:
         return CheckResult(what, OK, "compiled")
-    fix = f"pip uninstall -y {'onedl-mmcv' if _is_onedl(versions) else 'mmcv'} && {_mmcv(versions)}"
+    name = "onedl-mmcv" if "onedl-mmengine" in versions else "mmcv"
+    fix = f"pip uninstall -y {name} && {_install_mmcv(versions)}"
     return CheckResult(what, PROBLEM, f"compiled, but do not load: {first_line(error)}", fix)
 
 
-def _is_onedl(versions: Mapping[str, str]) -> bool:
-    return "onedl-mmengine" in versions
-
-
-def _mmcv(versions: Mapping[str, str]) -> str:
-    """Return the line that installs the family's mmcv."""
-    return "pip install onedl-mmcv" if _is_onedl(versions) else _PLAIN_MMCV
+def _install_mmcv(versions: Mapping[str, str]) -> str:
+    return "pip install onedl-mmcv" if "onedl-mmengine" in versions else _PLAIN_MMCV
 
 
 def _import_error(module: str) -> BaseException | None:
@@ -219,7 +220,7 @@ def _fix_of_import(error: BaseException, name: str, versions: Mapping[str, str])
         return both or known[0]
     missing = error.name if isinstance(error, ModuleNotFoundError) and error.name else ""
     if missing == "mmcv":
-        return _mmcv(versions)
+        return _install_mmcv(versions)
     if missing and "." not in missing and missing != _MODULES[name].partition(".")[0]:
         return f"pip install {_DISTRIBUTION_OF.get(missing, missing)}"
     return f"pip install --upgrade --force-reinstall {name}"
@@ -228,13 +229,11 @@ def _fix_of_import(error: BaseException, name: str, versions: Mapping[str, str])
 def check_extras(versions: Mapping[str, str]) -> Iterator[CheckResult]:
     """Report which packages the extras lack."""
     for extra, names in _EXTRAS.items():
-        missing = [name for name in names if name not in versions]
+        missing = ", ".join(name for name in names if name not in versions)
+        detail = ", ".join(f"{name} {versions[name]}" for name in names if name in versions)
         if missing:
-            detail = f"without {', '.join(missing)}; `pip install 'convnext_backbone[{extra}]'`"
-            yield CheckResult(f"extra {extra}", NOTE, detail)
-        else:
-            detail = ", ".join(f"{name} {versions[name]}" for name in names)
-            yield CheckResult(f"extra {extra}", OK, detail)
+            detail = f"without {missing}; `pip install 'convnext_backbone[{extra}]'`"
+        yield CheckResult(f"extra {extra}", NOTE if missing else OK, detail)
 
 
 def check_caches(_: Mapping[str, str]) -> Iterator[CheckResult]:
@@ -303,18 +302,14 @@ def self_test(device: torch.device) -> CheckResult:
     if not off <= _TOLERANCE:  # also when it is nan
         detail = f"features are off by {off:.2g}, allowed is {_TOLERANCE:g}"
         return CheckResult(what, PROBLEM, detail, _REINSTALL_TORCH)
-    halves = ", ".join(name for name in ("bfloat16", "float16") if _runs(backbone, name, device))
-    return CheckResult(what, OK, f"off by {off:.1e}; also runs in {halves or 'no half precision'}")
-
-
-def _runs(backbone: torch.nn.Module, dtype: str, device: torch.device) -> bool:
-    half = getattr(torch, dtype)
-    try:
-        with torch.inference_mode():
-            maps = backbone.to(device, half)(torch.zeros(1, 3, 32, 32, device=device, dtype=half))
-    except RuntimeError:
-        return False
-    return bool(torch.isfinite(maps[-1]).all())
+    halves = []
+    for half in (torch.bfloat16, torch.float16):
+        with suppress(RuntimeError), torch.inference_mode():
+            x = torch.zeros(1, 3, 32, 32, device=device, dtype=half)
+            if torch.isfinite(backbone.to(device, half)(x)[-1]).all():
+                halves.append(str(half).removeprefix("torch."))
+    also = ", ".join(halves) or "no half precision"
+    return CheckResult(what, OK, f"off by {off:.1e}; also runs in {also}")
 
 
 # Each takes the installed versions by distribution.

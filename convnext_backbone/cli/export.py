@@ -9,20 +9,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `export`."""
     from ..deploy.graph_export import EXPORTERS, PRECISIONS
 
-    parser.add_argument("weights", metavar="W", help=WEIGHTS_HELP)
-    parser.add_argument("out", metavar="OUT", help="the file to write: .onnx or .pt2")
-    parser.add_argument("--to", choices=tuple(EXPORTERS), required=True)
-    parser.add_argument(
+    add = parser.add_argument
+    add("weights", metavar="W", help=WEIGHTS_HELP)
+    add("out", metavar="OUT", help="the file to write: .onnx or .pt2")
+    add("--to", choices=tuple(EXPORTERS), required=True)
+    add(
         "--features",
         nargs="+",
         metavar="NAME",
         help="outputs of the backbone: stem, stage1, ... (default: the last stage)",
     )
-    parser.add_argument(
-        "--logits", action="store_true", help="export the classifier; its output is `logits`"
-    )
-    parser.add_argument("--opset", type=int, help="of ONNX, 18 to 23 (default: 18)")
-    parser.add_argument("--precision", choices=tuple(PRECISIONS), help="of ONNX (default: float32)")
+    add("--logits", action="store_true", help="export the classifier; its output is `logits`")
+    add("--opset", type=int, help="of ONNX, 18 to 23 (default: 18)")
+    add("--precision", choices=tuple(PRECISIONS), help="of ONNX (default: float32)")
 
 
 def run(args: argparse.Namespace) -> None:

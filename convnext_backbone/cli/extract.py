@@ -12,28 +12,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `extract`."""
     from ..features.pooling import POOLS
 
-    parser.add_argument("images", nargs="+", metavar="SRC", help="folders, globs or image files")
-    parser.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
+    add = parser.add_argument
+    add("images", nargs="+", metavar="SRC", help="folders, globs or image files")
+    add("--out", required=True, metavar="DIR", help="the folder to write")
     add_network_arguments(parser)
-    parser.add_argument(
-        "--pool", choices=(*POOLS, "cls"), help="one vector an image (default: maps)"
-    )
-    parser.add_argument(
+    add("--pool", choices=(*POOLS, "cls"), help="one vector an image (default: maps)")
+    add(
         "--no-pad",
         action="store_true",
         help="drop pixels beyond the last whole stride instead of padding the image",
     )
-    parser.add_argument(
-        "--channels-last", action="store_true", help="keep weights in channels-last memory too"
-    )
-    parser.add_argument(
+    add("--channels-last", action="store_true", help="keep weights in channels-last memory too")
+    add(
         "--on-error",
         choices=("skip", "raise"),
         default="skip",
         help="about images that cannot be read (default: skip, and name them in the manifest)",
     )
-    parser.add_argument("--shard-mb", type=int, default=256, metavar="MB", help="size of a shard")
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    add("--shard-mb", type=int, default=256, metavar="MB", help="size of a shard")
+    add("--quiet", action="store_true", help="show no progress")
 
 
 def run(args: argparse.Namespace) -> None:

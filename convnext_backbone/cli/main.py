@@ -22,13 +22,7 @@ _USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
 
 @dataclass(frozen=True)
 class Command:
-    """One subcommand.
-
-    Attributes:
-        help: What it does, in one line.
-        add_arguments: Adds its arguments to a parser.
-        run: Does it. ValueError, TypeError, OSError and ImportError are reported in one line.
-    """
+    """One subcommand; `_USER_ERRORS` of its `run` are reported in one line."""
 
     help: str
     add_arguments: Callable[[argparse.ArgumentParser], None]

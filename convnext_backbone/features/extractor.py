@@ -20,7 +20,7 @@ from tqdm import tqdm
 from .._version import __version__
 from ..images.processor import ConvNextImageProcessor
 from ..images.reading import DECODE_ERRORS
-from ..images.sources import ImageItem, as_item, count_images, expand, is_single, iter_items
+from ..images.sources import ImageItem, as_item, expand, is_single, iter_items
 from ..models.backbone import ConvNextBackbone
 from ..models.config import ConvNextConfig
 from .batching import Compute, batched_by, compute_with, prepare_ahead, stack_padded
@@ -30,7 +30,6 @@ from .options import (
     ImageOptions,
     OutputOptions,
     RunOptions,
-    default_workers,
     read_device,
     read_dtype,
     read_size,
@@ -129,13 +128,9 @@ class FeatureExtractor:
         load_options: Options of `load_weights`.
 
     Attributes:
-        source: What the network came from.
-        model: The network in use.
-        processor: The processor in use.
+        source, model, processor: What the network came from, the network, the processor in use.
         names: The names of the features.
-        output_options: `out_features` to `gem_p`, as an `OutputOptions`.
-        image_options: `processor` to `pad`, as an `ImageOptions`.
-        run_options: `dtype` to `progress`, as a `RunOptions`.
+        output_options, image_options, run_options: The arguments in three groups.
 
     Raises:
         ValueError: An argument is out of its range or does not fit the source.
@@ -173,7 +168,7 @@ class FeatureExtractor:
             device=read_device(device),
             channels_last=channels_last,
             batch_size=batch_size,
-            num_workers=default_workers() if num_workers is None else num_workers,
+            num_workers=min(4, os.cpu_count() or 1) if num_workers is None else num_workers,
             compute_workers=compute_workers,
             on_error=on_error,
             progress=progress,
@@ -194,14 +189,16 @@ class FeatureExtractor:
     @property
     def channels(self) -> dict[str, int]:
         """The channels of each feature."""
-        widths = (self.config.hidden_sizes[0], *self.config.hidden_sizes)
-        by_stage = dict(zip(self.config.stage_names, widths, strict=True))
-        return {name: by_stage[self._stage_of(name)] for name in self.names}
+        return self._by_name((self.config.hidden_sizes[0], *self.config.hidden_sizes))
 
     @property
     def strides(self) -> dict[str, int]:
         """The stride of each feature's map, in pixels of the prepared image."""
-        by_stage = dict(zip(self.config.stage_names, self.config.strides, strict=True))
+        return self._by_name(self.config.strides)
+
+    def _by_name(self, values: Sequence[int]) -> dict[str, int]:
+        """Return the values that the features have among those of the stem and the stages."""
+        by_stage = dict(zip(self.config.stage_names, values, strict=True))
         return {name: by_stage[self._stage_of(name)] for name in self.names}
 
     @property
@@ -262,17 +259,13 @@ class FeatureExtractor:
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the (height, width) of the batch that holds a prepared image of this size."""
-        if not self.image_options.pad:
-            return height, width
-        s = self.stride
+        s = self.stride if self.image_options.pad else 1
         return math.ceil(height / s) * s, math.ceil(width / s) * s
 
     def map_size(self, name: str, height: int, width: int) -> tuple[int, int]:
         """Return the (height, width) of a feature's map for a prepared image of this size."""
-        s = self.strides[name]
-        if self.image_options.pad:
-            return math.ceil(height / s), math.ceil(width / s)
-        return height // s, width // s
+        s, rounded = self.strides[name], math.ceil if self.image_options.pad else math.floor
+        return rounded(height / s), rounded(width / s)
 
     # Images in, features out.
 
@@ -306,7 +299,8 @@ class FeatureExtractor:
         """
         source = expand(images)
         run = self.run_options
-        bar = tqdm(total=count_images(source), unit="image", disable=not run.progress)
+        total = len(source) if hasattr(source, "__len__") else None
+        bar = tqdm(total=total, unit="image", disable=not run.progress)
         length = run.batch_size * _LOOKAHEAD
         windows = prepare_ahead(self._prepare, iter_items(source), length, run.num_workers)
         workers = run.compute_workers if run.device.type == "cpu" else 0
@@ -333,7 +327,13 @@ class FeatureExtractor:
         return failure
 
     def _pixels(self, item: ImageItem) -> Tensor:
-        pixels = self._check_pixels(item.image if item.ready else self._process(item.image))
+        pixels = item.image
+        if not item.ready:
+            pixels = self.processor.to_tensor(pixels, num_channels=self.config.num_channels)
+            if isinstance(self.image_options.size, tuple):
+                pixels = self.processor.warp(pixels, self.image_options.size)
+            (pixels,) = self.processor.process_tensors([pixels])
+        self._check_pixels(pixels)
         height, width = pixels.shape[1:]
         if not self.image_options.pad and min(height, width) < self.stride:
             raise ValueError(
@@ -341,13 +341,7 @@ class FeatureExtractor:
             )
         return pixels
 
-    def _process(self, image: Any) -> Tensor:
-        x = self.processor.to_tensor(image, num_channels=self.config.num_channels)
-        if isinstance(self.image_options.size, tuple):
-            x = self.processor.warp(x, self.image_options.size)
-        return self.processor.process_tensors([x])[0]
-
-    def _check_pixels(self, pixels: Tensor) -> Tensor:
+    def _check_pixels(self, pixels: Tensor) -> None:
         """Refuse what cannot be the pixels (C, H, W) of one prepared image."""
         channels = self.config.num_channels
         if pixels.ndim != 3 or pixels.shape[0] != channels or 0 in pixels.shape:
@@ -358,7 +352,6 @@ class FeatureExtractor:
             raise TypeError(f"pixel_values must be floating point, got {pixels.dtype}")
         if not torch.isfinite(pixels).all():
             raise ValueError("pixel_values must not hold NaN or infinite values")
-        return pixels
 
     def _run(
         self, window: Sequence[_Prepared | Failure], compute: Compute
@@ -394,8 +387,8 @@ class FeatureExtractor:
         stages = self.config.stage_names
         wanted = [self._stage_of(name) for name in self.names]
         maps = self.model.iter_maps(batch, last=stages.index(wanted[-1]))
-        by_stage = {stage: x for stage, x in zip(stages, maps, strict=False) if stage in wanted}
-        return dict(zip(self.names, (by_stage[stage] for stage in wanted), strict=True))
+        kept = [x for stage, x in zip(stages, maps, strict=False) if stage in wanted]
+        return dict(zip(self.names, kept, strict=True))  # both in the order of the stages
 
     @torch.inference_mode()
     def _features_of(self, maps: Mapping[str, Tensor], row: int, entry: _Prepared) -> Features:

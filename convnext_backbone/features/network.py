@@ -3,7 +3,7 @@
 import copy
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -121,10 +121,7 @@ def _from_weights(source: _PathLike, output: OutputOptions, options: Mapping[str
 
 
 def _from_openmmlab(
-    config_path: _PathLike,
-    checkpoint: _PathLike,
-    output: OutputOptions,
-    options: Mapping[str, Any],
+    config_path: _PathLike, checkpoint: _PathLike, output: OutputOptions, options: Mapping[str, Any]
 ) -> Network:
     from ..openmmlab.backbone_config import read_backbone_config
 
@@ -174,12 +171,10 @@ def _default_processor(config: ConvNextConfig) -> ConvNextImageProcessor:
 
 def _published(side: int, values: Mapping[str, Any]) -> ConvNextImageProcessor:
     """Return the processor that timm's values describe."""
-    mean: Sequence[float] = values["mean"]
-    std: Sequence[float] = values["std"]
     return ConvNextImageProcessor(
         size=side,
-        image_mean=tuple(mean),
-        image_std=tuple(std),
+        image_mean=tuple(values["mean"]),
+        image_std=tuple(values["std"]),
         resample=_RESAMPLE_CODES[values.get("interpolation", "bicubic")],
         crop_pct=values.get("crop_pct"),
         squash=values.get("crop_mode", "center") == "squash",

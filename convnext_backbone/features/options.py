@@ -3,7 +3,6 @@
 A new option is a field here, an argument there and the code that reads the field.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +18,6 @@ from .pooling import POOLS
 CLS = "cls"  # the pooling that uses a model's final norm instead of `POOLS`
 NATIVE = "native"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-ON_ERROR_CHOICES = ("raise", "skip")
 
 Size = int | tuple[int, int] | str | None
 
@@ -89,17 +87,12 @@ class RunOptions:
     def __post_init__(self) -> None:
         for name, least in (("batch_size", 1), ("num_workers", 0), ("compute_workers", 0)):
             check_min(name, getattr(self, name), least)
-        check_choice("on_error", self.on_error, ON_ERROR_CHOICES)
+        check_choice("on_error", self.on_error, ("raise", "skip"))
 
     def place(self, model: ConvNextTrunk) -> ConvNextTrunk:
         """Return the network on the device and in the dtype, for inference only."""
         model = model.eval().requires_grad_(False).to(self.device, self.dtype)
         return model.to(memory_format=torch.channels_last) if self.channels_last else model
-
-
-def default_workers() -> int:
-    """Return the default number of threads that decode images."""
-    return min(4, os.cpu_count() or 1)
 
 
 def read_size(size: Any) -> Size:

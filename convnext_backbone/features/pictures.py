@@ -17,17 +17,7 @@ from .extractor import FeatureExtractor
 
 _QUANTILES = (0.01, 0.99)  # of a component: drawn black, and in full colour
 # Matplotlib's viridis at equal distances (CC0), from low to high.
-_VIRIDIS = (
-    (68, 1, 84),
-    (71, 44, 122),
-    (59, 81, 139),
-    (44, 113, 142),
-    (33, 144, 141),
-    (39, 173, 129),
-    (92, 200, 99),
-    (170, 220, 50),
-    (253, 231, 37),
-)
+_VIRIDIS = bytes.fromhex("440154 472c7a 3b518b 2c718e 21908d 27ad81 5cc863 aadc32 fde725")
 _PANEL, _GAP, _TEXT, _BAR = 240, 12, 14, 8  # pixels
 _INK, _PAPER = (32, 32, 36), (255, 255, 255)
 
@@ -104,8 +94,8 @@ def colour(values: Tensor, low: float, high: float) -> np.ndarray:
     """Return the colours (H, W, 3) of values (H, W) on a scale from `low` to `high`."""
     span = high - low if high > low else 1.0
     position = ((values.float() - low) / span).clamp(0, 1).cpu().numpy()
-    steps = np.linspace(0, 1, len(_VIRIDIS))
-    table = np.array(_VIRIDIS, dtype=np.float64)
+    table = np.frombuffer(_VIRIDIS, np.uint8).reshape(-1, 3).astype(np.float64)
+    steps = np.linspace(0, 1, len(table))
     channels = [np.interp(position, steps, table[:, channel]) for channel in range(3)]
     return np.stack(channels, axis=-1).round().astype(np.uint8)
 
@@ -136,6 +126,10 @@ class Scene:
         """The (height, width) of the image as the network saw it."""
         return self.shown.pixels.shape[0], self.shown.pixels.shape[1]
 
+    def panel(self, feature: str, pixels: np.ndarray, title: str, **options: Any) -> Panel:
+        """Return the picture of a feature, at the scale of the image."""
+        return Panel(pixels, title, cell=self.strides[feature], size=self.size, **options)
+
 
 def make_scene(extractor: FeatureExtractor, image: Any, name: str) -> Scene:
     """Compute the features of one image; an error names the image."""
@@ -160,7 +154,7 @@ def _draw_pca(scenes: Sequence[Scene], feature: str, _: Point | None) -> list[Pa
     components = pca_maps([scene.features[feature] for scene in scenes])
     title = f"{feature}  PCA 1-3 as red, green, blue"
     levels = [(x * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy() for x in components]
-    return [_map_panel(scene, feature, x, title) for x, scene in zip(levels, scenes, strict=True)]
+    return [scene.panel(feature, x, title) for x, scene in zip(levels, scenes, strict=True)]
 
 
 def _draw_activation(scenes: Sequence[Scene], feature: str, _: Point | None) -> list[Panel]:
@@ -168,7 +162,7 @@ def _draw_activation(scenes: Sequence[Scene], feature: str, _: Point | None) -> 
     low, high = min(float(x.min()) for x in maps), max(float(x.max()) for x in maps)
     title = f"{feature}  activation"
     return [
-        _map_panel(scene, feature, colour(x, low, high), title, (low, high))
+        scene.panel(feature, colour(x, low, high), title, scale=(low, high))
         for x, scene in zip(maps, scenes, strict=True)
     ]
 
@@ -176,37 +170,21 @@ def _draw_activation(scenes: Sequence[Scene], feature: str, _: Point | None) -> 
 def _draw_similarity(scenes: Sequence[Scene], feature: str, point: Point | None) -> list[Panel]:
     panels = []
     for scene in scenes:
-        x, y = _check_point(point, scene)
+        if point is None:
+            raise ValueError("method 'similarity' needs a point (x, y)")
+        (x, y), (height, width) = point, scene.size
+        if not (0 <= x < width and 0 <= y < height):
+            text = f"point must lie in the image of {width}x{height}"
+            raise ValueError(f"{text}, got ({x:g}, {y:g})")
         rows, columns = scene.features[feature].shape[1:]
         stride = scene.strides[feature]
         # Without padding the map may end before the image's border.
         row, column = min(int(y // stride), rows - 1), min(int(x // stride), columns - 1)
         values = similarity_map(scene.features[feature], row, column)
         scale = (float(values.min()), 1.0)
-        title = f"{feature}  similarity"
-        panels.append(_map_panel(scene, feature, colour(values, *scale), title, scale, (x, y)))
+        pixels, title = colour(values, *scale), f"{feature}  similarity"
+        panels.append(scene.panel(feature, pixels, title, scale=scale, mark=(x, y)))
     return panels
-
-
-def _map_panel(
-    scene: Scene,
-    feature: str,
-    pixels: np.ndarray,
-    title: str,
-    scale: tuple[float, float] | None = None,
-    mark: Point | None = None,
-) -> Panel:
-    return Panel(pixels, title, scale, mark, cell=scene.strides[feature], size=scene.size)
-
-
-def _check_point(point: Point | None, scene: Scene) -> Point:
-    if point is None:
-        raise ValueError("method 'similarity' needs a point (x, y)")
-    x, y = point
-    height, width = scene.size
-    if not (0 <= x < width and 0 <= y < height):
-        raise ValueError(f"point must lie in the image of {width}x{height}, got ({x:g}, {y:g})")
-    return x, y
 
 
 @dataclass(frozen=True)
@@ -284,17 +262,13 @@ def _draw_panel(figure: Image.Image, panel: Panel, left: int, top: int) -> None:
         draw.ellipse((x - 5, y - 5, x + 5, y + 5), outline=_INK, width=3)
         draw.ellipse((x - 5, y - 5, x + 5, y + 5), outline=_PAPER, width=1)
     if panel.scale is not None:
-        _draw_scale(figure, panel.scale, left, top + height + 4)
-
-
-def _draw_scale(figure: Image.Image, scale: tuple[float, float], left: int, top: int) -> None:
-    draw = ImageDraw.Draw(figure)
-    ramp = colour(torch.linspace(0, 1, _PANEL)[None].expand(_BAR, -1), 0.0, 1.0)
-    figure.paste(Image.fromarray(ramp), (left, top))
-    low, high = (f"{value:.3g}" for value in scale)
-    below = top + _BAR + 2
-    _write(draw, (left, below), low, _PANEL)
-    _write(draw, (left + _PANEL - int(draw.textlength(high, _font())), below), high, _PANEL)
+        top += height + 4
+        ramp = colour(torch.linspace(0, 1, _PANEL)[None].expand(_BAR, -1), 0.0, 1.0)
+        figure.paste(Image.fromarray(ramp), (left, top))
+        low, high = (f"{value:.3g}" for value in panel.scale)
+        top += _BAR + 2
+        _write(draw, (left, top), low, _PANEL)
+        _write(draw, (left + _PANEL - int(draw.textlength(high, _font())), top), high, _PANEL)
 
 
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

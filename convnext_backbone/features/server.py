@@ -120,14 +120,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Serve the page, the list of images, an image or a map."""
-        self._respond(
-            {
-                "/": self._page,
-                "/api/info": self._info,
-                "/api/image": self._image,
-                "/api/map": self._map,
-            }
-        )
+        routes = {"/": self._page, "/api/info": self._info}
+        self._respond({**routes, "/api/image": self._image, "/api/map": self._map})
 
     def do_POST(self) -> None:
         """Take an image file."""
@@ -179,10 +173,8 @@ class _Handler(BaseHTTPRequestHandler):
             raise _RefusedError(HTTPStatus.LENGTH_REQUIRED, "the size of the file is missing")
         if int(length) > _MAX_BYTES:
             self.close_connection = True
-            limit = _MAX_BYTES >> 20
-            raise _RefusedError(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"an image must be at most {limit} MiB"
-            )
+            reason = f"an image must be at most {_MAX_BYTES >> 20} MiB"
+            raise _RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, reason)
         data = self.rfile.read(int(length))
         key = self.server.add_bytes(data, self.query.get("name", "image"))
         self._send_json(_describe(key, self.server.scene(key)))
@@ -191,9 +183,8 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             return self.server.scene(self.query.get("key", ""))
         except KeyError as error:
-            raise _RefusedError(
-                HTTPStatus.NOT_FOUND, "this image is no longer kept: drag it in again"
-            ) from error
+            reason = "this image is no longer kept: drag it in again"
+            raise _RefusedError(HTTPStatus.NOT_FOUND, reason) from error
 
     def _number(self, name: str) -> float:
         try:

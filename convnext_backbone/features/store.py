@@ -113,9 +113,8 @@ class FeatureStore(Mapping[str, dict[str, Tensor]]):
             if not _is_whole(self.directory / shard["file"], shard["sha256"])
         ]
         if bad:
-            raise ValueError(
-                f"{self.directory}: shards are missing or damaged: {shorten_list(bad)}"
-            )
+            text = f"shards are missing or damaged: {shorten_list(bad)}"
+            raise ValueError(f"{self.directory}: {text}")
 
     def _handle(self, shard: str) -> Any:
         if shard not in self._open:
@@ -248,11 +247,7 @@ def _make_plan(
     """Sort the images by size, so that batches are full, and split them into shards."""
     if shard_bytes < 1:
         raise ValueError(f"shard_bytes must be at least 1, got {shard_bytes}")
-    sizes: dict[str, tuple[int, int]] = {}
-    for name, path in images.items():
-        size = read_size(path)
-        # An image without a readable header fails later, when it is decoded.
-        sizes[name] = (1, 1) if size is None else _prepared_size(extractor, *size)
+    sizes = {name: _prepared_size(extractor, path) for name, path in images.items()}
     ordered = sorted(images, key=lambda name: (extractor.padded_size(*sizes[name]), name))
     shards: list[list[str]] = []
     free = 0
@@ -263,22 +258,22 @@ def _make_plan(
             free = shard_bytes
         shards[-1].append(name)
         free -= needed
+    files = sorted(images.items())
     return {
         "format": FORMAT,
         "settings": extractor.describe(),
-        "files": {name: _file_bytes(images[name]) for name in sorted(images)},
+        # A dangling symlink counts 0 bytes.
+        "files": {name: path.stat().st_size if path.exists() else 0 for name, path in files},
         "shards": shards,
     }
 
 
-def _file_bytes(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0  # a dangling symlink
-
-
-def _prepared_size(extractor: FeatureExtractor, height: int, width: int) -> tuple[int, int]:
+def _prepared_size(extractor: FeatureExtractor, path: Path) -> tuple[int, int]:
+    """Return the (height, width) of an image, or (1, 1) if it will fail once it is read."""
+    size = read_size(path)
     try:
-        return extractor.prepared_size(height, width)
-    except ValueError:  # an image that cannot be resized fails later, when it is prepared
+        return (1, 1) if size is None else extractor.prepared_size(*size)
+    except ValueError:  # it cannot be resized
         return 1, 1
 
 
@@ -366,12 +361,8 @@ def _write_shard(
         bar.update()
     data = save(tensors, metadata={"format": "pt"})
     _write(out / _shard_name(number), data)
-    part = {
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "bytes": len(data),
-        "images": sizes,
-        "failures": failures,
-    }
+    digest = hashlib.sha256(data).hexdigest()
+    part = {"sha256": digest, "bytes": len(data), "images": sizes, "failures": failures}
     _write_json(out / _part_name(number), part)
 
 

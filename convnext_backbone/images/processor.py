@@ -43,6 +43,16 @@ _Pixels = TypeVar("_Pixels", Tensor, np.ndarray)
 _SQUASH_FROM = 384  # sides from here on are resized without a crop, as the checkpoints were trained
 _MAX_PIXELS = 2**28  # of a resized image; only a sliver of an image gets there
 _BACKENDS = ("torchvision", "pil")
+# What None stands for, as in transformers.
+_DEFAULTS: dict[str, Any] = {
+    "size": 384,
+    "crop_pct": 224 / 256,
+    "resample": int(Image.Resampling.BICUBIC),
+    "image_mean": (0.5, 0.5, 0.5),
+    "image_std": (0.5, 0.5, 0.5),
+    "data_format": CHANNELS_FIRST,
+}
+_DINOV3 = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
 # Pillow's filter code -> the name of torchvision's. The pil backend has all of Pillow's.
 _TORCHVISION_FILTERS: dict[int, str] = {
     Image.Resampling.NEAREST: "NEAREST_EXACT",
@@ -140,8 +150,9 @@ class ConvNextImageProcessor:
     def _check(self) -> None:
         codes = _TORCHVISION_FILTERS if self.backend == "torchvision" else Image.Resampling
         check_choice("resample", self.resample, tuple(int(code) for code in codes))
-        check_choice("data_format", self.data_format, (CHANNELS_FIRST, CHANNELS_LAST))
-        check_choice("input_data_format", self.input_data_format, (None, *_FORMATS))
+        formats = (CHANNELS_FIRST, CHANNELS_LAST)
+        check_choice("data_format", self.data_format, formats)
+        check_choice("input_data_format", self.input_data_format, (None, *formats))
         check_choice("backend", self.backend, _BACKENDS)
         if not isinstance(self.crop_pct, int | float) or not 0 < self.crop_pct <= 1:
             raise ValueError(f"crop_pct must lie above 0 and up to 1, got {self.crop_pct!r}")
@@ -178,13 +189,16 @@ class ConvNextImageProcessor:
                 that came out in several sizes.
             TypeError: An entry is no image, or an override is not an attribute.
         """
-        check_choice("return_tensors", getattr(return_tensors, "value", return_tensors), _STACKERS)
+        # transformers' TensorType is an enum
+        return_tensors = getattr(return_tensors, "value", return_tensors)
+        check_choice("return_tensors", return_tensors, _STACKERS)
         given = {k: v for k, v in overrides.items() if v is not None}
         run = replace(self, **given) if given else self
         tensors = [run.to_tensor(image, device) for image in flatten(images)]
-        outputs = [run._layout(x) for x in run.process_tensors(tensors)]
-        stack = _STACKERS[getattr(return_tensors, "value", return_tensors)]
-        return BatchFeature({"pixel_values": stack(outputs)})
+        outputs = run.process_tensors(tensors)
+        if run.data_format == CHANNELS_LAST:
+            outputs = [x.permute(1, 2, 0) for x in outputs]  # (C, H, W) -> (H, W, C)
+        return BatchFeature({"pixel_values": _STACKERS[return_tensors](outputs)})
 
     def to_tensor(
         self,
@@ -304,9 +318,11 @@ class ConvNextImageProcessor:
             return x * self.rescale_factor if self.do_rescale else x
         # One step instead of two, as transformers does it: (x - 255 mean) / (255 std).
         factor = 1.0 / self.rescale_factor if self.do_rescale else 1.0
-        mean = torch.tensor(self.image_mean, device=x.device) * factor
-        std = torch.tensor(self.image_std, device=x.device) * factor
-        return (x.to(torch.float32) - _column(mean)).div_(_column(std))
+        mean, std = (
+            (torch.tensor(values, device=x.device) * factor).view(-1, 1, 1)
+            for values in (self.image_mean, self.image_std)
+        )
+        return (x.to(torch.float32) - mean).div_(std)
 
     def _process_pil(self, batch: Tensor) -> list[Tensor]:
         return [torch.from_numpy(self._process_array(x)) for x in batch.cpu().numpy()]
@@ -322,9 +338,6 @@ class ConvNextImageProcessor:
             mean, std = (np.asarray(v, dtype=x.dtype) for v in (self.image_mean, self.image_std))
             x = ((x.T - mean) / std).T
         return np.ascontiguousarray(x)
-
-    def _layout(self, x: Tensor) -> Tensor:
-        return x.permute(1, 2, 0) if self.data_format == CHANNELS_LAST else x
 
     # Where its settings come from and go to.
 
@@ -356,7 +369,9 @@ class ConvNextImageProcessor:
         size = given.get("size")
         if isinstance(size, Mapping) and size.keys() == {"height", "width"}:
             # DINOv3's processor: a square, without a crop.
-            given.update(size=_square(size), squash=True)
+            if size["height"] != size["width"]:
+                raise ValueError(f"size must be a square, got {dict(size)}")
+            given.update(size=size["height"], squash=True)
             given.setdefault("resample", int(Image.Resampling.BILINEAR))
             given = {**_DINOV3, **given}
         return cls(**{**given, **overrides})
@@ -408,18 +423,6 @@ class ConvNextImageProcessor:
         return [str(path)]
 
 
-_DEFAULTS: dict[str, Any] = {
-    "size": 384,
-    "crop_pct": 224 / 256,
-    "resample": int(Image.Resampling.BICUBIC),
-    "image_mean": (0.5, 0.5, 0.5),
-    "image_std": (0.5, 0.5, 0.5),
-    "data_format": CHANNELS_FIRST,
-}
-_DINOV3 = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
-_FORMATS = (CHANNELS_FIRST, CHANNELS_LAST)
-
-
 def _size_dict(size: Any) -> dict[str, int]:
     if isinstance(size, int) and not isinstance(size, bool):
         size = {"shortest_edge": size}
@@ -431,22 +434,12 @@ def _size_dict(size: Any) -> dict[str, int]:
     return dict(size)
 
 
-def _square(size: Mapping[str, int]) -> dict[str, int]:
-    if size["height"] != size["width"]:
-        raise ValueError(f"size must be a square, got {dict(size)}")
-    return {"shortest_edge": size["height"]}
-
-
 def _per_channel(name: str, value: Any) -> float | tuple[float, ...]:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, Sequence | np.ndarray) and len(value) > 0 and not isinstance(value, str):
         return tuple(float(v) for v in value)
     raise TypeError(f"{name} must be a number or one a channel, got {value!r}")
-
-
-def _column(x: Tensor) -> Tensor:
-    return x.view(-1, 1, 1)
 
 
 def _center_crop(x: _Pixels, height: int, width: int) -> _Pixels:

@@ -44,16 +44,8 @@ def load_image(source: str | os.PathLike[str] | BinaryIO, name: str | None = Non
 
 # What Pillow's decoders raise on files that are cut short, damaged or made to do harm.
 DECODE_ERRORS: tuple[type[BaseException], ...] = (
-    OSError,
-    ValueError,
-    TypeError,
-    SyntaxError,
-    EOFError,
-    IndexError,
-    KeyError,
-    OverflowError,
-    NotImplementedError,
-    Image.DecompressionBombError,
+    *(OSError, ValueError, TypeError, SyntaxError, EOFError, IndexError, KeyError),
+    *(OverflowError, NotImplementedError, Image.DecompressionBombError),
 )
 
 

@@ -96,11 +96,6 @@ def is_single(source: Any) -> bool:
     return getattr(source, "ndim", 4) < 4
 
 
-def count_images(source: Any) -> int | None:
-    """Return the number of images of a collection, or None where only iterating would show it."""
-    return len(source) if hasattr(source, "__len__") else None
-
-
 def expand(source: Any) -> Any:
     """Return a collection for any source: a folder or glob as its files, an image as a list."""
     if is_single(source):
@@ -112,7 +107,8 @@ def expand(source: Any) -> Any:
 
 def iter_items(source: Any) -> Iterator[ImageItem]:
     """Yield the items of a collection, see `expand`; TypeError for anything else."""
-    if _is_dataset(source):
+    is_sequence = isinstance(source, Sequence) or hasattr(source, "ndim")
+    if not is_sequence and hasattr(source, "__getitem__") and hasattr(source, "__len__"):
         # Entries are fetched where images are decoded, so that one that fails costs no other.
         yield from (ImageItem(i, str(i), None, dataset=source) for i in range(len(source)))
         return
@@ -122,11 +118,6 @@ def iter_items(source: Any) -> Iterator[ImageItem]:
             f"images, got {type(source).__name__}"
         )
     yield from (as_item(index, entry) for index, entry in enumerate(source))
-
-
-def _is_dataset(source: Any) -> bool:
-    known = isinstance(source, Sequence) or hasattr(source, "ndim")
-    return not known and hasattr(source, "__getitem__") and hasattr(source, "__len__")
 
 
 def as_item(index: int, entry: Any) -> ImageItem:
