@@ -24,12 +24,7 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--weights", required=True, metavar="W", help=WEIGHTS_HELP)
     add("--config", metavar="CFG", help="the OpenMMLab config that belongs to the checkpoint W")
-    add(
-        "--features",
-        nargs="+",
-        metavar="NAME",
-        help="stem, stage1, stage2, ... (default: the last stage)",
-    )
+    add("--features", nargs="+", metavar="NAME", help="stem, stage1, ... (default: the last stage)")
     add(
         "--size",
         type=image_size,

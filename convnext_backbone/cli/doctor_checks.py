@@ -33,15 +33,10 @@ _FAMILIES = {
 _MMCV_LIMIT = (2, 2)  # from here on the last releases of mmdet and mmseg cannot be imported
 # distribution -> the module that a config imports, each after those that it needs
 _MODULES = {
-    "mmengine": "mmengine.runner",
-    "onedl-mmengine": "mmengine.runner",
-    "mmcv": "mmcv",
-    "mmcv-lite": "mmcv",
-    "onedl-mmcv": "mmcv",
-    "mmdet": "mmdet.models",
-    "onedl-mmdetection": "mmdet.models",
-    "mmsegmentation": "mmseg.models",
-    "onedl-mmsegmentation": "mmseg.models",
+    **dict.fromkeys(("mmengine", "onedl-mmengine"), "mmengine.runner"),
+    **dict.fromkeys(("mmcv", "mmcv-lite", "onedl-mmcv"), "mmcv"),
+    **dict.fromkeys(("mmdet", "onedl-mmdetection"), "mmdet.models"),
+    **dict.fromkeys(("mmsegmentation", "onedl-mmsegmentation"), "mmseg.models"),
 }
 _REINSTALL_TORCH = "pip install --upgrade --force-reinstall torch torchvision"
 _PLAIN_MMCV = "pip install 'mmcv-lite>=2.1,<2.2'"

@@ -70,9 +70,8 @@ def run(args: argparse.Namespace) -> None:
         f"written, {result.kept} kept{rate}: {args.out}"
     )
     for name, reason in sorted(result.failures.items()):
-        print(
-            f"unreadable: {name if name.isprintable() else repr(name)}: {reason}", file=sys.stderr
-        )
+        shown = name if name.isprintable() else repr(name)
+        print(f"unreadable: {shown}: {reason}", file=sys.stderr)
 
 
 def _read_rank() -> tuple[int, int]:

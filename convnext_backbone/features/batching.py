@@ -5,7 +5,7 @@ Axes: N batch, C channels, H height, W width, in pixels.
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TypeVar
@@ -33,16 +33,10 @@ def prepare_ahead(
         return
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     try:
-        waiting: deque[Future[_Result]] = deque()
-
-        def fill(count: int) -> None:
-            for item in islice(items, count):
-                waiting.append(pool.submit(prepare, item))
-
-        fill(2 * length)
+        waiting = deque(pool.submit(prepare, item) for item in islice(items, 2 * length))
         while waiting:
             window = [waiting.popleft().result() for _ in range(min(length, len(waiting)))]
-            fill(length)
+            waiting.extend(pool.submit(prepare, item) for item in islice(items, length))
             yield window
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -107,9 +107,8 @@ class FeatureExtractor:
         pool: None gives maps (C, H, W); "avg", "max" and "gem" reduce each to a vector (C,); "cls"
             gives one vector, the normed average that a classifier or DINOv3 works on.
         gem_p: The power of "gem", the generalised mean (Radenovic et al., arXiv 1711.02512).
-        processor: How images are prepared; what belongs to the weights when not given. Where
-            nothing does: 224 pixels with ImageNet's mean and deviation, which for another number
-            of channels than three are averaged over its three.
+        processor: How images are prepared; by default what belongs to the weights, else 224 pixels
+            with ImageNet's mean and deviation (averaged, for other than three channels).
         size: None resizes as the processor does, a number to another side, (height, width)
             warps to it, "native" leaves the image as it is.
         pad: Pad images to whole strides and cut the maps back to those that the image touches.
@@ -122,8 +121,7 @@ class FeatureExtractor:
         num_workers: Threads that decode images, at most four when not given; 0 decodes in between.
         compute_workers: Batches that the CPU computes at a time, each with one thread, so that the
             rounding does not depend on the number of threads; 0 computes one with all threads.
-        on_error: What to do about an image that cannot be read: "raise", or "skip" and return a
-            `Failure` in its place.
+        on_error: For an image that cannot be read, "raise", or "skip" and return a `Failure`.
         progress: Show a bar with the rate and the time left.
         load_options: Options of `load_weights`.
 

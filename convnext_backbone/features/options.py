@@ -16,7 +16,6 @@ from ..utils.checks import check_choice, check_min, first_line
 from .pooling import POOLS
 
 CLS = "cls"  # the pooling that uses a model's final norm instead of `POOLS`
-NATIVE = "native"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 Size = int | tuple[int, int] | str | None
@@ -99,7 +98,7 @@ def read_size(size: Any) -> Size:
     """Return None, "native", a side or (height, width); ValueError for anything else."""
     if isinstance(size, Sequence) and not isinstance(size, str) and len(size) == 2:
         return check_min("size", size[0], 1), check_min("size", size[1], 1)
-    if size is None or size == NATIVE:
+    if size is None or size == "native":
         return size
     if isinstance(size, int) and not isinstance(size, bool):
         return check_min("size", size, 1)

@@ -5,14 +5,6 @@ from collections.abc import Callable
 from torch import Tensor
 
 
-def _average(x: Tensor, _: float) -> Tensor:
-    return x.mean(dim=(-2, -1))
-
-
-def _maximum(x: Tensor, _: float) -> Tensor:
-    return x.amax(dim=(-2, -1))
-
-
 def _generalised_mean(x: Tensor, p: float) -> Tensor:
     # Powers overflow in half precision: raise and average in fp32.
     return x.float().clamp(min=1e-6).pow(p).mean(dim=(-2, -1)).pow(1 / p).to(x.dtype)
@@ -20,7 +12,7 @@ def _generalised_mean(x: Tensor, p: float) -> Tensor:
 
 # name -> function of a map (C, H, W) and the power of "gem", which the others ignore
 POOLS: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "avg": _average,
-    "max": _maximum,
+    "avg": lambda x, _: x.mean(dim=(-2, -1)),
+    "max": lambda x, _: x.amax(dim=(-2, -1)),
     "gem": _generalised_mean,
 }

@@ -60,9 +60,8 @@ class FeatureServer(ThreadingHTTPServer):
         try:
             super().__init__((HOST, port), _Handler)
         except OSError as error:
-            raise OSError(
-                f"cannot listen on {HOST}:{port}: {error.strerror}; choose another port"
-            ) from error
+            text = f"cannot listen on {HOST}:{port}: {error.strerror}; choose another port"
+            raise OSError(text) from error
 
     def add_bytes(self, data: bytes, name: str) -> str:
         """Compute the features of an image file (ValueError if unusable); return their key."""

@@ -129,9 +129,6 @@ class FeatureStore(Mapping[str, dict[str, Tensor]]):
 def load_features(directory: str | os.PathLike[str]) -> FeatureStore:
     """Open the features that `extract_features` or `convnext-backbone extract` wrote.
 
-    Args:
-        directory: The folder.
-
     Returns:
         A mapping from image names to their features: maps (C, H, W), or vectors (C,) where they
         were pooled. Its `failures` are the images that could not be read.
@@ -155,9 +152,8 @@ def _read_finished(directory: Path, name: str) -> dict[str, Any]:
             raise FileNotFoundError(f"{directory} holds no features: there is no {name}")
         total = len(read_json(planned)["shards"])
         done = sum(1 for _ in directory.glob("features-*.json"))
-        raise FileNotFoundError(
-            f"{directory} is not finished, {done} of {total} shards are: run the extraction again"
-        )
+        text = f"{done} of {total} shards are: run the extraction again"
+        raise FileNotFoundError(f"{directory} is not finished, {text}")
     return read_json(path)
 
 
@@ -227,11 +223,12 @@ def extract_features(
             _write_shard(own, images, out, number, plan["shards"][number], bar)
     seconds = time.perf_counter() - start
     finished = [n for n in range(total) if n in mine or _is_finished(out, n)]
-    if len(finished) == total:
-        _finish(out, plan)
     parts = [read_json(out / _part_name(number)) for number in finished]
+    complete = len(finished) == total
+    if complete:
+        _finish(out, plan, parts)
     return ExtractionResult(
-        complete=len(finished) == total,
+        complete=complete,
         images=sum(len(part["images"]) for part in parts),
         failures={k: v for part in parts for k, v in part["failures"].items()},
         kept=len(mine) - len(missing),
@@ -366,10 +363,8 @@ def _write_shard(
     _write_json(out / _part_name(number), part)
 
 
-def _finish(out: Path, plan: dict[str, Any]) -> None:
-    """Write the index and the manifest, once all shards are there."""
-    total = len(plan["shards"])
-    parts = [read_json(out / _part_name(number)) for number in range(total)]
+def _finish(out: Path, plan: dict[str, Any], parts: Sequence[dict[str, Any]]) -> None:
+    """Write the index and the manifest, once all shards (with these parts) are there."""
     shard_of = {name: _shard_name(n) for n, part in enumerate(parts) for name in part["images"]}
     failures = {name: reason for part in parts for name, reason in part["failures"].items()}
     lost = plan["files"].keys() - shard_of.keys() - failures.keys()
@@ -408,10 +403,8 @@ def _write(path: Path, data: bytes) -> None:
     try:
         write_bytes(path, data)
     except OSError as error:
-        raise OSError(
-            f"cannot write {path}: {error.strerror or error}; finished shards are kept, the same "
-            "command goes on from there"
-        ) from error
+        text = "finished shards are kept, the same command goes on from there"
+        raise OSError(f"cannot write {path}: {error.strerror or error}; {text}") from error
 
 
 def _is_whole(path: Path, digest: str) -> bool:

@@ -215,7 +215,11 @@ class ConvNextImageProcessor:
             ValueError: The image cannot be read, or its values or channels do not fit.
             TypeError: It is not an image.
         """
-        wanted = self._wanted_channels(num_channels)
+        wanted = num_channels  # None where any number will do
+        if self.do_convert_rgb:
+            wanted = 3
+        elif self.do_normalize and isinstance(self.image_mean, tuple):
+            wanted = len(self.image_mean)
         if isinstance(image, str | os.PathLike):
             image = load_image(image)
         if isinstance(image, Image.Image):
@@ -233,14 +237,6 @@ class ConvNextImageProcessor:
                 stacklevel=4,
             )
         return x.contiguous() if device is None else x.contiguous().to(device)
-
-    def _wanted_channels(self, num_channels: int | None) -> int | None:
-        """Return the channels of a prepared image; None where any number will do."""
-        if self.do_convert_rgb:
-            return 3
-        if self.do_normalize and isinstance(self.image_mean, tuple):
-            return len(self.image_mean)
-        return num_channels
 
     def _from_pil(self, image: Image.Image, wanted: int | None) -> np.ndarray:
         if self.do_convert_rgb is False:

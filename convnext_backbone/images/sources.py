@@ -53,8 +53,8 @@ def find_images(source: str | os.PathLike[str]) -> list[Path]:
     if path.exists():
         return [path]
     if glob.has_magic(os.fspath(source)):
-        names = sorted(glob.glob(os.fspath(source), recursive=True))
-        found = [Path(p) for p in names if _is_file(Path(p))]
+        found = [Path(name) for name in sorted(glob.glob(os.fspath(source), recursive=True))]
+        found = [path for path in found if _is_file(path)]
         if not found:
             raise ValueError(f"no file matches {os.fspath(source)!r}")
         return found
