@@ -367,7 +367,7 @@ class ConvNextImageProcessor:
             # DINOv3's processor: a square, without a crop.
             if size["height"] != size["width"]:
                 raise ValueError(f"size must be a square, got {dict(size)}")
-            given.update(size=size["height"], squash=True)
+            given.update(size={"shortest_edge": size["height"]}, squash=True)
             given.setdefault("resample", int(Image.Resampling.BILINEAR))
             given = {**_DINOV3, **given}
         return cls(**{**given, **overrides})
