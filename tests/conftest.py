@@ -1,6 +1,7 @@
 """Settings of the whole suite: no network, and one thread so that timing never decides a result."""
 
 import os
+import sys
 
 # Before anything imports huggingface_hub: a test that would go online must fail, not wait.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -17,3 +18,11 @@ def _one_thread():
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled():
+    yield
+    # What a test compiled counts towards dynamo's limit of recompilations in the tests after it.
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()

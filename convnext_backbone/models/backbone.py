@@ -23,8 +23,6 @@ from .pretrained import PretrainedTrunk
 # mmengine's own keys. `map_location` has nothing to decide here: weights are read on the CPU and
 # copied to where the parameters are.
 _INIT_CFG_KEYS = ("type", "checkpoint", "map_location")
-
-
 # An attribute of modules, the names of their parameters that the backbone froze, and of these
 # parameters. Kept in both, since either may be exchanged: the parameter by loading with assign=True
 # or by a copy, the module by a layer that takes over its parameters.
@@ -250,12 +248,12 @@ class ConvNextBackbone(PretrainedTrunk):
         # Parameters may be tied across stages: what one of them may not train stays frozen.
         still = {p for group in modules.values() for module in group for p in module.parameters()}
         for module in self.modules():
+            here = vars(module).get(_FROZEN_HERE, set())
             for name, p in _own_parameters(module):
-                here = vars(module).get(_FROZEN_HERE, set())
                 if p not in still and (name in here or hasattr(p, _FROZEN_HERE)):
                     p.requires_grad_(True)
-                    here.discard(name)
                     vars(p).pop(_FROZEN_HERE, None)
+            here -= {name for name, p in _own_parameters(module) if p not in still}
         for stage in untrained - self._untrained_stages:
             for module in (part for group in modules[stage] for part in group.modules()):
                 for name, p in _own_parameters(module):

@@ -6,7 +6,6 @@ models/dinov3_convnext/modeling_dinov3_convnext.py); the loss is its `ForSequenc
 """
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from .pretrained import PretrainedTrunk
 
 
 class _PooledTrunk(PretrainedTrunk):
-    """The trunk, the norm of its pooled last map, and a place for a head behind it."""
+    """The trunk, the norm of its pooled last map, and what a subclass builds after it."""
 
     @show_config_fields
     def __init__(
@@ -193,10 +192,8 @@ def _multi_label(logits: Tensor, labels: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, labels.reshape(logits.shape).to(logits.dtype))
 
 
-_LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = MappingProxyType(
-    {
-        "regression": _regression,
-        "single_label_classification": _single_label,
-        "multi_label_classification": _multi_label,
-    }
-)
+_LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "regression": _regression,
+    "single_label_classification": _single_label,
+    "multi_label_classification": _multi_label,
+}

@@ -7,6 +7,7 @@ rebuild. Names and behaviour are transformers' (modeling_outputs.py, utils/gener
 from collections.abc import Iterable
 from typing import Any, ClassVar, NoReturn
 
+import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
@@ -44,6 +45,9 @@ class FeatureMaps(tuple[Tensor, ...]):
         return (self.feature_maps, *hidden)
 
 
+# torch.jit.trace would take a class whose methods are all inherited for a TorchScript class, and
+# refuse it, where it takes any other dict.
+@torch.jit.ignore
 class ModelOutput(dict[str, Any]):
     """Values by name, by attribute and by position; a value that is None takes no position.
 

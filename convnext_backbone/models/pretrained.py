@@ -1,20 +1,19 @@
-"""The part of transformers' model interface that training scripts lean on."""
+"""The part of transformers' model interface that training scripts call."""
 
 import inspect
 import os
 import warnings
 from collections.abc import Collection, Mapping
-from dataclasses import fields
 from typing import Any, TypeVar
 
 import torch
+from typing_extensions import Self
 
 from ..weights import LOAD_OPTIONS, OPEN_OPTIONS, load_pretrained_, open_weights, save_pretrained
-from .config import ConvNextConfig
+from .config import ConvNextConfig, check_names
 from .outputs import FeatureMaps, ModelOutput
 from .trunk import ConvNextTrunk
 
-_Self = TypeVar("_Self", bound="PretrainedTrunk")
 _Output = TypeVar("_Output", bound=FeatureMaps | ModelOutput)
 
 
@@ -32,7 +31,7 @@ class PretrainedTrunk(ConvNextTrunk):
 
     @classmethod
     def from_pretrained(
-        cls: type[_Self],
+        cls,
         source: str | os.PathLike[str],
         *,
         revision: str | None = None,
@@ -41,7 +40,7 @@ class PretrainedTrunk(ConvNextTrunk):
         torch_dtype: torch.dtype | str | None = None,
         ignore_mismatched_sizes: bool = False,
         **overrides: Any,
-    ) -> _Self:
+    ) -> Self:
         """Build the model that `source` describes, load it, and set it to evaluation mode.
 
         Args:
@@ -164,24 +163,14 @@ class PretrainedTrunk(ConvNextTrunk):
 
 
 def _check_names(cls: type[PretrainedTrunk], names: Collection[str]) -> None:
-    """Refuse what neither a constructor of this package nor `load_weights` knows.
+    """Refuse what neither the constructor nor `load_weights` knows.
 
     Raises:
         TypeError: There is no such argument.
     """
-    init = getattr(cls, "__init__")  # noqa: B009 - mypy takes it for an instance's
-    if init.__module__.partition(".")[0] != __package__.partition(".")[0]:
-        return  # a subclass may take any keyword
-    built = list(inspect.signature(init).parameters.values())[1:]
-    own = tuple(p.name for p in built if p.kind is not p.VAR_KEYWORD)
-    known = {*LOAD_OPTIONS, *own, *(field.name for field in fields(ConvNextConfig))}
-    for name in names:
-        if name not in known:
-            raise TypeError(
-                f"{cls.__name__}.from_pretrained has no argument {name!r}; besides its own it "
-                f"takes options of load_weights, {LOAD_OPTIONS}, arguments of the constructor, "
-                f"{own}, and fields of ConvNextConfig"
-            )
+    built = inspect.signature(cls).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in built.values()):  # a subclass may take any keyword
+        check_names(f"{cls.__name__}.from_pretrained", names, (*LOAD_OPTIONS, *built))
 
 
 def _dtype_of(source: str | os.PathLike[str], overrides: Mapping[str, Any]) -> torch.dtype:

@@ -12,6 +12,7 @@ from helpers.peers import PEERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from convnext_backbone import ConvNextBackbone, ConvNextConfig, list_archs
 from convnext_backbone.models.trunk import Block
@@ -646,6 +647,59 @@ def test_unfreezing_works_after_copies_casts_and_loading(way, tmp_path):
     assert not any(p.requires_grad for p in b.stages[:2].parameters())
     b.frozen_stages = -1
     assert all(p.requires_grad for p in b.parameters())
+
+
+def _share(b):
+    layer = nn.Linear(8, 32, device="meta")  # as conversions do: another layer, the same parameters
+    layer.weight, layer.bias = b.stages[0][0].pwconv1.weight, b.stages[0][0].pwconv1.bias
+    b.stages[0][0].pwconv1 = layer
+
+
+def _parametrize(b):
+    parametrize.register_parametrization(b.stages[0][0].pwconv1, "weight", nn.Identity())
+
+
+def _prune(b):
+    prune.l1_unstructured(b.stages[0][0].pwconv1, "weight", 0.5)
+
+
+RENAMINGS = {
+    "wrapped stage": lambda b: b.stages.__setitem__(0, nn.Sequential(b.stages[0])),
+    "shared parameters": _share,
+    "parametrization": _parametrize,
+    "removed parametrization": lambda b: (
+        _parametrize(b),
+        parametrize.remove_parametrizations(b.stages[0][0].pwconv1, "weight"),
+    ),
+    "weight norm": lambda b: parametrizations.weight_norm(b.stages[0][0].pwconv1),
+    "pruning": _prune,
+    "removed pruning": lambda b: (
+        _prune(b),
+        prune.remove(b.stages[0][0].pwconv1, "weight"),
+    ),
+}
+
+
+@pytest.mark.parametrize("rename", RENAMINGS)
+def test_parameters_are_known_again_by_another_name(rename):
+    b = tiny(frozen_stages=1, out_features=["stage1", "stage4"])
+    RENAMINGS[rename](b)
+    b.out_features = ["stage2"]
+    assert not any(p.requires_grad for p in b.stages[0].parameters())
+    b.frozen_stages = -1
+    assert all(p.requires_grad for p in b.stages[0].parameters())
+
+
+def test_removed_stages_do_not_hinder_an_assignment():
+    b = tiny(out_features=["stage2", "stage4"])
+    b.out_features = ["stage2"]
+    del b.stages[2:], b.downsample_layers[2:]
+    b.out_features = ["stage1"]
+    b.frozen_stages = 0
+    assert not any(p.requires_grad for p in b.stages[1].parameters())
+    b.out_features = ["stage1", "stage2"]
+    assert all(p.requires_grad for p in b.stages.parameters())
+    assert [m.shape[1] for m in b(torch.randn(1, 3, 32, 32))] == [8, 16]
 
 
 # transformers' ways of calling

@@ -238,6 +238,25 @@ def test_feature_maps_pass_through_trace_and_serve_as_a_tuple():
     torch.testing.assert_close(tuple(traced), tuple(maps), atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.filterwarnings("error::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.parametrize("name", ["Model", "ForImageClassification"])
+def test_jit_trace_gives_a_dict_or_a_tuple_as_in_transformers(name):
+    build = {"Model": ConvNextModel, "ForImageClassification": ConvNextForImageClassification}[name]
+    model = build(ConvNextConfig(**SHAPE)).eval()
+    theirs = getattr(transformers, f"ConvNext{name}")(transformers.ConvNextConfig(**SHAPE)).eval()
+    x, other = torch.randn(1, 3, 64, 64), torch.randn(2, 3, 96, 64)
+    expected = model(other)
+    traced = torch.jit.trace(model, x, strict=False)(other)
+    assert type(traced) is dict
+    assert list(traced) == list(theirs(x))  # which is what tracing theirs gives
+    torch.testing.assert_close(traced, dict(expected), atol=1e-6, rtol=1e-6)
+    model.config.return_dict = False
+    torch.testing.assert_close(
+        torch.jit.trace(model, x)(other), expected.to_tuple(), atol=1e-6, rtol=1e-6
+    )
+
+
 def test_model_exports_with_dynamic_batch_height_and_width():
     model = ConvNextModel(ConvNextConfig(**SHAPE)).eval()
     dims = {0: torch.export.Dim("n"), 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}

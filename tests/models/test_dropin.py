@@ -3,10 +3,16 @@
 Every expected value is transformers' own.
 """
 
+import dataclasses
+import inspect
+import pydoc
+import typing
+
 import numpy as np
 import pytest
 import torch
 import transformers
+import typing_extensions
 from helpers.peers import DEPTHS, WIDTHS, build_pair, randomise
 from PIL import Image
 
@@ -18,6 +24,7 @@ from convnext_backbone import (
     ConvNextImageProcessor,
     ConvNextModel,
 )
+from convnext_backbone.models.config import ConfigFields
 
 SHAPE = {"hidden_sizes": list(WIDTHS), "depths": list(DEPTHS)}
 
@@ -202,3 +209,49 @@ def test_a_revision_goes_along_with_a_hub_id_only(directory, monkeypatch):
     ConvNextModel.from_pretrained(directory, revision="main")
     with pytest.raises(ValueError, match=r"revision 'v2' is asked for, but '.*' has none"):
         ConvNextModel.from_pretrained(directory, revision="v2")
+
+
+@pytest.mark.parametrize("cls", [ConvNextBackbone, ConvNextModel, ConvNextForImageClassification])
+def test_the_fields_of_the_config_are_seen_among_the_arguments(cls):
+    parameters = inspect.signature(cls).parameters
+    for field in dataclasses.fields(ConvNextConfig):
+        assert parameters[field.name].default == field.default
+        assert parameters[field.name].annotation == field.type
+    assert not any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    assert "drop_path_rate: float = 0.0" in pydoc.render_doc(cls, renderer=pydoc.plaintext)
+    hints = typing.get_type_hints(cls.__init__)
+    assert hints["fields"] == typing_extensions.Unpack[ConfigFields]
+
+
+def test_a_subclass_shows_its_own_arguments():
+    class Own(ConvNextBackbone):
+        def __init__(self, width: int, **others):
+            super().__init__(hidden_sizes=(width, 2 * width), depths=(1, 1), **others)
+
+    class Inherits(ConvNextBackbone):
+        pass
+
+    assert list(inspect.signature(Own).parameters) == ["width", "others"]
+    assert inspect.signature(Inherits) == inspect.signature(ConvNextBackbone)
+    assert Own(8, out_features=["stage1"]).channels == (8,)
+    with pytest.raises(TypeError, match=r"Own has no argument 'out_feature'.*mean 'out_features'"):
+        Own(8, out_feature=["stage1"])
+
+
+@pytest.mark.parametrize("cls", [ConvNextBackbone, ConvNextModel, ConvNextForImageClassification])
+def test_a_misspelt_argument_is_named_with_the_one_that_was_meant(cls, directory):
+    message = rf"{cls.__name__}.* has no argument 'drop_path_rat' \(did you mean 'drop_path_rate'\?"
+    with pytest.raises(TypeError, match=message):
+        cls(drop_path_rat=0.1)
+    with pytest.raises(TypeError, match=message):
+        cls.from_pretrained(directory, drop_path_rat=0.1)
+
+
+def test_a_compiled_segmentor_can_call_the_backbone_with_any_keywords():
+    b, x = ConvNextBackbone(**SHAPE).eval(), torch.randn(1, 3, 32, 32)
+
+    def run(x):
+        return b.forward_with_filtered_kwargs(x, output_attentions=True, foo=1).feature_maps
+
+    got = torch.compile(run, backend="eager", fullgraph=True)(x)
+    torch.testing.assert_close(got, run(x), rtol=0, atol=1e-6)
