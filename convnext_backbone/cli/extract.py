@@ -1,4 +1,4 @@
-"""`extract`: write the features of many images; under torchrun, the processes share the work."""
+"""`extract`: write the features of many images."""
 
 import argparse
 import os
@@ -39,11 +39,11 @@ def run(args: argparse.Namespace) -> None:
     from ..images.sources import name_images
 
     check_min("--shard-mb", args.shard_mb, 1)
-    rank, world_size = _read_rank()
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ValueError("extract runs as one process, torchrun started several: run it without")
     _, images = name_images(args.images)
     extractor = build_extractor(
         args,
-        device=args.device or _device_of_rank(world_size),
         pool=args.pool,
         pad=not args.no_pad,
         channels_last=args.channels_last,
@@ -55,15 +55,11 @@ def run(args: argparse.Namespace) -> None:
             images,
             args.out,
             shard_bytes=args.shard_mb << 20,
-            rank=rank,
-            world_size=world_size,
             progress=not args.quiet,
         )
     except KeyboardInterrupt:
         print("stopped: finished shards are kept, the same command goes on", file=sys.stderr)
         raise SystemExit(130) from None
-    if rank != 0 and not result.complete:
-        return
     rate = f", {result.processed / result.seconds:.1f} images/s" if result.processed else ""
     print(
         f"{result.images} images, {len(result.failures)} unreadable; {result.written} shards "
@@ -72,25 +68,3 @@ def run(args: argparse.Namespace) -> None:
     for name, reason in sorted(result.failures.items()):
         shown = name if name.isprintable() else repr(name)
         print(f"unreadable: {shown}: {reason}", file=sys.stderr)
-
-
-def _read_rank() -> tuple[int, int]:
-    """Return (rank, world size) from torchrun's variables, (0, 1) without them, else ValueError."""
-    rank, world_size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
-    values = (rank or "0", world_size or "1")
-    if all(value.isdecimal() for value in values):
-        own, total = map(int, values)
-        if own < total and (rank or total == 1):
-            return own, total
-    raise ValueError(
-        f"the variables RANK and WORLD_SIZE must be those of torchrun, or not be set, got {rank!r} "
-        f"and {world_size!r}"
-    )
-
-
-def _device_of_rank(world_size: int) -> str | None:
-    import torch
-
-    if world_size == 1 or not torch.cuda.is_available():
-        return None
-    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"

@@ -331,16 +331,6 @@ class FeatureExtractor:
             if isinstance(self.image_options.size, tuple):
                 pixels = self.processor.warp(pixels, self.image_options.size)
             (pixels,) = self.processor.process_tensors([pixels])
-        self._check_pixels(pixels)
-        height, width = pixels.shape[1:]
-        if not self.image_options.pad and min(height, width) < self.stride:
-            raise ValueError(
-                f"an image of {height}x{width} is smaller than the stride {self.stride}"
-            )
-        return pixels
-
-    def _check_pixels(self, pixels: Tensor) -> None:
-        """Refuse what cannot be the pixels (C, H, W) of one prepared image."""
         channels = self.config.num_channels
         if pixels.ndim != 3 or pixels.shape[0] != channels or 0 in pixels.shape:
             raise ValueError(
@@ -350,6 +340,12 @@ class FeatureExtractor:
             raise TypeError(f"pixel_values must be floating point, got {pixels.dtype}")
         if not torch.isfinite(pixels).all():
             raise ValueError("pixel_values must not hold NaN or infinite values")
+        height, width = pixels.shape[1:]
+        if not self.image_options.pad and min(height, width) < self.stride:
+            raise ValueError(
+                f"an image of {height}x{width} is smaller than the stride {self.stride}"
+            )
+        return pixels
 
     def _run(
         self, window: Sequence[_Prepared | Failure], compute: Compute

@@ -11,8 +11,8 @@ The folder holds
   preprocessing, dtype, versions): written last, so where they are nothing is missing.
 
 Which images share a batch depends on the plan alone, and on the CPU every batch is computed by one
-thread, several batches at a time. A shard therefore comes out the same to the bit on whichever
-process and after however many interruptions it is written.
+thread, several batches at a time. A shard therefore comes out the same to the bit after however
+many interruptions it is written.
 """
 
 import copy
@@ -34,7 +34,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..images.sources import read_size
-from ..utils.checks import check_min, shorten_list
+from ..utils.checks import shorten_list
 from ..utils.files import file_sha256, read_json, write_bytes
 from .extractor import Failure, FeatureExtractor
 
@@ -164,13 +164,12 @@ def _read_finished(directory: Path, name: str) -> dict[str, Any]:
 class ExtractionResult:
     """What a run of `extract_features` did."""
 
-    complete: bool  # every shard is there, those of other processes included
-    images: int  # with features, in all shards that are there
+    images: int  # with features
     failures: Mapping[str, str]  # name -> why the image could not be read
     kept: int  # shards that were finished before
-    written: int  # shards that this process wrote
+    written: int  # shards that this run wrote
     seconds: float  # that writing them took, decoding and the network included
-    processed: int  # images that this process worked on
+    processed: int  # images in the shards that this run wrote
 
 
 def extract_features(
@@ -179,8 +178,6 @@ def extract_features(
     out: str | os.PathLike[str],
     *,
     shard_bytes: int = 256 << 20,
-    rank: int = 0,
-    world_size: int = 1,
     progress: bool = False,
 ) -> ExtractionResult:
     """Write the features of images to a folder, or resume an earlier run.
@@ -194,44 +191,34 @@ def extract_features(
         images: The images by the name under which their features are kept.
         out: The folder.
         shard_bytes: Size at which a shard is closed.
-        rank: Number of this process among those that share the work.
-        world_size: Number of processes. The one that writes the last shard finishes the folder; if
-            one of them is lost, the same command goes on from the shards that are there.
         progress: Show a bar with the rate and the time left.
 
     Raises:
-        ValueError: `rank` is not below `world_size`; the folder holds features of other images or
-            settings; or an image cannot be read and the extractor's `on_error` is "raise".
+        ValueError: The folder holds features of other images or settings, or an image cannot be
+            read and the extractor's `on_error` is "raise".
         OSError: The folder cannot be written. Finished shards stay.
     """
-    if check_min("rank", rank, 0) >= check_min("world_size", world_size, 1):
-        raise ValueError(f"rank must lie below world_size {world_size}, got {rank}")
     out = Path(out)
     plan = _make_plan(extractor, images, shard_bytes)
     _write_or_compare_plan(out, plan)
-    total = len(plan["shards"])
-    mine = range(rank, total, world_size)
-    missing = [number for number in mine if not _is_finished(out, number)]
+    shards = plan["shards"]
+    missing = [number for number in range(len(shards)) if not _is_finished(out, number)]
     start = time.perf_counter()
-    count = sum(len(plan["shards"][number]) for number in missing)
-    # The rounding of a feature must not depend on the number of threads, which torchrun changes.
+    count = sum(len(shards[number]) for number in missing)
+    # The rounding of a feature must not depend on the number of threads.
     own, run = copy.copy(extractor), extractor.run_options
     workers = run.compute_workers or torch.get_num_threads()
     own.run_options = replace(run, compute_workers=workers)
-    with tqdm(total=count, unit="image", disable=not progress or rank != 0) as bar:
+    with tqdm(total=count, unit="image", disable=not progress) as bar:
         for number in missing:
-            _write_shard(own, images, out, number, plan["shards"][number], bar)
+            _write_shard(own, images, out, number, shards[number], bar)
     seconds = time.perf_counter() - start
-    finished = [n for n in range(total) if n in mine or _is_finished(out, n)]
-    parts = [read_json(out / _part_name(number)) for number in finished]
-    complete = len(finished) == total
-    if complete:
-        _finish(out, plan, parts)
+    parts = [read_json(out / _part_name(number)) for number in range(len(shards))]
+    _finish(out, plan, parts)
     return ExtractionResult(
-        complete=complete,
         images=sum(len(part["images"]) for part in parts),
         failures={k: v for part in parts for k, v in part["failures"].items()},
-        kept=len(mine) - len(missing),
+        kept=len(shards) - len(missing),
         written=len(missing),
         seconds=seconds,
         processed=count,

@@ -264,6 +264,8 @@ class ConvNextImageProcessor:
 
     def process_tensors(self, images: Sequence[Tensor]) -> list[Tensor]:
         """Resize and normalise what `to_tensor` gave, images of one shape at once off the CPU."""
+        if self.backend == "pil":
+            return [torch.from_numpy(self._process_array(x.cpu().numpy())) for x in images]
         groups: dict[Any, list[int]] = {}
         for index, image in enumerate(images):
             alone = image.device.type == "cpu"
@@ -272,8 +274,7 @@ class ConvNextImageProcessor:
         results: dict[int, Tensor] = {}
         for indices in groups.values():
             batch = torch.stack([images[i] for i in indices])
-            steps = self._process_pil if self.backend == "pil" else self._process_torch
-            results.update(zip(indices, steps(batch), strict=True))
+            results.update(zip(indices, self._process_torch(batch), strict=True))
         return [results[index] for index in range(len(images))]
 
     def plan(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -282,11 +283,9 @@ class ConvNextImageProcessor:
         ValueError where the image is so narrow that the resized one would not fit into memory.
         """
         side = self.size["shortest_edge"]
-        squash = side >= _SQUASH_FROM if self.squash is None else self.squash
-        if squash:
+        if side >= _SQUASH_FROM if self.squash is None else self.squash:
             return (side, side), (side, side)
-        assert self.crop_pct is not None
-        short = int(side / self.crop_pct)
+        short = int(side / (self.crop_pct or 1))
         long = int(short * max(height, width) / min(height, width))
         if short * long > _MAX_PIXELS:
             raise ValueError(
@@ -319,9 +318,6 @@ class ConvNextImageProcessor:
             for values in (self.image_mean, self.image_std)
         )
         return (x.to(torch.float32) - mean).div_(std)
-
-    def _process_pil(self, batch: Tensor) -> list[Tensor]:
-        return [torch.from_numpy(self._process_array(x)) for x in batch.cpu().numpy()]
 
     def _process_array(self, x: np.ndarray) -> np.ndarray:
         if self.do_resize:

@@ -122,55 +122,6 @@ def test_the_manifest_says_how_the_features_were_made(images, whole):
     assert sum(shard["images"] for shard in manifest["shards"]) == 40
 
 
-def test_split_work_equals_one_process_to_the_bit(weights, images, whole, tmp_path):
-    out = tmp_path / "split"
-    second = _extract(weights, images, out, rank=1, world_size=2)
-    with pytest.raises(FileNotFoundError, match=r"is not finished, \d+ of \d+ shards are"):
-        load_features(out)
-    first = _extract(weights, images, out, rank=0, world_size=2)
-    assert first.written + second.written == len(list(whole.glob("*.safetensors")))
-    assert _contents(out) == _contents(whole)
-
-
-def test_whichever_process_writes_the_last_shard_finishes_the_folder(
-    weights, images, whole, tmp_path
-):
-    for order in ((0, 1, 2), (2, 0, 1)):
-        out = tmp_path / str(order)
-        done = [_extract(weights, images, out, rank=rank, world_size=3) for rank in order]
-        assert [result.complete for result in done] == [False, False, True]
-        assert _contents(out) == _contents(whole)
-
-
-def test_one_process_goes_on_where_others_were_lost(weights, images, whole, tmp_path):
-    out = tmp_path / "alone"
-    assert not _extract(weights, images, out, rank=0, world_size=3).complete
-    assert _extract(weights, images, out).kept == len(range(0, len(_parts(whole)), 3))
-    assert _contents(out) == _contents(whole)
-
-
-def test_a_damaged_shard_of_another_process_does_not_count_as_finished(
-    weights, images, whole, tmp_path
-):
-    out = tmp_path / "damaged"
-    shutil.copytree(whole, out)
-    (out / "features-00001.safetensors").write_bytes(b"damaged")
-    assert not _extract(weights, images, out, rank=0, world_size=2).complete
-    assert _extract(weights, images, out, rank=1, world_size=2).written == 1
-    assert _contents(out) == _contents(whole)
-
-
-def _parts(folder):
-    return list(folder.glob("features-*.json"))
-
-
-@pytest.mark.parametrize(("rank", "world_size"), [(2, 2), (-1, 2), (0, 0)])
-def test_a_rank_outside_the_world_is_refused(rank, world_size, weights, images, tmp_path):
-    with pytest.raises(ValueError, match=r"^(rank|world_size) must"):
-        _extract(weights, images, tmp_path / "out", rank=rank, world_size=world_size)
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize("stopped", [False, True])
 def test_the_callers_extractor_is_left_as_it_is(stopped, weights, images, tmp_path, monkeypatch):
     extractor = _extractor(weights)
@@ -377,19 +328,12 @@ def test_command_line_reports_and_refuses_in_one_line(weights, images, tmp_path,
     assert "must be native, a side or HEIGHTxWIDTH, got 'big'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "variables",
-    [{"WORLD_SIZE": "2"}, {"RANK": "2", "WORLD_SIZE": "2"}, {"RANK": "1"}, {"WORLD_SIZE": "two"}],
-)
-def test_variables_that_are_not_torchruns_are_refused(
-    variables, weights, images, tmp_path, capsys, monkeypatch
-):
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
+def test_several_processes_of_torchrun_are_refused(weights, images, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
     arguments = ["extract", str(images), "--weights", str(weights), "--out", str(tmp_path / "o")]
     assert cli.main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "RANK and WORLD_SIZE must be those of torchrun, or not be set, got" in line
+    assert "extract runs as one process, torchrun started several" in line
 
 
 def test_a_link_that_leads_nowhere_and_a_name_of_two_lines_are_named(weights, tmp_path, capsys):
