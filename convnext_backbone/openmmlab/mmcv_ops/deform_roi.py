@@ -6,13 +6,13 @@ each bin is first shifted by its own offset. N images, C channels, H/W height an
 map, R regions, P/Q pooled height and width, S samples along one side of a bin.
 """
 
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from .precision import at_least_float32, copy_gradients
-from .sampling import extents, neighbours, regions_by_grid
 
 
 def deform_roi_pool_forward(
@@ -65,18 +65,19 @@ def _pool(
 ) -> Tensor:
     """The pooled `(R, C, P, Q)`, differentiable in `features` and `offset`."""
     rois = rois.to(features)
-    # (R, 2) as (y, x) -> (R, 2, 1, 1), to broadcast over the bins
-    start, step = (part[:, :, None, None] for part in extents(rois, size, spatial_scale, True))
+    corners = (rois[:, 1:] * spatial_scale - 0.5)[:, :, None, None]
+    # (R, 4, 1, 1) as (x1, y1, x2, y2) -> (R, 2, 1, 1) as (y, x), to broadcast over the bins
+    start, extent = corners[:, [1, 0]], corners[:, [3, 2]] - corners[:, [1, 0]]
+    step = extent / extent.new_tensor(size)[:, None, None]
     bins = [torch.arange(count, device=rois.device) for count in size]
     cell = torch.stack(torch.meshgrid(*bins, indexing="ij")).to(rois)
     corner = start + cell * step
     if offset.numel():
-        whole = step * step.new_tensor(size)[:, None, None]
-        corner = corner + gamma * whole * offset.view(len(rois), 2, *size).flip(1)
+        corner = corner + gamma * extent * offset.view(len(rois), 2, *size).flip(1)
     # (N, C, H, W) -> (N * H * W, C): a sample reads all channels of a pixel at once.
     pixels = features.permute(0, 2, 3, 1).flatten(0, 2)
     pooled, order = [], []
-    for index, grid in regions_by_grid(rois, size, spatial_scale, sampling_ratio, aligned=True):
+    for index, grid in _regions_by_grid(step.flatten(1), sampling_ratio):
         order.append(index)
         image = rois[index, 0].long()
         pooled.append(_average(pixels, features.shape[2:], image, corner[index], step[index], grid))
@@ -103,8 +104,27 @@ def _average(
             corner[:, axis] + (cell[axis] + 0.5) / grid[axis] * step[:, axis] for axis in (0, 1)
         )
         inside = (y >= -1) & (y <= bounds[0]) & (x >= -1) & (x <= bounds[1])
-        for row, row_weight in neighbours(y, bounds[0]):
-            for column, column_weight in neighbours(x, bounds[1]):
+        for row, row_weight in _neighbours(y, bounds[0]):
+            for column, column_weight in _neighbours(x, bounds[1]):
                 weight = torch.where(inside, row_weight * column_weight, 0)
                 total = total + pixels[base + row * bounds[1] + column] * weight[..., None]
     return total.permute(0, 3, 1, 2) / max(grid[0] * grid[1], 1)
+
+
+def _regions_by_grid(step: Tensor, sampling_ratio: int) -> Iterator[tuple[Tensor, tuple[int, int]]]:
+    """Group regions of one sampling grid by their bin sizes `(R, 2)`: (indices, (S_y, S_x))."""
+    if sampling_ratio > 0:
+        yield torch.arange(len(step), device=step.device), (sampling_ratio, sampling_ratio)
+        return
+    grids, which = step.ceil().clamp(min=0).long().unique(dim=0, return_inverse=True)
+    for group, (rows, columns) in enumerate(grids.tolist()):
+        yield (which == group).nonzero().squeeze(1), (rows, columns)
+
+
+def _neighbours(position: Tensor, length: int) -> tuple[tuple[Tensor, Tensor], ...]:
+    """The two pixels about a position along one axis, with their bilinear weights."""
+    position = position.clamp(0, length - 1)
+    low = position.floor().long()
+    high = (low + 1).clamp(max=length - 1)
+    weight = position - low
+    return (low, 1 - weight), (high, weight)

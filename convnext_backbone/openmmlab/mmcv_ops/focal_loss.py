@@ -1,7 +1,7 @@
-"""Sigmoid and softmax focal loss as `mmcv/ops/focal_loss.py` calls them.
+"""Sigmoid focal loss as `mmcv/ops/focal_loss.py` calls it.
 
 Paper: Focal Loss, https://arxiv.org/abs/1708.02002, equation 5. Semantics:
-`mmcv/ops/csrc/common/cuda/{sigmoid,softmax}_focal_loss_cuda_kernel.cuh`. R rows, C classes;
+`mmcv/ops/csrc/common/cuda/sigmoid_focal_loss_cuda_kernel.cuh`. R rows, C classes;
 `weight` is `(C,)`, a factor of a row by its target class, or empty.
 """
 
@@ -41,42 +41,6 @@ def sigmoid_focal_loss_backward(
     grad_input.copy_(grad * _row_weight(weight, target, logits)[:, None])
 
 
-def softmax_focal_loss_forward(
-    input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
-) -> None:
-    """Write the focal loss of each row's target class into `output` `(R,)`.
-
-    `input` holds the probabilities `(R, C)`, as mmcv takes the softmax itself. A negative `target`
-    makes the row's loss 0. `alpha` weighs every row.
-    """
-    p = _target_probability(input, target)
-    loss = -alpha * (1 - p).pow(gamma) * _safe_log(p)
-    output.copy_(torch.where(target >= 0, loss, 0) * _row_weight(weight, target, p))
-
-
-def softmax_focal_loss_backward(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor,
-    buff: Tensor,
-    grad_input: Tensor,
-    gamma: float,
-    alpha: float,
-) -> None:
-    """Write the derivative for each logit behind the softmax into `grad_input` `(R, C)`.
-
-    `buff` `(R,)` gets the derivative by the target's logit, but for the factor `1 - p`.
-    """
-    probabilities = at_least_float32(input)
-    p = _target_probability(input, target)
-    # d/dp of -(1 - p)^gamma log p, times p. The floor keeps 0 * (1 / 0) out where p is 1.
-    rest = (1 - p).clamp(min=torch.finfo(p.dtype).tiny)
-    slope = gamma * rest.pow(gamma - 1) * p * _safe_log(p) - (1 - p).pow(gamma)
-    slope = alpha * torch.where(target >= 0, slope, 0) * _row_weight(weight, target, p)
-    buff.copy_(slope)
-    grad_input.copy_(slope[:, None] * (_one_hot(target, probabilities).to(p) - probabilities))
-
-
 def _one_hot(target: Tensor, rows: Tensor) -> Tensor:
     # A target outside the classes gives a row without a True.
     return target[:, None] == torch.arange(rows.shape[1], device=rows.device)
@@ -88,13 +52,3 @@ def _row_weight(weight: Tensor, target: Tensor, like: Tensor) -> Tensor:
         return torch.ones_like(target, dtype=like.dtype)
     known = (target >= 0) & (target < len(weight))  # compiled mmcv reads past the end
     return torch.where(known, weight.to(like)[target.clamp(0, len(weight) - 1)], 1)
-
-
-def _target_probability(probabilities: Tensor, target: Tensor) -> Tensor:
-    index = target.clamp(min=0)[:, None]
-    return at_least_float32(probabilities).gather(1, index).squeeze(1)
-
-
-def _safe_log(p: Tensor) -> Tensor:
-    """Logarithm clipped where a probability underflows (-87.3 in float32, as in mmcv)."""
-    return p.clamp(min=torch.finfo(p.dtype).tiny).log()

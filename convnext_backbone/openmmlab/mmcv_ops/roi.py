@@ -10,24 +10,21 @@ semantics: `mmcv/ops/csrc/common/cuda/roi_align_cuda_kernel.cuh` and `roi_pool_c
 """
 
 import torch
-import torch.nn.functional as F
 import torchvision  # noqa: F401  (registers torch.ops.torchvision)
 from torch import Tensor
 from torchvision.ops import roi_align as torchvision_roi_align
 
+from .finder import MissingMmcvOpError
 from .precision import at_least_float32, copy_gradients
-from .sampling import extents, neighbours, regions_by_grid
 
 _AVERAGE = 1
-# Samples may lie up to one pixel off the map; there they read its border.
-_OUTSIDE = -2.0
 
 
 def roi_align_forward(
     input: Tensor,  # (N, C, H, W)
     rois: Tensor,  # (R, 5)
     output: Tensor,  # (R, C, P, Q)
-    argmax_y: Tensor,  # (R, C, P, Q) in max mode, else empty
+    argmax_y: Tensor,  # used in max mode only
     argmax_x: Tensor,
     aligned_height: int,  # P
     aligned_width: int,  # Q
@@ -36,23 +33,17 @@ def roi_align_forward(
     pool_mode: int,  # 0 max, 1 average
     aligned: bool,  # pixel centres at half-integers; else regions of at least one map pixel
 ) -> None:
-    """Pool bilinear samples of each bin of each region into `output`.
+    """Average bilinear samples of each bin of each region into `output`.
 
-    In max mode `argmax_y` and `argmax_x` get the place on the map of the winning sample, -2
-    (outside) for a bin without samples.
+    Raises:
+        MissingMmcvOpError: In max mode, which no model of mmdet or mmseg uses.
     """
-    features, rois = at_least_float32(input), _like(rois, input)
+    if pool_mode != _AVERAGE:
+        raise MissingMmcvOpError("roi_align with pool_mode='max'")
     size = (aligned_height, aligned_width)
-    if pool_mode == _AVERAGE:
-        output.copy_(
-            torchvision_roi_align(features, rois, size, spatial_scale, sampling_ratio, aligned)
-        )
-        return
-    for index, grid in regions_by_grid(rois, size, spatial_scale, sampling_ratio, aligned):
-        best, y, x = _max_align(features, rois[index], size, spatial_scale, grid, aligned)
-        output[index] = best.to(output)
-        argmax_y[index] = y.to(argmax_y)
-        argmax_x[index] = x.to(argmax_x)
+    features, rois = at_least_float32(input), _like(rois, input)
+    pooled = torchvision_roi_align(features, rois, size, spatial_scale, sampling_ratio, aligned)
+    output.copy_(pooled)
 
 
 def roi_align_backward(
@@ -70,70 +61,18 @@ def roi_align_backward(
 ) -> None:
     """Gradient of `roi_align_forward` for `input`, written into `grad_input`."""
     rois = _like(rois, grad_output)
-    if pool_mode == _AVERAGE:
-        geometry = ((aligned_height, aligned_width), spatial_scale, sampling_ratio, aligned)
+    geometry = ((aligned_height, aligned_width), spatial_scale, sampling_ratio, aligned)
 
-        def pool(features: Tensor) -> Tensor:
-            return torchvision_roi_align(features, rois, *geometry)
+    def pool(features: Tensor) -> Tensor:
+        return torchvision_roi_align(features, rois, *geometry)
 
-        # The average is linear in the features, so any values give its gradient.
-        copy_gradients(pool, [torch.zeros_like(grad_input)], grad_output, [grad_input])
-        return
-    y, x = _like(argmax_y, grad_output), _like(argmax_x, grad_output)
-    height, width = grad_input.shape[2:]
-    inside = (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
-    grad = torch.where(inside, at_least_float32(grad_output), 0)
-    total = grad.new_zeros(grad_input.shape)
-    for row, row_weight in neighbours(y, height):
-        for column, column_weight in neighbours(x, width):
-            values = grad * row_weight * column_weight
-            _add_at(total, rois[:, 0].long(), row * width + column, values)
-    grad_input.copy_(total)
+    # The average is linear in the features, so any values give its gradient.
+    copy_gradients(pool, [torch.zeros_like(grad_input)], grad_output, [grad_input])
 
 
 def _like(tensor: Tensor, reference: Tensor) -> Tensor:
     """Bring coordinates to the working precision of `reference` (torchvision wants one type)."""
     return tensor.to(at_least_float32(reference[:0]).dtype)
-
-
-def _max_align(
-    features: Tensor,
-    rois: Tensor,
-    size: tuple[int, int],
-    spatial_scale: float,
-    grid: tuple[int, int],
-    aligned: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Maximum over the samples of a bin, and where on the map it lies: three `(R, C, P, Q)`."""
-    (pooled_y, pooled_x), (grid_y, grid_x) = size, grid
-    shape = (len(rois), features.shape[1], pooled_y, pooled_x)
-    if grid_y * grid_x == 0 or len(rois) == 0:
-        # A region without extent has no samples: 0, at a position that gets no gradient.
-        nowhere = features.new_full(shape, _OUTSIDE)
-        return features.new_zeros(shape), nowhere, nowhere
-    # A grid S times as fine with one sample per bin puts that sample where S per bin would lie.
-    fine = (pooled_y * grid_y, pooled_x * grid_x)
-    samples = torchvision_roi_align(features, rois, fine, spatial_scale, 1, aligned)
-    best, winner = F.max_pool2d(samples, grid, return_indices=True)
-    # (R, C, P, Q) flat index into (P * S_y, Q * S_x) -> row and column of the fine grid
-    row, column = winner // fine[1], winner % fine[1]
-    start, step = extents(rois, fine, spatial_scale, aligned)
-    start, step = start[:, :, None, None, None], step[:, :, None, None, None]
-    y = start[:, 0] + (row + 0.5) * step[:, 0]
-    x = start[:, 1] + (column + 0.5) * step[:, 1]
-    return best, y, x
-
-
-def _add_at(total: Tensor, image: Tensor, index: Tensor, values: Tensor) -> None:
-    """Add `values` `(R, C, P, Q)` to `total` `(N, C, H, W)`, in the maps of `image` `(R,)`.
-
-    `index`, of the shape of `values`, is row * W + column.
-    """
-    channels, height, width = total.shape[1:]
-    channel = torch.arange(channels, device=total.device)[:, None, None]
-    plane = image[:, None, None, None] * channels + channel
-    position = plane * (height * width) + index
-    total.view(-1).index_add_(0, position.flatten(), values.flatten())
 
 
 def roi_pool_forward(
@@ -194,6 +133,9 @@ def roi_pool_backward(
 ) -> None:
     """Gradient of `roi_pool_forward` for `input`, written into `grad_input`."""
     grad = torch.where(argmax >= 0, at_least_float32(grad_output), 0)
-    total = grad.new_zeros(grad_input.shape)
-    _add_at(total, rois[:, 0].long(), argmax.clamp(min=0).long(), grad)
-    grad_input.copy_(total)
+    channels, height, width = grad_input.shape[1:]
+    channel = torch.arange(channels, device=grad.device)[:, None, None]
+    plane = rois[:, 0].long()[:, None, None, None] * channels + channel
+    position = plane * (height * width) + argmax.clamp(min=0)
+    total = grad.new_zeros(grad_input.numel()).index_add_(0, position.flatten(), grad.flatten())
+    grad_input.copy_(total.view_as(grad_input))

@@ -17,7 +17,6 @@ from typing import Any
 
 from . import (
     attention,
-    boxes,
     build,
     deform,
     deform_roi,
@@ -31,7 +30,7 @@ from . import (
 )
 
 _MODULES = (
-    *(attention, boxes, build, deform, deform_roi, focal_loss),
+    *(attention, build, deform, deform_roi, focal_loss),
     *(line_nms, masked_conv, nms, roi, sync_bn, upsample),
 )
 

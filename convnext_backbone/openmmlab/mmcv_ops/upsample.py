@@ -1,7 +1,7 @@
 """CARAFE upsampling as `mmcv/ops/carafe.py` calls it.
 
 Paper: CARAFE, https://arxiv.org/abs/1905.02188. Semantics:
-`mmcv/ops/csrc/common/cuda/carafe_naive_cuda_kernel.cuh`. N batch, G groups, C channels of a
+`mmcv/ops/csrc/common/cuda/carafe_cuda_kernel.cuh`. N batch, G groups, C channels of a
 group, H/W height and width of the features, S scale factor, K kernel size.
 """
 
@@ -13,52 +13,25 @@ from torch import Tensor
 from .precision import at_least_float32, copy_gradients
 
 
-def carafe_naive_forward(
+def carafe_forward(
     features: Tensor,  # (N, G * C, H, W); reads 0 beyond its borders
     masks: Tensor,  # (N, G * K * K, H * S, W * S), the weights of each output pixel
+    rfeatures: Tensor,
+    routput: Tensor,
+    rmasks: Tensor,
     output: Tensor,  # (N, G * C, H * S, W * S)
     kernel_size: int,  # K, odd
     group_size: int,  # G
     scale_factor: int,  # S
 ) -> None:
-    """Each output pixel is a weighted sum of the K x K pixels about its source pixel."""
-    operands = map(at_least_float32, (features, masks))
-    output.copy_(_carafe(kernel_size, group_size, scale_factor, *operands))
-
-
-def carafe_naive_backward(
-    top_grad: Tensor,
-    features: Tensor,
-    masks: Tensor,
-    bottom_grad: Tensor,
-    mask_grad: Tensor,
-    kernel_size: int,
-    group_size: int,
-    scale_factor: int,
-) -> None:
-    """Gradients for `features` and `masks`, written into `bottom_grad` and `mask_grad`."""
-    carafe = partial(_carafe, kernel_size, group_size, scale_factor)
-    copy_gradients(carafe, (features, masks), top_grad, (bottom_grad, mask_grad))
-
-
-def carafe_forward(
-    features: Tensor,
-    masks: Tensor,
-    rfeatures: Tensor,
-    routput: Tensor,
-    rmasks: Tensor,
-    output: Tensor,
-    kernel_size: int,
-    group_size: int,
-    scale_factor: int,
-) -> None:
-    """`carafe_naive_forward` with scratch buffers.
+    """Each output pixel is a weighted sum of the K x K pixels about its source pixel.
 
     mmcv passes `rfeatures` to `carafe_backward` in place of `features`, so the features are copied
-    there, in their own layout. `routput` and `rmasks` are not used.
+    there, in their own layout. The scratch buffers `routput` and `rmasks` are not used.
     """
     rfeatures.copy_(features)
-    carafe_naive_forward(features, masks, output, kernel_size, group_size, scale_factor)
+    operands = map(at_least_float32, (features, masks))
+    output.copy_(_carafe(kernel_size, group_size, scale_factor, *operands))
 
 
 def carafe_backward(
@@ -75,10 +48,9 @@ def carafe_backward(
     group_size: int,
     scale_factor: int,
 ) -> None:
-    """`carafe_naive_backward` with scratch buffers; see `carafe_forward` for `rfeatures`."""
-    carafe_naive_backward(
-        top_grad, rfeatures, masks, bottom_grad, mask_grad, kernel_size, group_size, scale_factor
-    )
+    """Gradients for the features and `masks`, written into `bottom_grad` and `mask_grad`."""
+    carafe = partial(_carafe, kernel_size, group_size, scale_factor)
+    copy_gradients(carafe, (rfeatures, masks), top_grad, (bottom_grad, mask_grad))
 
 
 def _carafe(kernel: int, groups: int, scale: int, features: Tensor, masks: Tensor) -> Tensor:

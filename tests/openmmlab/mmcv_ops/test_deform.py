@@ -190,3 +190,43 @@ def test_reduced_precision_computes_in_float32(dtype):
         assert result.dtype == dtype
         torch.testing.assert_close(result.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-5)
     assert all(t.grad.dtype == dtype and t.grad.isfinite().all() for t in (x, offset, weight, mask))
+
+
+@pytest.mark.parametrize("size", [(8, 9), (5, 5)])
+def test_offsets_of_a_larger_map_are_read_flat_at_the_outputs_size(size):
+    # compiled mmcv's kernel: `data_offset + channel * height_out * width_out + ...` of one image
+    x, weight = torch.randn(2, 4, 6, 7).double(), torch.randn(3, 4, 3, 3).double()
+    larger = torch.randn(2, 27, *size).double().requires_grad_()
+    offset, mask = larger[:, :18], larger[:, 18:]
+    result = ops.modulated_deform_conv2d(x, offset, mask, weight, None, 2, 1)
+    assert result.shape == (2, 3, 3, 4)
+    flat = [
+        torch.stack([image.flatten()[: len(image) * 12].view(-1, 3, 4) for image in part])
+        for part in (offset, mask)
+    ]
+    expected = convolve(x, flat[0], weight, (2, 2), (1, 1), (1, 1), 1, 1, flat[1])
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
+    result.sum().backward()
+    read = larger.grad[0, :18].flatten()
+    assert (read[: 18 * 12] != 0).any()
+    assert (read[18 * 12 :] == 0).all()
+
+
+def test_offsets_of_a_smaller_map_are_refused():
+    x, weight = torch.randn(1, 4, 6, 6), torch.randn(3, 4, 3, 3)
+    with pytest.raises(RuntimeError, match="offset"):
+        ops.modulated_deform_conv2d(
+            x, torch.zeros(1, 18, 3, 3), torch.ones(1, 9, 3, 3), weight, None, 1, 1
+        )
+
+
+@pytest.mark.parametrize("sizes", [(32, 16, 8), (25, 13, 7)])
+def test_mmdets_dyhead_runs_forward_and_backward(sizes):
+    from mmdet.models.necks import DyHead
+
+    torch.manual_seed(0)
+    maps = [torch.rand(2, 16, s, s, requires_grad=True) for s in sizes]
+    outs = DyHead(16, 16, num_blocks=1)(maps)
+    assert [tuple(out.shape) for out in outs] == [tuple(m.shape) for m in maps]
+    sum(out.square().mean() for out in outs).backward()
+    assert all(m.grad.isfinite().all() and m.grad.abs().sum() > 0 for m in maps)

@@ -1,4 +1,4 @@
-"""CARAFE, masked convolution, box overlaps and synchronised batch norm of mmcv.ops."""
+"""CARAFE, masked convolution and synchronised batch norm of mmcv.ops."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import convnext_backbone  # noqa: F401  # isort: skip  (serves mmcv._ext)
 from mmcv import _ext as ext
 from mmcv import ops
-from mmcv.ops.carafe import carafe, carafe_naive
+from mmcv.ops.carafe import carafe
 from mmcv.ops.sync_bn import SyncBatchNormFunction
 
 pytestmark = pytest.mark.openmmlab
@@ -34,13 +34,12 @@ def reassemble(features, masks, kernel, groups, scale):
     return out
 
 
-@pytest.mark.parametrize("function", [carafe, carafe_naive])
 @pytest.mark.parametrize(("kernel", "groups", "scale"), [(3, 1, 2), (5, 2, 1), (1, 2, 3)])
-def test_carafe_reassembles_the_neighbourhood_of_each_pixel(function, kernel, groups, scale):
+def test_carafe_reassembles_the_neighbourhood_of_each_pixel(kernel, groups, scale):
     features = torch.randn(2, 4, 3, 4, dtype=torch.float64)
     masks = torch.randn(2, groups * kernel**2, 3 * scale, 4 * scale, dtype=torch.float64)
     expected = reassemble(features, masks, kernel, groups, scale)
-    result = function(features, masks, kernel, groups, scale)
+    result = carafe(features, masks, kernel, groups, scale)
     torch.testing.assert_close(result, expected, rtol=0, atol=1e-12)
 
 
@@ -52,20 +51,6 @@ def test_carafe_has_the_gradients_of_its_forward_pass(kernel, groups, scale):
     assert torch.autograd.gradcheck(
         lambda f, m: carafe(f, m, kernel, groups, scale), (features, masks)
     )
-
-
-def test_carafe_naive_has_the_same_gradients():
-    # mmcv asserts CUDA in this backward pass, so the operation is called by itself.
-    features = torch.randn(2, 4, 3, 2, dtype=torch.float64, requires_grad=True)
-    masks = torch.randn(2, 18, 6, 4, dtype=torch.float64, requires_grad=True)
-    out = carafe(features, masks, 3, 2, 2)
-    grad = torch.randn_like(out)
-    expected = torch.autograd.grad(out, (features, masks), grad)
-    result = torch.zeros_like(features), torch.zeros_like(masks)
-    ext.carafe_naive_backward(
-        grad, features, masks, *result, kernel_size=3, group_size=2, scale_factor=2
-    )
-    torch.testing.assert_close(result, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -98,40 +83,6 @@ def test_masked_conv_is_convolution_at_the_masked_pixels_and_0_elsewhere(kernel,
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
     nothing = ops.masked_conv2d(x, torch.zeros(1, 6, 7), weight, bias, padding)
     assert nothing.abs().max() == 0
-
-
-@pytest.mark.parametrize("mode", ["iou", "iof"])
-@pytest.mark.parametrize("offset", [0, 1])
-def test_bbox_overlaps_divides_the_intersection(mode, offset):
-    generator = torch.Generator().manual_seed(0)
-    corner = torch.rand(7, 2, generator=generator) * 10
-    boxes = torch.cat([corner, corner + torch.rand(7, 2, generator=generator) * 8], 1).double()
-    first, second = boxes[:4], boxes[3:]
-
-    def overlap(a, b):
-        sides = [max(0.0, min(a[i + 2], b[i + 2]) - max(a[i], b[i]) + offset) for i in (0, 1)]
-        areas = [(c[2] - c[0] + offset) * (c[3] - c[1] + offset) for c in (a, b)]
-        inter = sides[0] * sides[1]
-        return inter / (sum(areas) - inter if mode == "iou" else areas[0])
-
-    expected = [[overlap(a, b) for b in second.tolist()] for a in first.tolist()]
-    expected = torch.tensor(expected, dtype=torch.float64)
-    result = ops.bbox_overlaps(first, second, mode, offset=offset)
-    torch.testing.assert_close(result, expected, rtol=1e-12, atol=0)
-    aligned = ops.bbox_overlaps(first, second, mode, aligned=True, offset=offset)
-    torch.testing.assert_close(aligned, expected.diagonal(), rtol=1e-12, atol=0)
-
-
-def test_bbox_overlaps_gives_the_values_of_compiled_mmcv():
-    # tests/test_ops/test_bbox.py of mmcv
-    first = torch.tensor([[1.0, 1, 3, 4], [2, 2, 3, 4], [7, 7, 8, 8]])
-    second = torch.tensor([[0.0, 2, 2, 5], [2, 1, 3, 3]])
-    expected = torch.tensor([[1 / 3, 0.5], [0.2, 0.5], [0, 0]])
-    result = ops.bbox_overlaps(first, second, offset=1)
-    torch.testing.assert_close(result, expected, rtol=1e-6, atol=0)
-    half = ops.bbox_overlaps(first.half(), second.half(), offset=1)
-    torch.testing.assert_close(half, expected.half(), rtol=0, atol=1e-3)
-    assert ops.bbox_overlaps(first[:0], second).shape == (0, 2)
 
 
 def normalise(x, weight, bias, running_mean, running_var):

@@ -61,17 +61,8 @@ def normalise():
     return out
 
 
-def reassemble_naively():
-    features, masks, out = empty(1, 4, 6, 6), empty(1, 9, 12, 12), empty(1, 4, 12, 12)
-    own.OPS["carafe_naive_forward"](features, masks, out, 3, 1, 2)
-    own.OPS["carafe_naive_backward"](out, features, masks, features, masks, 3, 1, 2)
-    return out
-
-
 CALLS = {
-    "bbox_overlaps": lambda: ops.bbox_overlaps(empty(3, 4), empty(2, 4)),
     "carafe": lambda: carafe(graded(1, 4, 6, 6), graded(1, 9, 12, 12), 3, 1, 2),
-    "carafe_naive": reassemble_naively,
     "deform_conv": lambda: ops.deform_conv2d(
         graded(1, 4, 6, 6), graded(1, 18, 4, 4), graded(4, 4, 3, 3)
     ),
@@ -85,12 +76,8 @@ CALLS = {
     "ms_deform_attn": attend,
     "psamask": lambda: ops.PSAMask("distribute", (3, 3))(graded(1, 9, 4, 4)),
     "roi_align": lambda: ops.roi_align(graded(1, 4, 6, 6), ROIS, 2, 0.5, 0, "avg", True),
-    "roi_align max": lambda: ops.roi_align(graded(1, 4, 6, 6), ROIS, 2, 0.5, 2, "max", True),
     "roi_pool": lambda: ops.roi_pool(graded(1, 4, 6, 6), ROIS, 2, 0.5),
     "sigmoid_focal_loss": lambda: ops.sigmoid_focal_loss(
-        graded(4, 3), LABELS, 2.0, 0.25, empty(3), "sum"
-    ),
-    "softmax_focal_loss": lambda: ops.softmax_focal_loss(
         graded(4, 3), LABELS, 2.0, 0.25, empty(3), "sum"
     ),
     "sync_bn": normalise,
@@ -106,10 +93,9 @@ def test_operation_stays_on_its_inputs_device(name):
 
 
 def test_every_operation_is_tried_or_reads_values():
-    families = {name.partition(" ")[0] for name in CALLS}
     untried = [
         name
         for name in own.OPS.keys() - READS_VALUES - HAS_NO_TENSORS
-        if not name.startswith(tuple(families))
+        if not name.startswith(tuple(CALLS))
     ]
     assert untried == []
