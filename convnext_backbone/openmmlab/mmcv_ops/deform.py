@@ -14,6 +14,7 @@ the batch, so those names and the scratch buffers `columns` and `ones` are not u
 # ruff: noqa: N803 - mmcv calls by these names
 
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +23,12 @@ from torchvision.ops import deform_conv2d
 from .precision import at_least_float32, copy_gradients
 
 _Pair = tuple[int, int]  # (height, width)
+
+
+class _Geometry(NamedTuple):
+    stride: _Pair
+    padding: _Pair
+    dilation: _Pair
 
 
 def deform_conv_forward(
@@ -35,7 +42,7 @@ def deform_conv_forward(
 ) -> None:
     """Convolve at learned positions."""
     operands = map(at_least_float32, (input, offset, weight))
-    output.copy_(_convolve(*operands, **_plain_pairs(**geometry)))
+    output.copy_(_convolve(_plain(**geometry), *operands))
 
 
 def deform_conv_backward_input(
@@ -49,7 +56,7 @@ def deform_conv_backward_input(
     **geometry: int,
 ) -> None:
     """Gradients for `input` and `offset`, written into `gradInput` and `gradOffset`."""
-    convolve = partial(_convolve, weight=at_least_float32(weight), **_plain_pairs(**geometry))
+    convolve = partial(_convolve, _plain(**geometry), weight=at_least_float32(weight))
     copy_gradients(convolve, (input, offset), gradOutput, (gradInput, gradOffset))
 
 
@@ -65,7 +72,7 @@ def deform_conv_backward_parameters(
 ) -> None:
     """Add `scale` times the gradient for the weight to `gradWeight`."""
     operands = map(at_least_float32, (input, offset))
-    convolve = partial(_convolve, *operands, **_plain_pairs(**geometry))
+    convolve = partial(_convolve, _plain(**geometry), *operands)
     # The result is linear in the weight, so any values give its gradient.
     grad = torch.zeros_like(gradWeight)
     copy_gradients(convolve, [grad], gradOutput, [grad])
@@ -86,7 +93,7 @@ def modulated_deform_conv_forward(
 ) -> None:
     """Convolve at learned positions, each sample multiplied by its entry of `mask`."""
     operands = (input, offset, weight, mask, *([bias] if with_bias else []))
-    convolve = partial(_convolve_modulated, output.shape[2:], **_modulated_pairs(**geometry))
+    convolve = partial(_convolve_modulated, _modulated(**geometry), output.shape[2:])
     output.copy_(convolve(*map(at_least_float32, operands)))
 
 
@@ -108,34 +115,34 @@ def modulated_deform_conv_backward(
     **geometry: int,
 ) -> None:
     """Gradients of `modulated_deform_conv_forward`, written into the five `grad_*` tensors."""
-    convolve = partial(_convolve_modulated, grad_output.shape[2:], **_modulated_pairs(**geometry))
+    convolve = partial(_convolve_modulated, _modulated(**geometry), grad_output.shape[2:])
     operands = [input, offset, weight, mask, *([bias] if with_bias else [])]
     targets = [grad_input, grad_offset, grad_weight, grad_mask, *([grad_bias] if with_bias else [])]
     copy_gradients(convolve, operands, grad_output, targets)
 
 
-def _plain_pairs(
+def _plain(
     dH: int, dW: int, padH: int, padW: int, dilationH: int, dilationW: int, **unused: int
-) -> dict[str, _Pair]:
-    return {"stride": (dH, dW), "padding": (padH, padW), "dilation": (dilationH, dilationW)}
+) -> _Geometry:
+    return _Geometry((dH, dW), (padH, padW), (dilationH, dilationW))
 
 
-def _modulated_pairs(**geometry: int) -> dict[str, _Pair]:
-    names = {"stride": "stride", "padding": "pad", "dilation": "dilation"}
-    return {key: (geometry[f"{name}_h"], geometry[f"{name}_w"]) for key, name in names.items()}
+def _modulated(**geometry: int) -> _Geometry:
+    names = ("stride", "pad", "dilation")
+    return _Geometry(*((geometry[f"{name}_h"], geometry[f"{name}_w"]) for name in names))
 
 
 def _convolve_modulated(
+    geometry: _Geometry,
     size: torch.Size,  # (H_out, W_out)
     input: Tensor,
     offset: Tensor,
     weight: Tensor,
     mask: Tensor,
     bias: Tensor | None = None,
-    **geometry: _Pair,
 ) -> Tensor:
     offset, mask = _read_flat(offset, size), _read_flat(mask, size)
-    return _convolve(input, offset, weight, mask, bias, **geometry)
+    return _convolve(geometry, input, offset, weight, mask, bias)
 
 
 def _read_flat(values: Tensor, size: torch.Size) -> Tensor:
@@ -152,25 +159,20 @@ def _read_flat(values: Tensor, size: torch.Size) -> Tensor:
 
 
 def _convolve(
+    geometry: _Geometry,
     input: Tensor,
     offset: Tensor,
     weight: Tensor,
     mask: Tensor | None = None,
     bias: Tensor | None = None,
-    *,
-    stride: _Pair,
-    padding: _Pair,
-    dilation: _Pair,
 ) -> Tensor:
     if torch.is_grad_enabled():
-        off = _off_the_map(offset, weight.shape[2:], stride, padding, dilation)
+        off = _off_the_map(offset, weight.shape[2:], geometry)
         offset = torch.where(off, offset.detach(), offset)
-    return deform_conv2d(input, offset, weight, bias, stride, padding, dilation, mask)
+    return deform_conv2d(input, offset, weight, bias, *geometry, mask)
 
 
-def _off_the_map(
-    offset: Tensor, kernel: torch.Size, stride: _Pair, padding: _Pair, dilation: _Pair
-) -> Tensor:
+def _off_the_map(offset: Tensor, kernel: torch.Size, geometry: _Geometry) -> Tensor:
     """Where a tap lies a pixel or more before the map: bool of the shape of `offset`.
 
     At exactly one pixel the gradient for the offset is one-sided. torchvision looks into the
@@ -180,9 +182,9 @@ def _off_the_map(
     shifts = offset.unflatten(1, (-1, *kernel, 2))
     before = []
     for axis in (0, 1):
-        out = torch.arange(offset.shape[2 + axis], device=offset.device) * stride[axis]
-        tap = torch.arange(kernel[axis], device=offset.device) * dilation[axis]
-        position = tap[:, None] + out - padding[axis]
+        out = torch.arange(offset.shape[2 + axis], device=offset.device) * geometry.stride[axis]
+        tap = torch.arange(kernel[axis], device=offset.device) * geometry.dilation[axis]
+        position = tap[:, None] + out - geometry.padding[axis]
         position = position[:, None, :, None] if axis == 0 else position[:, None, :]
         before.append(shifts[:, :, :, :, axis] + position <= -1)
     off = before[0] | before[1]
