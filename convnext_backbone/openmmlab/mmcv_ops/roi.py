@@ -14,7 +14,7 @@ import torchvision  # noqa: F401  (registers torch.ops.torchvision)
 from torch import Tensor
 from torchvision.ops import roi_align as torchvision_roi_align
 
-from .finder import MissingMmcvOpError
+from .missing import MissingMmcvOpError
 from .precision import at_least_float32, copy_gradients
 
 _AVERAGE = 1

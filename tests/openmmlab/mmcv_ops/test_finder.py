@@ -12,11 +12,11 @@ from mmcv import ops
 from mmcv.utils import collect_env, ext_loader
 
 from convnext_backbone.openmmlab.mmcv_ops.finder import (
-    MissingMmcvOpError,
     MmcvExtFinder,
     install_mmcv_ext,
     mmcv_ops_provider,
 )
+from convnext_backbone.openmmlab.mmcv_ops.missing import MissingMmcvOpError
 from convnext_backbone.openmmlab.mmcv_ops.table import OPS
 
 pytestmark = pytest.mark.openmmlab
