@@ -6,16 +6,15 @@ sets a layout apart is a field of `Layout`: a new layout is a new row of `_LAYOU
 read from the sources of facebookresearch/ConvNeXt, ConvNeXt-V2 and dinov3, timm, torchvision,
 transformers, mmpretrain and keras; files of the last two were opened as well.
 
-Placeholders of a pattern: `{s}` stage, `{b}` block, `{t}` transition into stage t >= 1 (each with
-arithmetic, `{2s+1}`), `{i}` 0 or 1, `{j}` 1 or 2, `{p}` weight or bias, `{g}` gamma or beta, `{n}`
-a model name that is the same in the whole file, `{v}` any one name, `{*}` anything.
 """
 
+import csv
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib.resources import files
 from typing import Any
 
 from torch import Tensor
@@ -169,160 +168,29 @@ def _look_up(rows: _Compiled, key: str) -> tuple[bool, str | None, str | None]:
     return False, None, None
 
 
-def _same(*patterns: str) -> dict[str, str | None]:
-    return {pattern: pattern for pattern in patterns}
+def _rows(*tables: str, replacing: Mapping[str, str] | None = None) -> _Rows:
+    """Return the rows of tables of layouts.csv, with parts of their keys replaced."""
+    rows: dict[str, str | None] = {}
+    for row in _TABLE:
+        if row["table"] in tables:
+            key = row["key"]
+            for old, new in (replacing or {}).items():
+                key = key.replace(old, new)
+            rows[key] = row["native"] or None
+    return rows
 
 
-def _dropped(*patterns: str) -> dict[str, str | None]:
-    return dict.fromkeys(patterns)
-
+with (files(__package__) / "layouts.csv").open(encoding="utf-8") as _file:
+    _TABLE = tuple(csv.DictReader(_file))
 
 _STEM = "downsample_layers.0.0.weight"
-_FACEBOOK = _same(
-    "downsample_layers.{s}.{i}.{p}",
-    "stages.{s}.{b}.gamma",
-    "stages.{s}.{b}.dwconv.{p}",
-    "stages.{s}.{b}.norm.{p}",
-    "stages.{s}.{b}.pwconv{j}.{p}",
-    "stages.{s}.{b}.grn.{g}",
-)
-_FACEBOOK_TOP = _same("norm.{p}", "head.{p}")
-_NATIVE_NORMS = _same("norms.stem.{p}", "norms.stage{s}.{p}")
-_FCMAE_DECODER = _dropped("mask_token", "proj.{*}", "decoder.{*}", "pred.{*}")
 _FACEBOOK_BLOCK = "stages.{s}.{b}.dwconv.weight"
-
-
-def _timm(separator: str) -> dict[str, str | None]:
-    """The rows of timm; `features_only` joins the index of a stage with "_" instead of "."."""
-    stage, block = f"stages{separator}{{t}}", f"stages{separator}{{s}}.blocks.{{b}}"
-    return {
-        f"stem{separator}{{i}}.{{p}}": "downsample_layers.0.{i}.{p}",
-        f"{stage}.downsample.{{i}}.{{p}}": "downsample_layers.{t}.{i}.{p}",
-        f"{block}.gamma": "stages.{s}.{b}.gamma",
-        f"{block}.conv_dw.{{p}}": "stages.{s}.{b}.dwconv.{p}",
-        f"{block}.norm.{{p}}": "stages.{s}.{b}.norm.{p}",
-        f"{block}.mlp.fc{{j}}.{{p}}": "stages.{s}.{b}.pwconv{j}.{p}",
-        f"{block}.mlp.grn.weight": "stages.{s}.{b}.grn.gamma",
-        f"{block}.mlp.grn.bias": "stages.{s}.{b}.grn.beta",
-    }
-
-
-_HUGGINGFACE_NORMS: _Rows = {
-    "hidden_states_norms.stem.{p}": "norms.stem.{p}",
-    "hidden_states_norms.stage{s+1}.{p}": "norms.stage{s+1}.{p}",
-}
-_HUGGINGFACE: _Rows = {
-    "embeddings.patch_embeddings.{p}": "downsample_layers.0.0.{p}",
-    "embeddings.layernorm.{p}": "downsample_layers.0.1.{p}",
-    "encoder.stages.{t}.downsampling_layer.{i}.{p}": "downsample_layers.{t}.{i}.{p}",
-    "encoder.stages.{s}.layers.{b}.layer_scale_parameter": "stages.{s}.{b}.gamma",
-    "encoder.stages.{s}.layers.{b}.dwconv.{p}": "stages.{s}.{b}.dwconv.{p}",
-    "encoder.stages.{s}.layers.{b}.layernorm.{p}": "stages.{s}.{b}.norm.{p}",
-    "encoder.stages.{s}.layers.{b}.pwconv{j}.{p}": "stages.{s}.{b}.pwconv{j}.{p}",
-    "encoder.stages.{s}.layers.{b}.grn.weight": "stages.{s}.{b}.grn.gamma",
-    "encoder.stages.{s}.layers.{b}.grn.bias": "stages.{s}.{b}.grn.beta",
-    "layernorm.{p}": "norm.{p}",
-    **_HUGGINGFACE_NORMS,
-}
-_HUGGINGFACE_OUTER: _Rows = {
-    "classifier.{p}": "head.{p}",
-    **_HUGGINGFACE_NORMS,
-    # The first conversion of UperNet numbered its norms, stage 1 being 0.
-    "hidden_states_norms.{s}.{p}": "norms.stage{s+1}.{p}",
-}
 _HUGGINGFACE_BLOCK = "encoder.stages.{s}.layers.{b}.dwconv.weight"
-
-_DINOV3_HF: _Rows = {
-    "stages.{s}.downsample_layers.{i}.{p}": "downsample_layers.{s}.{i}.{p}",
-    "stages.{s}.layers.{b}.gamma": "stages.{s}.{b}.gamma",
-    "stages.{s}.layers.{b}.depthwise_conv.{p}": "stages.{s}.{b}.dwconv.{p}",
-    "stages.{s}.layers.{b}.layer_norm.{p}": "stages.{s}.{b}.norm.{p}",
-    "stages.{s}.layers.{b}.pointwise_conv{j}.{p}": "stages.{s}.{b}.pwconv{j}.{p}",
-}
-_MMPRETRAIN: _Rows = {
-    key.replace("dwconv", "depthwise_conv").replace("pwconv", "pointwise_conv"): native
-    for key, native in _FACEBOOK.items()
-}
-_NUMBERED_NORMS: _Rows = {"norm{s}.{p}": "norms.stage{s+1}.{p}"}
-
-_TORCHVISION: _Rows = {
-    "features.0.{i}.{p}": "downsample_layers.0.{i}.{p}",
-    "features.{2t}.{i}.{p}": "downsample_layers.{t}.{i}.{p}",
-    "features.{2s+1}.{b}.layer_scale": "stages.{s}.{b}.gamma",
-    "features.{2s+1}.{b}.block.0.{p}": "stages.{s}.{b}.dwconv.{p}",
-    "features.{2s+1}.{b}.block.2.{p}": "stages.{s}.{b}.norm.{p}",
-    "features.{2s+1}.{b}.block.3.{p}": "stages.{s}.{b}.pwconv1.{p}",
-    "features.{2s+1}.{b}.block.5.{p}": "stages.{s}.{b}.pwconv2.{p}",
-    "classifier.0.{p}": "norm.{p}",
-    "classifier.2.{p}": "head.{p}",
-}
-_SPARSE_FCMAE: _Rows = {
-    **_same("downsample_layers.0.{i}.{p}", "stages.{s}.{b}.grn.{g}"),
-    "downsample_layers.{t}.0.ln.{p}": "downsample_layers.{t}.0.{p}",
-    "downsample_layers.{t}.1.kernel": "downsample_layers.{t}.1.weight",
-    "downsample_layers.{t}.1.bias": "downsample_layers.{t}.1.bias",
-    "stages.{s}.{b}.dwconv.kernel": "stages.{s}.{b}.dwconv.weight",
-    "stages.{s}.{b}.dwconv.bias": "stages.{s}.{b}.dwconv.bias",
-    "stages.{s}.{b}.norm.ln.{p}": "stages.{s}.{b}.norm.{p}",
-    "stages.{s}.{b}.pwconv{j}.linear.{p}": "stages.{s}.{b}.pwconv{j}.{p}",
-}
-
-
-def _h5_rows(
-    layers: Mapping[str, str], variables: Mapping[str, Mapping[str, str]]
-) -> dict[str, str | None]:
-    """Cross the layers of an h5 layout with the variables that each of them holds."""
-    return {
-        f"{layer}/{variable}": native.partition(" ")[0] + suffix
-        for layer, native in layers.items()
-        for variable, suffix in variables[native.partition(" ")[2]].items()
-    }
-
-
-# Layer -> native name and what it is: a convolution or dense layer, a norm, a layer scale.
-_KERAS_LAYERS = {
-    "{n}_stem/{n}_stem_conv": "downsample_layers.0.0 affine",
-    "{n}_stem/{n}_stem_layernorm": "downsample_layers.0.1 norm",
-    "{n}_downsampling_block_{t-1}/{n}_downsampling_layernorm_{t-1}": "downsample_layers.{t}.0 norm",
-    "{n}_downsampling_block_{t-1}/{n}_downsampling_conv_{t-1}": "downsample_layers.{t}.1 affine",
-    "{n}_stage_{s}_block_{b}_depthwise_conv": "stages.{s}.{b}.dwconv affine",
-    "{n}_stage_{s}_block_{b}_layernorm": "stages.{s}.{b}.norm norm",
-    "{n}_stage_{s}_block_{b}_pointwise_conv_{j}": "stages.{s}.{b}.pwconv{j} affine",
-    "{n}_stage_{s}_block_{b}_layer_scale": "stages.{s}.{b}.gamma scale",
-    "{n}_head_layernorm": "norm norm",
-    "{n}_head_dense": "head affine",
-    "layer_normalization": "norm norm",
-    "layer_normalization_{b}": "norm norm",
-}
-_KERAS_NAMED = {
-    "affine": {"kernel": ".weight", "bias": ".bias"},
-    "norm": {"gamma": ".weight", "beta": ".bias"},
-    "scale": {"{v}": ""},  # Keras numbers this variable through the model: variable_8
-}
-_KERAS_NUMBERED = {
-    "affine": {"0": ".weight", "1": ".bias"},
-    "norm": {"0": ".weight", "1": ".bias"},
-    "scale": {"0": ""},
-}
-_KERAS_PREPROCESSING = _dropped("{n}_prestem_normalization/{*}", "normalization/{*}")
-
-_TF_LAYERS = {
-    "embeddings/patch_embeddings": "downsample_layers.0.0 affine",
-    "embeddings/layernorm": "downsample_layers.0.1 norm",
-    "encoder/stages.{t}/downsampling_layer.0": "downsample_layers.{t}.0 norm",
-    "encoder/stages.{t}/downsampling_layer.1": "downsample_layers.{t}.1 affine",
-    "encoder/stages.{s}/layers.{b}/dwconv": "stages.{s}.{b}.dwconv affine",
-    "encoder/stages.{s}/layers.{b}/layernorm": "stages.{s}.{b}.norm norm",
-    "encoder/stages.{s}/layers.{b}/pwconv{j}": "stages.{s}.{b}.pwconv{j} affine",
-    "encoder/stages.{s}/layers.{b}/grn": "stages.{s}.{b}.grn grn",
-    "encoder/stages.{s}/layers.{b}": "stages.{s}.{b}.gamma scale",
-    "layernorm": "norm norm",
-}
-_TF_VARIABLES = {
-    **_KERAS_NAMED,
-    "grn": {"weight": ".gamma", "bias": ".beta"},
-    "scale": {"layer_scale_parameter": ""},
-}
+_HUGGINGFACE = _rows("huggingface", "huggingface norms")
+_HUGGINGFACE_OUTER = _rows("huggingface head", "huggingface norms", "huggingface first upernet")
+_MMPRETRAIN = {"dwconv": "depthwise_conv", "pwconv": "pointwise_conv"}
+_JOINED = {"stem.": "stem_", "stages.": "stages_"}  # as `features_only` names stages
+_NUMBERED = {"{kernel}": "{number}", "{gamma}": "{number}", "{v}": "0"}
 
 # transformers alone gives the final norm of V1 and V2 an epsilon of its own.
 _HF_EPS = FAMILIES["convnext"].layer_norm_eps
@@ -332,36 +200,35 @@ _TIMM_HEADS = ("norm_pre.{p}", "head.pre_logits.{*}", "head.mlp.{*}")
 
 # Order decides where two layouts fit: the more specific one stands first.
 _LAYOUTS = (
-    Layout("facebook-fcmae-sparse", {**_SPARSE_FCMAE, **_FCMAE_DECODER}, _STEM,
+    Layout("facebook-fcmae-sparse", _rows("facebook sparse", "facebook decoder"), _STEM,
            requires=("stages.{s}.{b}.dwconv.kernel",), storage=_SPARSE, trunk_prefix="encoder."),
-    Layout("mmpretrain", {**_MMPRETRAIN, **_NUMBERED_NORMS}, _STEM,
+    Layout("mmpretrain", _rows("facebook", "numbered norms", replacing=_MMPRETRAIN), _STEM,
            requires=("stages.{s}.{b}.depthwise_conv.weight",),
-           outer={"head.fc.{p}": "head.{p}"}, trunk_prefix="backbone.", wrapper="state_dict",
+           outer=_rows("mmpretrain head"), trunk_prefix="backbone.", wrapper="state_dict",
            shared_final_norm=True, conv_pointwise=()),
-    Layout("eupe", {**_FACEBOOK, **_FACEBOOK_TOP, **_dropped("projectors.{*}", "norms.{*}")},
+    Layout("eupe", _rows("facebook", "facebook top", "eupe"),
            _STEM, requires=(_FACEBOOK_BLOCK, "projectors.{*}")),
-    Layout("facebook-dinov3", {**_FACEBOOK, **_FACEBOOK_TOP, **_dropped("norms.{s}.{p}")}, _STEM,
+    Layout("facebook-dinov3", _rows("facebook", "facebook top", "facebook dinov3"), _STEM,
            requires=(_FACEBOOK_BLOCK, "norms.{s}.weight"), model_type="dinov3_convnext",
            norm_alias="norms.{}", wrapper="model"),
-    Layout("facebook-dense", {**_FACEBOOK, **_NUMBERED_NORMS}, _STEM,
+    Layout("facebook-dense", _rows("facebook", "numbered norms"), _STEM,
            requires=(_FACEBOOK_BLOCK, "norm{s}.weight"), storage=_GRN4, trunk_prefix="backbone.",
            wrapper="model"),
-    Layout("native", {**_FACEBOOK, **_FACEBOOK_TOP, **_NATIVE_NORMS}, _STEM,
+    Layout("native", _rows("facebook", "facebook top", "native norms"), _STEM,
            requires=(_FACEBOOK_BLOCK, "norms.{v}.weight"), is_native=True),
-    Layout("facebook-v2", {**_FACEBOOK, **_FACEBOOK_TOP, **_FCMAE_DECODER}, _STEM,
+    Layout("facebook-v2", _rows("facebook", "facebook top", "facebook decoder"), _STEM,
            requires=(_FACEBOOK_BLOCK, "stages.{s}.{b}.grn.gamma", "norm.weight"), storage=_GRN4,
            wrapper="model"),
-    Layout("facebook-fcmae", {**_FACEBOOK, **_FCMAE_DECODER}, _STEM,
+    Layout("facebook-fcmae", _rows("facebook", "facebook decoder"), _STEM,
            requires=(_FACEBOOK_BLOCK, "stages.{s}.{b}.grn.gamma"), storage=_GRN4, wrapper="model"),
-    Layout("facebook-v1", {**_FACEBOOK, **_FACEBOOK_TOP}, _STEM, requires=(_FACEBOOK_BLOCK,),
+    Layout("facebook-v1", _rows("facebook", "facebook top"), _STEM, requires=(_FACEBOOK_BLOCK,),
            wrapper="model"),
-    Layout("timm", {**_timm("."), "head.norm.{p}": "norm.{p}", "head.fc.{p}": "head.{p}",
-                    **_dropped(*_TIMM_HEADS)},
-           "stem.0.weight", requires=("stages.{s}.blocks.{b}.conv_dw.weight",),
+    Layout("timm", _rows("timm", "timm top"), "stem.0.weight",
+           requires=("stages.{s}.blocks.{b}.conv_dw.weight",),
            unsupported_head=_TIMM_HEADS, conv_pointwise=_SMALL),
-    Layout("timm-features", _timm("_"), "stem_0.weight",
+    Layout("timm-features", _rows("timm", replacing=_JOINED), "stem_0.weight",
            requires=("stages_{s}.blocks.{b}.conv_dw.weight",)),
-    Layout("torchvision", _TORCHVISION, "features.0.0.weight",
+    Layout("torchvision", _rows("torchvision"), "features.0.0.weight",
            requires=("features.{2s+1}.{b}.block.5.weight",),
            storage={**_TORCH, "scale": ("squeeze_scale", *_VECTORS)}),
     Layout("huggingface-v2", _HUGGINGFACE,
@@ -373,18 +240,18 @@ _LAYOUTS = (
            "embeddings.patch_embeddings.weight", requires=(_HUGGINGFACE_BLOCK,),
            outer=_HUGGINGFACE_OUTER,
            layer_norm_eps=_HF_EPS, trunk_prefix="convnext."),
-    Layout("huggingface-dinov3", _DINOV3_HF, "stages.0.downsample_layers.0.weight",
+    Layout("huggingface-dinov3", _rows("huggingface dinov3"), "stages.0.downsample_layers.0.weight",
            requires=("stages.{s}.layers.{b}.depthwise_conv.weight",),
-           outer={"layer_norm.{p}": "norm.{p}"}, model_type="dinov3_convnext"),
-    Layout("huggingface-tf", _h5_rows(_TF_LAYERS, _TF_VARIABLES),
+           outer=_rows("huggingface dinov3 norm"), model_type="dinov3_convnext"),
+    Layout("huggingface-tf", _rows("huggingface tf"),
            "embeddings/patch_embeddings/kernel",
            requires=("encoder/stages.{s}/layers.{b}/dwconv/kernel",),
-           outer={"classifier/kernel": "head.weight", "classifier/bias": "head.bias"},
+           outer=_rows("huggingface tf head"),
            storage=_HWIO, layer_norm_eps=_HF_EPS),
-    Layout("keras", {**_h5_rows(_KERAS_LAYERS, _KERAS_NAMED), **_KERAS_PREPROCESSING},
+    Layout("keras", _rows("keras"),
            "{n}_stem/{n}_stem_conv/kernel",
            requires=("{n}_stage_{s}_block_{b}_depthwise_conv/kernel",), storage=_HWIO),
-    Layout("keras-numbered", {**_h5_rows(_KERAS_LAYERS, _KERAS_NUMBERED), **_KERAS_PREPROCESSING},
+    Layout("keras-numbered", _rows("keras", replacing=_NUMBERED),
            "{n}_stem/{n}_stem_conv/0",
            requires=("{n}_stage_{s}_block_{b}_depthwise_conv/0",), storage=_HWIO),
 )  # fmt: skip

@@ -1,6 +1,9 @@
 """The two tools of the layout tables: key patterns that read and write, and ways to store a tensor.
 
-See `layouts` for the placeholders that a pattern may hold.
+Placeholders of a pattern: `{s}` stage, `{b}` block, `{t}` transition into stage t >= 1 (each with
+arithmetic, `{2s+1}`), `{i}` 0 or 1, `{j}` 1 or 2, `{p}` weight or bias, `{g}` gamma or beta, `{n}`
+a model name that is the same in the whole file, `{v}` any one name, `{*}` anything. `{kernel}`,
+`{gamma}`, `{number}` and `{weight}` are other names of a weight and bias, or of a gamma and beta.
 """
 
 import re
@@ -23,6 +26,14 @@ _SYMBOLS: Mapping[str, str] = {
     "v": r"[^/.]+",
     "*": ".+",
 }
+# Placeholder -> the native one that it stands for, and the native value of each of its own.
+_TRANSLATED: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "kernel": ("p", {"kernel": "weight", "bias": "bias"}),
+    "gamma": ("p", {"gamma": "weight", "beta": "bias"}),
+    "number": ("p", {"0": "weight", "1": "bias"}),
+    "weight": ("g", {"weight": "gamma", "bias": "beta"}),
+}
+_SYMBOLS = {**_SYMBOLS, **{name: "|".join(own) for name, (_, own) in _TRANSLATED.items()}}
 _NUMBER = re.compile(r"(?P<factor>\d*)(?P<name>[stb])(?P<shift>[+-]\d+)?")
 _PLACEHOLDER = re.compile(r"\{([^}]+)\}")
 
@@ -68,6 +79,9 @@ class Pattern:
                 if rest or base < (number["name"] == "t"):
                     return None
                 name, found = number["name"], str(base)
+            elif name in _TRANSLATED:
+                name, native = _TRANSLATED[name]
+                found = native[found]
             values[name] = found
         return values
 
@@ -76,6 +90,9 @@ class Pattern:
 
         def fill(match: re.Match[str]) -> str:
             number = _NUMBER.fullmatch(match[1])
+            if match[1] in _TRANSLATED:
+                name, native = _TRANSLATED[match[1]]
+                return next(own for own, value in native.items() if value == values[name])
             if number is None:
                 return values[match[1]]
             factor, shift = int(number["factor"] or 1), int(number["shift"] or 0)
