@@ -1,15 +1,15 @@
 """The command line, `convnext-backbone COMMAND`: the table of commands, and how one is run.
 
-A new command is one module with `add_arguments` and `run`, and one row of `COMMANDS`. The modules
-import the library inside these two functions.
+A new command is one module with `add_arguments` and `run`, named in `COMMANDS`. The modules import
+the library inside these two functions.
 """
 
 import argparse
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from types import ModuleType
 
 from .._version import __version__
 from ..utils.commandline import OneLineParser, one_line, print_error
@@ -20,36 +20,11 @@ PROGRAM = "convnext-backbone"
 _USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
 
 
-@dataclass(frozen=True)
-class Command:
-    """One subcommand; `_USER_ERRORS` of its `run` are reported in one line."""
-
-    help: str
-    add_arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], None]
-
-
-COMMANDS = {
-    "convert": Command(
-        "write weights in another published layout", convert.add_arguments, convert.run
-    ),
-    "info": Command(
-        "show the layout, architecture, size and licence of weights", info.add_arguments, info.run
-    ),
-    "extract": Command("write the features of many images", extract.add_arguments, extract.run),
-    "visualize": Command(
-        "draw features, or look into them on a local page", visualize.add_arguments, visualize.run
-    ),
-    "export": Command(
-        "write a network as ONNX or as torch's exported program, and check it",
-        export.add_arguments,
-        export.run,
-    ),
-    "doctor": Command(
-        "report what is installed, whether it works, and what to type where it does not",
-        doctor.add_arguments,
-        doctor.run,
-    ),
+# Each module holds `add_arguments(parser)` and `run(args)`, whose `_USER_ERRORS` are reported in one
+# line; its docstring, "`name`: what it does", is the help.
+COMMANDS: dict[str, ModuleType] = {
+    module.__name__.rpartition(".")[2]: module
+    for module in (convert, info, extract, visualize, export, doctor)
 }
 
 
@@ -61,7 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=command.help, description=command.help)
+        text = (command.__doc__ or "").splitlines()[0].partition(": ")[2].rstrip(".")
+        subparser = subparsers.add_parser(name, help=text, description=text)
         command.add_arguments(subparser)
     return parser
 

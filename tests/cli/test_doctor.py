@@ -34,16 +34,6 @@ def _problems(results):
             "pip uninstall -y mmengine onedl-mmengine && pip install",
         ),
         (
-            {"mmcv": "2.2.0", "mmdet": "3.3.0"},
-            "mmdet 3.3.0 refuses mmcv 2.2.0: it wants < 2.2",
-            "pip install 'mmcv>=2.1,<2.2'",
-        ),
-        (
-            {"mmcv-lite": "2.2.0", "mmsegmentation": "1.2.2"},
-            "mmsegmentation 1.2.2 refuses mmcv-lite 2.2.0",
-            "pip install 'mmcv-lite>=2.1,<2.2'",
-        ),
-        (
             {"mmcv": "2.1.0", "mmcv-lite": "2.1.0"},
             "both installed and overwrite each other",
             "pip uninstall -y mmcv mmcv-lite",
@@ -79,7 +69,10 @@ def test_missing_packages_are_a_problem():
 @pytest.mark.parametrize(
     ("error", "fix"),
     [
-        (AssertionError("MMCV==9 is used but incompatible.\nPlease install ..."), "mmdet"),
+        (
+            AssertionError("MMCV==2.2.0 is used but incompatible. Please install mmcv<2.2.0."),
+            "pip uninstall -y mmcv mmcv-lite && pip install 'mmcv-lite>=2.1,<2.2'",
+        ),
         (ModuleNotFoundError("No module named 'ftfy'", name="ftfy"), "pip install ftfy"),
         (ModuleNotFoundError("No module named 'yaml'", name="yaml"), "pip install pyyaml"),
         (ModuleNotFoundError("No module named 'mmdet.core'", name="mmdet.core"), "mmdet"),

@@ -9,7 +9,7 @@ import timm
 import torch
 
 from convnext_backbone import ConvNextForImageClassification
-from convnext_backbone.cli.main import COMMANDS, Command, main
+from convnext_backbone.cli.main import COMMANDS, main
 
 FIELDS = {"hidden_sizes": (8, 16, 24, 32), "depths": (1, 2, 1, 1)}
 
@@ -29,6 +29,14 @@ def test_help_is_given_for_every_command(arguments, capsys):
     assert "usage: convnext-backbone" in capsys.readouterr().out
 
 
+def test_help_of_the_program_says_what_a_command_does(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "info print the layout, architecture, size and licence of weights" in text
+    assert "visualize draw the features of images into a PNG" in text
+
+
 def test_program_runs_as_it_is_installed():
     command = [sys.executable, "-m", "convnext_backbone", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -40,8 +48,7 @@ def test_a_warning_is_one_line(source, capsys, monkeypatch):
     def warn(args):
         warnings.warn("first\nsecond", stacklevel=1)
 
-    noisy = Command("", COMMANDS["info"].add_arguments, warn)
-    monkeypatch.setitem(COMMANDS, "info", noisy)
+    monkeypatch.setattr(COMMANDS["info"], "run", warn)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         before = warnings.showwarning
