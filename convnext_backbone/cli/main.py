@@ -20,8 +20,8 @@ PROGRAM = "convnext-backbone"
 _USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
 
 
-# Each module holds `add_arguments(parser)` and `run(args)`, whose `_USER_ERRORS` are reported in one
-# line; its docstring, "`name`: what it does", is the help.
+# Each module holds `add_arguments(parser)` and `run(args)`; `_USER_ERRORS` of `run` are reported in
+# one line. The docstring, "`name`: what it does", is the help.
 COMMANDS: dict[str, ModuleType] = {
     module.__name__.rpartition(".")[2]: module
     for module in (convert, info, extract, visualize, export, doctor)
