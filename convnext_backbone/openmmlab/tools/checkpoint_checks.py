@@ -20,15 +20,7 @@ _RESUME_KEYS = ("meta", "state_dict", "optimizer", "message_hub")
 
 
 def check_start(cfg: Config, argument: str) -> None:
-    """Check the checkpoint that training starts from, if any.
-
-    Args:
-        cfg: The config; `load_from` and `resume` choose the checkpoint.
-        argument: What the user called it, for the message.
-
-    Raises:
-        UsageError: See `check_checkpoint`.
-    """
+    """Check the checkpoint that `load_from` and `resume` choose, if any; see `check_checkpoint`."""
     path = cfg.get("load_from")
     if cfg.get("resume") and path is None and os.path.isdir(cfg.work_dir):
         path = find_latest_checkpoint(cfg.work_dir)
@@ -37,16 +29,13 @@ def check_start(cfg: Config, argument: str) -> None:
 
 
 def check_checkpoint(path: str, argument: str, *, resume: bool = False) -> None:
-    """Check that a checkpoint exists and loads with `weights_only=True`.
+    """Check that a checkpoint exists, loads with `weights_only=True` and, to resume, is a run's.
 
-    Args:
-        path: The file; a URL is left to mmengine.
-        argument: What the user called it, for the message.
-        resume: Also require what resuming a run needs.
+    A URL is left to mmengine. `argument` is what the user called it, for the message.
 
     Raises:
-        UsageError: It is missing, damaged, holds objects that safe loading refuses, or is not a
-            checkpoint of a run when `resume` is set.
+        UsageError: It is missing, damaged, holds objects that safe loading refuses, or lacks what
+            resuming needs.
     """
     if is_remote(path):
         return

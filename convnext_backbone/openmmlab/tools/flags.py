@@ -11,7 +11,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 
-from ..config_walk import iter_metrics
+from ..config_walk import iter_datasets, iter_metrics
 from .errors import UsageError
 from .processes import print_once
 
@@ -34,12 +34,8 @@ def set_run(cfg: Config, args: argparse.Namespace) -> None:
     elif cfg.get("work_dir") is None:
         cfg.work_dir = os.path.join("work_dirs", Path(args.config).stem)
     if cfg.default_scope == "mmdet":
-        limit_recompilation()
-
-
-def limit_recompilation() -> None:
-    """Let DYNAMO_CACHE_SIZE_LIMIT bound recompilation, as mmdet's own tools do."""
-    importlib.import_module("mmdet.utils").setup_cache_size_limit_of_dynamo()
+        # DYNAMO_CACHE_SIZE_LIMIT bounds recompilation, as in mmdet's own tools.
+        importlib.import_module("mmdet.utils").setup_cache_size_limit_of_dynamo()
 
 
 # --------------------------------------------------------------------------- training
@@ -123,9 +119,7 @@ def enable_detector_tta(cfg: Config, path: str) -> None:
     if "tta_model" not in cfg:
         nms = {"type": "nms", "iou_threshold": 0.5}
         cfg.tta_model = {"type": "DetTTAModel", "tta_cfg": {"nms": nms, "max_per_img": 100}}
-    dataset = cfg.test_dataloader.dataset
-    while "dataset" in dataset:
-        dataset = dataset.dataset
+    dataset, _ = next(iter_datasets(cfg.test_dataloader.dataset))
     if "tta_pipeline" not in cfg:
         keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
         mirror = [{"type": "RandomFlip", "prob": prob} for prob in (1.0, 0.0)]

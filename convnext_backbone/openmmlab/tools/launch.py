@@ -9,11 +9,9 @@ caught: a bug in training shows its traceback.
 
 import argparse
 import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, DictAction
@@ -133,14 +131,7 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def train(argv: Sequence[str] | None = None) -> int:
-    """Run tools/train.py.
-
-    Args:
-        argv: The command line without the program; the process's own by default.
-
-    Returns:
-        The exit code: 0, or 2 for a mistake in what the user gave.
-    """
+    """Run tools/train.py; return 0, or 2 for a mistake in what the user gave."""
     return _run(train_parser().parse_args(argv), "train", prepare_training)
 
 
@@ -162,7 +153,7 @@ def _run(
             prepare(cfg, args)
             check_run(cfg, command)
             prepare_processes(cfg)
-        with build_errors(cfg, args.config) as started:
+        with build_errors(args.config) as started:
             runner = build_runner(cfg)
             runner.register_hook(started)
             getattr(runner, command)()
@@ -239,47 +230,21 @@ class StartedFlag(Hook):
 
 
 @contextmanager
-def build_errors(cfg: Config, path: str) -> Iterator[StartedFlag]:
-    """Turn errors of building into one line, and remove the work directory made for it.
+def build_errors(path: str) -> Iterator[StartedFlag]:
+    """Turn errors of building into one line that names the config `path`.
 
-    Args:
-        cfg: The config.
-        path: Its file, for the message.
-
-    Yields:
-        The hook to register: once the loop has begun, errors pass through.
+    Yields the hook to register: once the loop has begun, errors pass through.
 
     Raises:
         UsageError: Building failed.
     """
     started = StartedFlag()
-    missing = missing_folders(cfg.work_dir)
     try:
         yield started
     except BUILD_ERRORS as error:
         if started.value:
             raise
-        if is_main_process():
-            remove_folders(missing)
         raise UsageError(f"config {path!r} cannot be built: {describe_error(error)}") from error
-
-
-def missing_folders(path: str) -> list[Path]:
-    """List `path` and its parents as far as they do not exist, the innermost first."""
-    absolute = Path(path).absolute()
-    return [folder for folder in (absolute, *absolute.parents) if not folder.exists()]
-
-
-def remove_folders(folders: Sequence[Path]) -> None:
-    """Remove the first folder with all in it, then its listed parents while they are empty."""
-    if not folders:
-        return
-    shutil.rmtree(folders[0], ignore_errors=True)
-    for folder in folders[1:]:
-        try:
-            folder.rmdir()
-        except OSError:  # another run has begun in it
-            return
 
 
 def build_runner(cfg: Config) -> Runner:
