@@ -111,7 +111,12 @@ ARCHS: Mapping[str, Mapping[str, object]] = {
 
 
 def list_archs() -> tuple[str, ...]:
-    """Name every architecture that `arch=` accepts, smallest first within a family."""
+    """Name every architecture that `arch=` accepts, smallest first within a family.
+
+    Example:
+        >>> list_archs()[:2]
+        ('convnext_atto', 'convnext_femto')
+    """
     return tuple(ARCHS)
 
 

@@ -17,14 +17,19 @@ def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
     add("--prefix", help="the prefix of the keys, where a file holds several ConvNeXts")
 
 
-def add_network_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what chooses the network, its features and how images are prepared for it."""
+def add_network_arguments(
+    parser: argparse.ArgumentParser, *, features: str = "the last stage"
+) -> None:
+    """Add what chooses the network, its features and how images are prepared for it.
+
+    `features` tells the help what is taken where the user names none.
+    """
     from ..features.options import DTYPES
 
     add = parser.add_argument
     add("--weights", required=True, metavar="W", help=WEIGHTS_HELP)
     add("--config", metavar="CFG", help="the OpenMMLab config that belongs to the checkpoint W")
-    add("--features", nargs="+", metavar="NAME", help="stem, stage1, ... (default: the last stage)")
+    add("--features", nargs="+", metavar="NAME", help=f"stem, stage1, ... (default: {features})")
     add(
         "--size",
         type=image_size,

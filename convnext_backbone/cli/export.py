@@ -17,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--features",
         nargs="+",
         metavar="NAME",
-        help="outputs of the backbone: stem, stage1, ... (default: the last stage)",
+        help="outputs of the backbone: stem, stage1, ... "
+        "(default: as in the weights' config.json, else the last stage)",
     )
     add("--logits", action="store_true", help="export the classifier; its output is `logits`")
     add("--opset", type=int, help="of ONNX, 18 to 23 (default: 18)")

@@ -7,7 +7,7 @@ the library inside these two functions.
 import argparse
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 
@@ -28,8 +28,11 @@ COMMANDS: dict[str, ModuleType] = {
 }
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line."""
+def build_parser(argv: Collection[str]) -> argparse.ArgumentParser:
+    """Return the parser of a command line.
+
+    Commands that `argv` does not name get no arguments, which would import the library.
+    """
     parser = OneLineParser(
         prog=PROGRAM, description="ConvNeXt backbones: weights, features, checks."
     )
@@ -38,13 +41,15 @@ def build_parser() -> argparse.ArgumentParser:
     for name, command in COMMANDS.items():
         text = (command.__doc__ or "").splitlines()[0].partition(": ")[2].rstrip(".")
         subparser = subparsers.add_parser(name, help=text, description=text)
-        command.add_arguments(subparser)
+        if name in argv:
+            command.add_arguments(subparser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return 0, or 2 after one line on stderr about a bad input."""
-    args = build_parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    args = build_parser(argv).parse_args(argv)
     program = f"{PROGRAM} {args.command}"
     try:
         with _warnings_as_lines(program):

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from ..features.pictures import METHODS
 
     parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files, folders or globs")
-    add_network_arguments(parser)
+    add_network_arguments(parser, features="every stage")
     parser.set_defaults(size="native")
     parser.add_argument(
         "--method",

@@ -80,7 +80,7 @@ def export_onnx(
     The input is `pixel_values` (N, C, H, W), the outputs are those of the network by name.
 
     Example:
-        >>> backbone = ConvNextBackbone.from_pretrained(source, out_features=["stage3", "stage4"])
+        >>> backbone = ConvNextBackbone("convnext_atto", out_features=["stage3", "stage4"])
         >>> export_onnx(backbone, "backbone.onnx").outputs
         ('stage3', 'stage4')
 

@@ -88,20 +88,23 @@ class FeatureExtractor:
     """Run images through a ConvNeXt and return its features by name.
 
     Example:
-        >>> fx = FeatureExtractor("convnext_tiny.fb_in1k", out_features=["stage3", "stage4"])
+        >>> fx = FeatureExtractor("convnext_atto.d2_in1k", out_features=["stage3", "stage4"])
         >>> fx("cat.jpg")["stage4"].shape
-        torch.Size([768, 7, 7])
+        torch.Size([320, 7, 7])
         >>> fx = FeatureExtractor("my-backbone", pool="avg", on_error="skip", batch_size=32)
         >>> for result in fx.stream("photos/"):
-        ...     print(result.name, result["stage4"] if result else result.reason)
+        ...     print(result.name, result["stage4"].shape if result else result.reason)
+        photos/a.jpg torch.Size([320])
+        photos/b.png torch.Size([320])
+        photos/c.png torch.Size([320])
 
     Args:
         source: Anything that `load_weights` reads, a `ConvNextBackbone`, `ConvNextModel` or
             `ConvNextForImageClassification` (copied), or, with `checkpoint`, an OpenMMLab config.
             A backbone gives maps through the norms of its outputs, a model has no such norms.
         checkpoint: The checkpoint of an OpenMMLab config.
-        out_features: Names of the features, or "stages" for every stage; the source's own, or the
-            last stage, when not given.
+        out_features: Names of the features, or "stages" for every stage. When not given, those of
+            the network or the OpenMMLab config, and of weights the last stage.
         out_indices: The same as positions among the stem and the stages.
         norm: Pass maps through the norms of a backbone's outputs. False gives the maps before them.
         pool: None gives maps (C, H, W); "avg", "max" and "gem" reduce each to a vector (C,); "cls"

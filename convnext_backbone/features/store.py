@@ -139,7 +139,8 @@ def load_features(directory: str | os.PathLike[str]) -> FeatureStore:
 
     Example:
         >>> store = load_features("features")
-        >>> vectors = store.stack("stage4")  # (N, C), of pooled features
+        >>> store.stack("stage4").shape  # (N, C), of pooled features
+        torch.Size([3, 320])
     """
     return FeatureStore(directory)
 
@@ -184,7 +185,9 @@ def extract_features(
 
     Example:
         >>> _, images = name_images(["photos/"])
-        >>> extract_features(FeatureExtractor("my-backbone", on_error="skip"), images, "features")
+        >>> fx = FeatureExtractor("my-backbone", on_error="skip")
+        >>> extract_features(fx, images, "maps").complete
+        True
 
     Args:
         extractor: What computes them; left as it is.

@@ -48,8 +48,10 @@ def optimize_for_inference(
         TypeError: `module` is no network of this package, or `compile` is not True or False.
 
     Example:
+        >>> backbone = ConvNextBackbone("convnext_atto")
         >>> fast = backbone.optimize_for_inference(dtype=torch.bfloat16)
-        >>> maps = fast(torch.randn(1, 3, 224, 224))
+        >>> [tuple(x.shape) for x in fast(torch.randn(1, 3, 224, 224))]
+        [(1, 320, 7, 7)]
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {DTYPES}, got {dtype!r}")

@@ -78,9 +78,9 @@ class ConvNextModel(_PooledTrunk):
         TypeError: An argument is of the wrong type or unknown.
 
     Example:
-        >>> model = ConvNextModel.from_pretrained("facebook/convnext-tiny-224")
+        >>> model = ConvNextModel.from_pretrained("facebook/convnextv2-atto-1k-224")
         >>> model(torch.randn(1, 3, 224, 224)).pooler_output.shape
-        torch.Size([1, 768])
+        torch.Size([1, 320])
     """
 
     def forward(
@@ -117,7 +117,7 @@ class ConvNextForImageClassification(_PooledTrunk):
     the config. Zero classes give the pooled features as logits. Arguments: `ConvNextModel`'s.
 
     Example:
-        >>> model = ConvNextForImageClassification.from_pretrained("convnext_tiny.fb_in1k")
+        >>> model = ConvNextForImageClassification.from_pretrained("convnext_atto.d2_in1k")
         >>> model(torch.randn(1, 3, 224, 224)).logits.shape
         torch.Size([1, 1000])
     """

@@ -21,6 +21,5 @@ def register() -> None:
 
     install_mmcv_ext()
     apply_compat()
-    if MODELS.get("ConvNextBackbone") is None:
-        MODELS.register_module(module=ConvNextBackbone)
+    MODELS.register_module(module=ConvNextBackbone, force=True)  # calling twice is fine
     register_optim()

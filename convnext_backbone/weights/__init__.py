@@ -1,20 +1,25 @@
 """Weights in every published layout: read, recognised, converted, loaded, fetched and written."""
 
-from .catalogue import WEIGHTS, WeightEntry, list_weights
-from .download import DownloadError
-from .export import convert_weights, save_pretrained
-from .layouts import LAYOUTS, Layout, UnknownLayoutError
-from .load import (
-    LOAD_OPTIONS,
-    OPEN_OPTIONS,
-    build_blank,
-    load_native,
-    load_pretrained_,
-    load_weights,
-)
-from .load_hook import convert_state_dict_
-from .native import NativeWeights, open_weights
-from .report import LoadReport
+from typing import TYPE_CHECKING
+
+from ..utils.lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from .catalogue import WEIGHTS, WeightEntry, list_weights
+    from .download import DownloadError
+    from .export import convert_weights, save_pretrained
+    from .layouts import LAYOUTS, Layout, UnknownLayoutError
+    from .load import (
+        LOAD_OPTIONS,
+        OPEN_OPTIONS,
+        build_blank,
+        load_native,
+        load_pretrained_,
+        load_weights,
+    )
+    from .load_hook import convert_state_dict_
+    from .native import NativeWeights, open_weights
+    from .report import LoadReport
 
 __all__ = [
     "LAYOUTS", "LOAD_OPTIONS", "OPEN_OPTIONS", "WEIGHTS", "DownloadError", "Layout", "LoadReport",
@@ -22,3 +27,20 @@ __all__ = [
     "convert_weights", "list_weights", "load_native", "load_pretrained_", "load_weights",
     "open_weights", "save_pretrained",
 ]  # fmt: skip
+
+_NAMES_IN = {
+    "catalogue": ("WEIGHTS", "WeightEntry", "list_weights"),
+    "download": ("DownloadError",),
+    "export": ("convert_weights", "save_pretrained"),
+    "layouts": ("LAYOUTS", "Layout", "UnknownLayoutError"),
+    "load": (
+        *("LOAD_OPTIONS", "OPEN_OPTIONS", "build_blank"),
+        *("load_native", "load_pretrained_", "load_weights"),
+    ),
+    "load_hook": ("convert_state_dict_",),
+    "native": ("NativeWeights", "open_weights"),
+    "report": ("LoadReport",),
+}
+__getattr__ = lazy_attributes(
+    __name__, {name: module for module, names in _NAMES_IN.items() for name in names}
+)

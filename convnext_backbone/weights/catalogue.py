@@ -117,7 +117,7 @@ def list_weights(pattern: str | None = None) -> tuple[str, ...]:
 
     Example:
         >>> list_weights("convnext_small.fb_in1k*")
-        ('convnext_small.fb_in1k', 'convnext_small.fb_in1k_coco_cascade_mask_rcnn', ...)
+        ('convnext_small.fb_in1k', 'convnext_small.fb_in1k_ade20k_upernet', ...)
 
     Args:
         pattern: Keep the names that fit it: a shell pattern (`convnext_tiny.*`), or a part of the

@@ -113,8 +113,9 @@ def convert_weights(
     """Write opened weights in a published layout.
 
     Example:
-        >>> weights = open_weights("convnext_tiny.fb_in1k")
-        >>> convert_weights(weights, "convnext_tiny_timm.safetensors", "timm")
+        >>> from convnext_backbone.weights import open_weights
+        >>> convert_weights(open_weights("convnext_atto.d2_in1k"), "timm.safetensors", "timm").name
+        'timm.safetensors'
 
     Args:
         weights: What `open_weights` returned.

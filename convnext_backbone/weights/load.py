@@ -46,8 +46,9 @@ def load_weights(
     """Load a source of any known layout into a module of this package.
 
     Example:
-        >>> backbone = ConvNextBackbone(arch="convnext_tiny", out_features=["stage3", "stage4"])
-        >>> print(load_weights(backbone, "convnext_tiny.fb_in1k"))
+        >>> backbone = ConvNextBackbone(arch="convnext_atto", out_features=["stage4"])
+        >>> load_weights(backbone, "convnext_atto.d2_in1k").fresh
+        ('norms.stage4.weight', 'norms.stage4.bias')
 
     Args:
         module: A `ConvNextBackbone`, `ConvNextModel` or `ConvNextForImageClassification`.
@@ -220,8 +221,10 @@ def _refuse_misfits(
             f"  hint: the weights take {got[1]} input channels and the module {want[1]}; "
             "adapt_in_channels=True fits them"
         )
-    if any(key.startswith("head.") for key in (*fit.missing, *fit.misshapen)):
-        lines.append("  hint: fresh=('head.',) keeps the module's own head")
+    misfits = (*fit.missing, *fit.misshapen)
+    own = tuple(part for part in ("norm.", "head.") if any(k.startswith(part) for k in misfits))
+    if "head." in own:
+        lines.append(f"  hint: fresh={own} keeps the module's own values of these")
     raise ValueError("\n".join(lines))
 
 

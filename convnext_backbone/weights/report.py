@@ -10,6 +10,11 @@ from ..utils.checks import shorten_list
 class LoadReport:
     """What became of every tensor of a source and of a module; printed as a table.
 
+    Example:
+        >>> report = ConvNextBackbone.from_pretrained("convnext_atto.d2_in1k").load_report
+        >>> report.fresh  # the norm of the output, which a classifier does not have
+        ('norms.stage4.weight', 'norms.stage4.bias')
+
     Attributes:
         source: What was asked for.
         layout: The key layout that was recognised.

@@ -199,8 +199,8 @@ def resolve(
     directory. "main" goes with every source, since training scripts of transformers always give it.
 
     Example:
-        >>> where = resolve("facebook/convnext-tiny-224", revision="main")
-        >>> where.weights(), where.file("preprocessor_config.json")
+        >>> resolve("facebook/convnextv2-atto-1k-224", revision="main").file("config.json").name
+        'config.json'
     """
     check_source(source)
     name = os.fspath(source)

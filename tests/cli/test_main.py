@@ -8,7 +8,11 @@ import pytest
 import timm
 import torch
 
-from convnext_backbone import ConvNextForImageClassification
+from convnext_backbone import (
+    ConvNextBackbone,
+    ConvNextForImageClassification,
+    FeatureExtractor,
+)
 from convnext_backbone.cli.main import COMMANDS, main
 
 FIELDS = {"hidden_sizes": (8, 16, 24, 32), "depths": (1, 2, 1, 1)}
@@ -35,6 +39,24 @@ def test_help_of_the_program_says_what_a_command_does(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "info print the layout, architecture, size and licence of weights" in text
     assert "visualize draw the features of images into a PNG" in text
+
+
+def test_the_help_names_the_features_that_are_taken_by_default(tmp_path, capsys):
+    backbone = ConvNextBackbone(**FIELDS, out_features=["stem", "stage2"])
+    backbone.save_pretrained(tmp_path)
+    defaults = {
+        "extract": ("the last stage", FeatureExtractor(tmp_path).names == ("stage4",)),
+        "export": (
+            "as in the weights' config.json, else the last stage",
+            ConvNextBackbone.from_pretrained(tmp_path).out_features == ("stem", "stage2"),
+        ),
+        "visualize": ("every stage", True),  # test_pictures draws them
+    }
+    for command, (text, is_true) in defaults.items():
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert f"(default: {text})" in " ".join(capsys.readouterr().out.split())
+        assert is_true
 
 
 def test_program_runs_as_it_is_installed():

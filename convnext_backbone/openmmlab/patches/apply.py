@@ -12,8 +12,8 @@ the module that it waits for in `REPAIRS`.
 from collections.abc import Callable, Mapping
 from types import ModuleType
 
+from ...utils.post_import import after_import
 from . import mmcv_photometric, mmengine_loaders, mmengine_packages
-from .post_import import after_import
 
 REPAIRS: Mapping[str, Callable[[ModuleType], None]] = {
     "mmengine.runner.checkpoint": mmengine_loaders.repair,

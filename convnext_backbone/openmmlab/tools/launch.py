@@ -98,7 +98,11 @@ def test_parser() -> argparse.ArgumentParser:
         "segmentor: folder to write the predicted label maps to",
     )
     parser.add_argument("--show", action="store_true", help="show the predictions in a window")
-    parser.add_argument("--show-dir", help="folder for pictures of the predictions")
+    parser.add_argument(
+        "--show-dir",
+        help="folder for pictures of the predictions; of a detector below WORK_DIR/TIMESTAMP "
+        "unless absolute, of a segmentor in SHOW_DIR/vis_data/vis_image",
+    )
     parser.add_argument(
         "--wait-time", type=float, default=2, help="how long to show each image, in seconds"
     )

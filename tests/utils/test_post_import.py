@@ -6,9 +6,7 @@ import sys
 
 import pytest
 
-from convnext_backbone.openmmlab.patches.post_import import after_import
-
-pytestmark = pytest.mark.openmmlab
+from convnext_backbone.utils.post_import import after_import
 
 
 @pytest.fixture

@@ -1,0 +1,141 @@
+"""The documentation site: `make docs` builds it, without network; a warning is an error.
+
+Some pages are written here, into `_generated/`: the command line from its parsers, the catalogue
+from `weights/catalogue.csv`, and copies of pages that have their place elsewhere in the repository.
+"""
+
+import html
+import os
+import re
+import sys
+from contextlib import redirect_stdout, suppress
+from io import StringIO
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+ROOT = DOCS.parent
+GENERATED = DOCS / "_generated"
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("COLUMNS", "100")  # the width of the commands' help
+
+from convnext_backbone import __version__  # noqa: E402
+from convnext_backbone.cli.main import COMMANDS, main  # noqa: E402
+from convnext_backbone.weights.catalogue import WEIGHTS, WeightEntry  # noqa: E402
+
+project = "convnext_backbone"
+copyright = "2026, the convnext_backbone contributors"
+version = release = __version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "sphinx_design",
+]
+exclude_patterns = ["_build"]
+nitpicky = False
+
+html_theme = "furo"
+html_title = f"ConvNeXt backbone {__version__}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_js_files = ["table_filter.js"]
+html_copy_source = False
+html_show_sphinx = False
+
+myst_enable_extensions = ["colon_fence", "attrs_block"]
+myst_heading_anchors = 3
+copybutton_prompt_text = r"\$ |>>> "
+copybutton_prompt_is_regexp = True
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_default_options = {"members": True, "show-inheritance": False}
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+
+
+# Files of the repository that are pages as well, and the page of each.
+REPOSITORY = {
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "LICENSE_WEIGHTS.md": "licences.md",
+    "configs/README.md": "recipes/options.md",
+    **{
+        f"configs/{path.parent.name}/README.md": f"recipes/{path.parent.name}.md"
+        for path in sorted((ROOT / "configs").glob("*/README.md"))
+    },
+}
+
+
+def write_generated() -> None:
+    """Write the pages that come from elsewhere; a page that is as it was is left alone."""
+    pages = {"cli.md": _command_line(), "catalogue.md": _catalogue()}
+    pages |= {page: _repository_page(source, page) for source, page in REPOSITORY.items()}
+    for name, text in pages.items():
+        path = GENERATED / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+
+
+def _command_line() -> str:
+    parts = ["# Command line", _help([])]
+    parts += [f"## {name}\n\n{_help([name])}" for name in COMMANDS]
+    return "\n\n".join(parts) + "\n"
+
+
+def _help(command: list[str]) -> str:
+    with redirect_stdout(StringIO()) as shown, suppress(SystemExit):
+        main([*command, "--help"])
+    return f"```text\n{shown.getvalue()}```"
+
+
+def _catalogue() -> str:
+    head = ("name", "trained on", "task", "side", "licence", "commercial use", "from")
+    rows = "\n".join(map(_row, sorted(WEIGHTS.values(), key=lambda entry: entry.name)))
+    cells = "".join(f"<th>{name}</th>" for name in head)
+    return (
+        f"# The {len(WEIGHTS)} weights of the catalogue\n\n"
+        "Any of these names is a source: `ConvNextBackbone.from_pretrained(name)`, "
+        '`init_cfg=dict(type="Pretrained", checkpoint=name)`, '
+        "`convnext-backbone info name`. Licences in short: "
+        "[Licences](licences.md).\n\n"
+        '```{raw} html\n<input class="table-filter" type="search" aria-label="Filter the table" '
+        'placeholder="Filter: v2 nano, ade20k, MIT, ...">\n<div class="table-wrapper">'
+        f'<table class="docutils filtered"><thead><tr>{cells}</tr></thead><tbody>\n{rows}\n'
+        "</tbody></table></div>\n```\n"
+    )
+
+
+def _row(entry: WeightEntry) -> str:
+    where = entry.hub_id or re.sub(r"^https?://([^/]+)/.*", r"\1", entry.url) or "by a form"
+    if entry.gated:
+        where += " (gated)"
+    cells = (
+        *(f"<code>{entry.name}</code>", entry.data, entry.task, str(entry.input_size)),
+        *(entry.licence, "no" if entry.non_commercial else "", html.escape(where)),
+    )
+    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def _repository_page(source: str, page: str) -> str:
+    """Return a file of the repository with its links turned to pages, or to names of files."""
+    folder = (GENERATED / page).parent
+
+    def rewrite(match: re.Match[str]) -> str:
+        text, target = match[1], (ROOT / source).parent / match[2]
+        target = target / "README.md" if target.is_dir() else target
+        name = os.path.relpath(target, ROOT)
+        linked = GENERATED / REPOSITORY[name] if name in REPOSITORY else target
+        if linked.is_relative_to(DOCS):
+            return f"[{text}]({os.path.relpath(linked, folder)})"
+        return f"`{text}`" if target.suffix == ".py" else f"{text} (`{name}`)"
+
+    text = (ROOT / source).read_text(encoding="utf-8")
+    return re.sub(r"\[([^\]]+)\]\((?!https?:|#)([^)]+)\)", rewrite, text)
+
+
+write_generated()

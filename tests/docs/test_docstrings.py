@@ -1,0 +1,60 @@
+"""Every public name has an example, and the examples of all docstrings give what they show."""
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+import torch
+from helpers.documents import fill_folder
+
+import convnext_backbone
+from convnext_backbone.features.extractor import FeatureExtractor
+from convnext_backbone.features.store import extract_features
+from convnext_backbone.images.sources import name_images
+
+OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+FINDER = doctest.DocTestFinder(exclude_empty=True)
+
+
+def _modules():
+    for info in pkgutil.walk_packages(convnext_backbone.__path__, "convnext_backbone."):
+        if not info.name.startswith("convnext_backbone.openmmlab") and "__main__" not in info.name:
+            yield info.name
+
+
+def _examples():
+    for name in _modules():
+        module = importlib.import_module(name)
+        yield from (test for test in FINDER.find(module) if test.examples)
+
+
+EXAMPLES = {test.name: test for test in _examples()}
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("docstrings")
+    fill_folder(folder)
+    backbone = convnext_backbone.ConvNextBackbone("convnext_atto", out_features=["stage4"])
+    backbone.save_pretrained(folder / "my-backbone")
+    images = name_images([folder / "photos"])[1]
+    extract_features(FeatureExtractor(backbone, pool="avg"), images, folder / "features")
+    return folder
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_gives_what_it_shows(name, filled, monkeypatch):
+    monkeypatch.chdir(filled)
+    test = EXAMPLES[name]
+    public = {n: getattr(convnext_backbone, n) for n in convnext_backbone.__all__}
+    test.globs = {**public, **test.globs, "torch": torch, "name_images": name_images}
+    output: list[str] = []
+    doctest.DocTestRunner(optionflags=OPTIONS).run(test, out=output.append)
+    assert output == [], "".join(output)
+
+
+@pytest.mark.parametrize("name", [n for n in convnext_backbone.__all__ if n != "__version__"])
+def test_a_public_name_has_an_example(name):
+    value = getattr(convnext_backbone, name)
+    assert ">>> " in value.__doc__
