@@ -1,12 +1,51 @@
 """Arguments that several commands share."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from ..utils.checks import check_min
 
 if TYPE_CHECKING:
     from ..features.extractor import FeatureExtractor
 
 WEIGHTS_HELP = "a file, a directory, a URL, a Hugging Face id or a name of list_weights()"
+
+
+def add_limit_arguments(parser: argparse.ArgumentParser, *, images: bool = False) -> None:
+    """Add what lets files that are trusted claim more than `allowed_limits` would let them."""
+    parser.add_argument(
+        "--max-inflation",
+        type=int,
+        metavar="RATIO",
+        help="how many times its size a file of weights may take in memory (default: 100)",
+    )
+    if images:
+        parser.add_argument(
+            "--max-pixels", type=int, metavar="N", help="of an image (default: 89478485, Pillow's)"
+        )
+
+
+@contextmanager
+def allowed_limits(args: argparse.Namespace) -> Iterator[None]:
+    """Apply `add_limit_arguments` for the time of a command."""
+    if not hasattr(args, "max_inflation"):  # the doctor runs where nothing can be imported
+        yield
+        return
+    from PIL import Image
+
+    from ..weights.containers import file_limits
+
+    ratio, pixels = (getattr(args, name, None) for name in ("max_inflation", "max_pixels"))
+    before = Image.MAX_IMAGE_PIXELS
+    if pixels is not None:
+        Image.MAX_IMAGE_PIXELS = check_min("--max-pixels", pixels, 1)
+    try:
+        with file_limits(**({} if ratio is None else {"ratio": ratio})):
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +54,7 @@ def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
     add("source", metavar="SRC", help=WEIGHTS_HELP)
     add("--ema", action="store_true", help="take the moving average where a file holds both")
     add("--prefix", help="the prefix of the keys, where a file holds several ConvNeXts")
+    add_limit_arguments(parser)
 
 
 def add_network_arguments(
@@ -40,6 +80,7 @@ def add_network_arguments(
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     add("--batch-size", type=int, default=8, metavar="N")
     add("--workers", type=int, metavar="N", help="threads that decode images")
+    add_limit_arguments(parser, images=True)
 
 
 def image_size(text: str) -> int | tuple[int, int] | str:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from .arguments import WEIGHTS_HELP
+from .arguments import WEIGHTS_HELP, add_limit_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--logits", action="store_true", help="export the classifier; its output is `logits`")
     add("--opset", type=int, help="of ONNX, 18 to 23 (default: 18)")
     add("--precision", choices=tuple(PRECISIONS), help="of ONNX (default: float32)")
+    add_limit_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:

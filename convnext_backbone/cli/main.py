@@ -14,6 +14,7 @@ from types import ModuleType
 from .._version import __version__
 from ..utils.commandline import OneLineParser, one_line, print_error
 from . import convert, doctor, export, extract, info, visualize
+from .arguments import allowed_limits
 
 PROGRAM = "convnext-backbone"
 # Errors of the user's making; any other is a fault of this package and keeps its traceback.
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser(argv).parse_args(argv)
     program = f"{PROGRAM} {args.command}"
     try:
-        with _warnings_as_lines(program):
+        with _warnings_as_lines(program), allowed_limits(args):
             COMMANDS[args.command].run(args)
     except _USER_ERRORS as error:
         return print_error(program, error)
@@ -64,6 +65,8 @@ def _warnings_as_lines(program: str) -> Iterator[None]:
     """Print each warning in one line, without the place in the code that it came from."""
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
+        if type(message).__name__ == "DecompressionBombWarning":  # an error follows
+            return
         print(f"{program}: warning: {one_line(message)}", file=sys.stderr)
 
     before = warnings.showwarning

@@ -27,12 +27,14 @@ def load_image(source: str | os.PathLike[str] | BinaryIO, name: str | None = Non
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is not an image, or is damaged.
+        ValueError: The file is not an image, is damaged, or has more pixels than
+            `PIL.Image.MAX_IMAGE_PIXELS`, of which Pillow itself warns only.
     """
     if name is None:
         name = os.fspath(source) if isinstance(source, str | os.PathLike) else "the open file"
     try:
         with Image.open(source) as image:
+            _check_pixels(image)
             image.load()
             return ImageOps.exif_transpose(image)
     except FileNotFoundError as error:
@@ -40,6 +42,15 @@ def load_image(source: str | os.PathLike[str] | BinaryIO, name: str | None = Non
     except DECODE_ERRORS as error:
         reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise ValueError(f"cannot read image {name!r}: {reason}") from error
+
+
+def _check_pixels(image: Image.Image) -> None:
+    limit, pixels = Image.MAX_IMAGE_PIXELS, image.width * image.height
+    if limit is not None and pixels > limit:
+        raise ValueError(
+            f"it has {pixels:,} pixels; the limit is {limit:,}; PIL.Image.MAX_IMAGE_PIXELS or "
+            "--max-pixels allows more"
+        )
 
 
 # What Pillow's decoders raise on files that are cut short, damaged or made to do harm.

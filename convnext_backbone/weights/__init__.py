@@ -6,6 +6,7 @@ from ..utils.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from .catalogue import WEIGHTS, WeightEntry, list_weights
+    from .containers import FileLimits, file_limits
     from .download import DownloadError
     from .export import convert_weights, save_pretrained
     from .layouts import LAYOUTS, Layout, UnknownLayoutError
@@ -22,14 +23,15 @@ if TYPE_CHECKING:
     from .report import LoadReport
 
 __all__ = [
-    "LAYOUTS", "LOAD_OPTIONS", "OPEN_OPTIONS", "WEIGHTS", "DownloadError", "Layout", "LoadReport",
-    "NativeWeights", "UnknownLayoutError", "WeightEntry", "build_blank", "convert_state_dict_",
-    "convert_weights", "list_weights", "load_native", "load_pretrained_", "load_weights",
-    "open_weights", "save_pretrained",
+    "LAYOUTS", "LOAD_OPTIONS", "OPEN_OPTIONS", "WEIGHTS", "DownloadError", "FileLimits", "Layout",
+    "LoadReport", "NativeWeights", "UnknownLayoutError", "WeightEntry", "build_blank",
+    "convert_state_dict_", "convert_weights", "file_limits", "list_weights", "load_native",
+    "load_pretrained_", "load_weights", "open_weights", "save_pretrained",
 ]  # fmt: skip
 
 _NAMES_IN = {
     "catalogue": ("WEIGHTS", "WeightEntry", "list_weights"),
+    "containers": ("FileLimits", "file_limits"),
     "download": ("DownloadError",),
     "export": ("convert_weights", "save_pretrained"),
     "layouts": ("LAYOUTS", "Layout", "UnknownLayoutError"),

@@ -1,29 +1,44 @@
 """Fetch a URL's file once into torch.hub's cache, and only ever whole.
 
-A file appears under its name only once it is whole: it grows as `.part`, is checked against its
-hash or its size, and is then moved into place. A transfer that breaks goes on where it broke.
+A file appears under its name only once it is whole: it grows as `.part`, is checked by its size,
+its first bytes and its hash where one is known, and is then moved into place. A transfer that
+breaks goes on where it broke, if the server still has the same version of the file.
+
+Repositories of the Hugging Face hub are huggingface_hub's (see `source`). For other addresses this
+module takes the place of `torch.hub.download_url_to_file` and of huggingface_hub's `http_get`,
+which lack what a cache needs: the former does not go on after a break, the latter does so without
+comparing version and range, and both keep whatever a server sends and follow it anywhere.
 """
 
 import hashlib
 import re
+import time
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Iterator
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException, HTTPMessage, HTTPResponse
 from pathlib import Path
+from typing import IO
 from urllib.parse import unquote, urlsplit
 
 import torch
 from filelock import FileLock
 from tqdm import tqdm
 
-from ..utils.files import errors_naming, file_sha256, move_into_place
+from ..utils.files import errors_naming, file_sha256, move_into_place, read_json
 from .catalogue import WEIGHTS, hash_in_name
+from .containers import HEAD, ZIP_START, current_limits, is_weights_start
 
 TIMEOUT = 30.0  # seconds without an answer or a byte
 ATTEMPTS = 3  # connections in which a broken transfer is continued before giving up
+MIN_RATE = 1 << 10  # bytes in a second, over each TIMEOUT; a server that is slower has stalled
 URL = re.compile(r"https?://", re.IGNORECASE)
 _CHUNK = 1 << 20  # bytes read at a time
+_MAX_NAME = 100  # characters, with room for `.part.tag` in what file systems allow
+_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
+_LENGTH = re.compile(r"\d{1,18}")
+_NOT_WEIGHTS = "what the server sent is no file of weights; it may be a page to log in"
 
 
 class DownloadError(ConnectionError):
@@ -35,19 +50,28 @@ def cache_directory() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def cached_path(url: str) -> Path:
+def cached_path(url: str, directory: Path | None = None) -> Path:
     """Return where the file of a URL is kept: of the catalogue, where torch.hub keeps it.
 
-    Other names ("model.pth") are those of many files, so each URL has a folder.
+    Other names ("model.pth") are those of many files, so each URL has a folder, unless the caller
+    names a `directory`.
     """
-    name = unquote(Path(urlsplit(url).path).name) or "weights"
-    name = re.sub(r"[^\w.+-]", "_", name)
+    name = unquote(Path(urlsplit(url).path).name)
+    name = re.sub(r"[^\w.+-]", "_", name).lstrip(".")[-_MAX_NAME:] or "weights"
+    if directory is not None:
+        return directory / name
     if any(entry.url == url for entry in WEIGHTS.values()):
         return cache_directory() / name
     return cache_directory() / hashlib.sha256(url.encode()).hexdigest()[:12] / name
 
 
-def fetch_url(url: str, *, sha256: str | None = None, progress: bool = True) -> Path:
+def fetch_url(
+    url: str,
+    *,
+    sha256: str | None = None,
+    progress: bool = True,
+    directory: Path | None = None,
+) -> Path:
     """Return the local copy of a URL's file, fetching it once.
 
     Args:
@@ -55,13 +79,15 @@ def fetch_url(url: str, *, sha256: str | None = None, progress: bool = True) -> 
         sha256: The first digits of the file's hash; None reads them from the file's name, where
             torch.hub and OpenMMLab write them; "" has none.
         progress: Show a bar on a terminal.
+        directory: Where to keep the file; None is torch.hub's cache.
 
     Raises:
-        DownloadError: The file cannot be had whole; OSError: it cannot be written.
+        DownloadError: The file cannot be had whole, is larger than `file_limits` allows, or is not
+            one of weights (or JSON, for a name that ends so). OSError: It cannot be written.
     """
     if not URL.match(url):
         raise ValueError(f"url must start with http:// or https://, got {url!r}")
-    target = cached_path(url)
+    target = cached_path(url, directory)
     if target.exists():
         return target
     digits = hash_in_name(target.name) if sha256 is None else sha256
@@ -77,6 +103,25 @@ class _Broken(Exception):  # noqa: N818 - never leaves this module
     """The connection ended early; the next one goes on from what arrived."""
 
 
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows a server to other servers, but not to other protocols, nor from https to http."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        allowed = ("https",) if req.type == "https" else ("http", "https")
+        if urlsplit(newurl).scheme.lower() not in allowed:
+            message = f"{req.full_url}: the server leads to {newurl!r}, which is not followed"
+            raise DownloadError(message)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 class _Transfer:
     """The fetching of one file: `.part` holds what arrived, `.part.tag` the version it is of."""
 
@@ -84,6 +129,7 @@ class _Transfer:
         self.url, self.target, self.digits, self.progress = url, target, digits, progress
         self.part = target.with_name(f"{target.name}.part")
         self.tag = target.with_name(f"{target.name}.part.tag")
+        self.limit = current_limits().download_gib << 30
 
     def run(self) -> None:
         reason = ""
@@ -104,37 +150,35 @@ class _Transfer:
     def _open(self) -> HTTPResponse:
         request = urllib.request.Request(self.url, headers=self._headers())
         try:
-            return urllib.request.urlopen(request, timeout=TIMEOUT)
+            return urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT)
+        except DownloadError:
+            raise
         except urllib.error.HTTPError as error:
-            if error.code == 416:  # the part is no beginning of the file that is there now
-                self._forget()
-                raise _Broken("the part that was there did not fit the file") from error
             self._forget()
-            message = f"{self.url}: the server answered {error.code} {error.reason}"
-            raise DownloadError(message) from error
+            if error.code == 416:  # the part is no beginning of the file that is there now
+                raise _Broken("the part that was there did not fit the file") from error
+            raise self._refusal(f"the server answered {error.code} {error.reason}") from error
         except urllib.error.URLError as error:
-            message = f"{self.url}: the server cannot be reached: {error.reason}"
-            raise DownloadError(message) from error
+            raise self._refusal(f"the server cannot be reached: {error.reason}") from error
         except (HTTPException, OSError) as error:
             raise _broken(error) from error
 
     def _headers(self) -> dict[str, str]:
         headers = {"User-Agent": "convnext_backbone", "Accept-Encoding": "identity"}
-        if self.part.exists() and self.part.stat().st_size and self.tag.exists():
+        if self._arrived() and self.tag.exists():
             # If-Range: the server sends the rest only of the very file that the part is from.
-            headers["Range"] = f"bytes={self.part.stat().st_size}-"
+            headers["Range"] = f"bytes={self._arrived()}-"
             headers["If-Range"] = self.tag.read_text(encoding="utf-8")
         return headers
 
     def _receive(self, response: HTTPResponse) -> int | None:
         """Append the body to the part; return the size of the whole file, where it is known."""
-        resumed = response.status == 206
-        start = self.part.stat().st_size if resumed else 0
-        length = response.headers.get("Content-Length")
-        total = start + int(length) if length else None
-        if not resumed:
+        start, total = self._range(response)
+        if start == 0:
             self._forget()
-        version = response.headers.get("ETag") or response.headers.get("Last-Modified")
+        if total is not None:
+            self._check_size(total)
+        version = _version(response)
         if version and not version.startswith("W/"):  # a weak tag is no promise of equal bytes
             self.tag.write_text(version, encoding="utf-8")
         with (
@@ -148,45 +192,116 @@ class _Transfer:
                 disable=None if self.progress else True,  # None: shown on a terminal only
             ) as bar,
         ):
+            size = start
             for chunk in _chunks(response):
                 part.write(chunk)
                 bar.update(len(chunk))
-        size = self.part.stat().st_size
+                before, size = size, size + len(chunk)
+                self._check_size(size)
+                if before < HEAD <= size:  # a web page need not arrive whole to be refused
+                    part.flush()
+                    self._check_start(total or self.limit)
         if total is not None and size < total:
             raise _Broken(f"the file was cut off after {size} of {total} bytes")
         return total
 
-    def _finish(self, expected: int | None) -> None:
-        size = self.part.stat().st_size
-        if size == 0 or (expected is not None and size != expected):
+    def _range(self, response: HTTPResponse) -> tuple[int, int | None]:
+        """Return where the body begins in the file, and the size of the file where it is known.
+
+        _Broken: it is not the part that was asked for, or of another version than what is there.
+        """
+        length = None if response.chunked else response.headers.get("Content-Length")
+        if length is not None and not _LENGTH.fullmatch(length.strip()):
+            raise self._refusal(f"the server's Content-Length is {length[:40]!r}")
+        if response.status != 206:
+            return 0, None if length is None else int(length)
+        found = _RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
+        first, last = (int(found[1]), int(found[2])) if found else (-1, -1)
+        is_asked = "Range" in self._headers() and first == self._arrived() <= last
+        is_sound = length is None or int(length) == last - first + 1
+        version = _version(response)
+        is_same = version is None or version == self._headers().get("If-Range")
+        if found is None or not (is_asked and is_sound and is_same):
             self._forget()
-            raise DownloadError(f"{self.url}: got {size} bytes, expected {expected or 'some'}")
+            raise _Broken("the server sent another part of the file than was asked for")
+        return first, last + 1 if found[3] == "*" else int(found[3])
+
+    def _finish(self, expected: int | None) -> None:
+        size = self._arrived()
+        if size == 0 or (expected is not None and size != expected):
+            raise self._refusal(f"got {size} bytes, expected {expected or 'some'}")
+        self._check_whole()
         if self.digits:
             found = file_sha256(self.part)
             if not found.startswith(self.digits):
-                self._forget()
-                raise DownloadError(
-                    f"{self.url}: the file is corrupt: its SHA-256 starts with "
+                raise self._refusal(
+                    "the file is corrupt: its SHA-256 starts with "
                     f"{found[: len(self.digits)]}, must be {self.digits}"
                 )
         move_into_place(self.part, self.target)
         self.tag.unlink(missing_ok=True)
+
+    def _check_size(self, size: int) -> None:
+        if size > self.limit:
+            gib = self.limit >> 30
+            raise self._refusal(
+                f"the file is larger than {gib} GiB; file_limits(download_gib=...) allows more"
+            )
+
+    def _check_start(self, size: int) -> None:
+        """Refuse what cannot be the start of `size` bytes of weights: most often a web page."""
+        if self.target.suffix == ".json":
+            return
+        with open(self.part, "rb") as part:
+            if not is_weights_start(part.read(HEAD), size):
+                raise self._refusal(_NOT_WEIGHTS)
+
+    def _check_whole(self) -> None:
+        self._check_start(self._arrived())
+        try:
+            if self.target.suffix == ".json":
+                read_json(self.part)
+        except ValueError as error:
+            raise self._refusal(_NOT_WEIGHTS) from error
+        with open(self.part, "rb") as part:
+            is_zip = part.read(len(ZIP_START)) == ZIP_START
+        if is_zip and not zipfile.is_zipfile(self.part):  # their directory is at the end
+            raise self._refusal("the file was cut off")
+
+    def _arrived(self) -> int:
+        return self.part.stat().st_size if self.part.exists() else 0
+
+    def _refusal(self, reason: str) -> DownloadError:
+        """Forget what arrived, of which nothing can be used."""
+        self._forget()
+        return DownloadError(f"{self.url}: {reason}")
 
     def _forget(self) -> None:
         self.part.unlink(missing_ok=True)
         self.tag.unlink(missing_ok=True)
 
 
+def _version(response: HTTPResponse) -> str | None:
+    return response.headers.get("ETag") or response.headers.get("Last-Modified")
+
+
 def _chunks(response: HTTPResponse) -> Iterator[bytes]:
     """Yield a body; what reading it raises is the network's, unlike what writing it raises."""
+    start, received = time.monotonic(), 0
     while True:
         try:
-            chunk = response.read(_CHUNK)
-        except (HTTPException, OSError) as error:
+            chunk = response.read1(_CHUNK)  # `read` would wait for all of it, however slow
+        except (HTTPException, OSError, ValueError) as error:  # ValueError: of a chunk's size
             raise _broken(error) from error
         if not chunk:
             return
         yield chunk
+        received += len(chunk)
+        seconds = time.monotonic() - start
+        if seconds > TIMEOUT:
+            if received < MIN_RATE * seconds:
+                raise _Broken(f"the server sent {received} bytes in {seconds:.0f} seconds")
+            start, received = time.monotonic(), 0
 
 
 def _broken(error: Exception) -> _Broken:

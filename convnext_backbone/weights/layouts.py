@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..archs import ARCHS, DROP, FAMILIES
 from ..utils.checks import shorten_list
+from .containers import current_limits
 from .patterns import STORAGES, Pattern, Shape
 
 _Rows = Mapping[str, str | None]  # pattern -> native pattern; None: dropped on purpose
@@ -59,7 +60,6 @@ _SPARSE: _Storages = {**_TORCH, "conv": ("dense_conv", "same"), "depthwise": ("d
 
 _BLOCK = re.compile(r"stages\.(\d{1,9})\.(\d{1,9})\.")
 _MAX_PREFIXES = 100
-_MAX_ABSENT = 1000  # stages and blocks without a tensor, of a network that was cut
 
 
 def kind_of(native_key: str) -> str:
@@ -405,9 +405,13 @@ def depths_of(keys: Iterable[str]) -> tuple[int, ...]:
         depths[stage] = max(depths.get(stage, 0), block + 1)
     num_stages = max(depths, default=-1) + 1
     absent = num_stages + sum(depths.values()) - len(depths) - len(blocks)
-    if absent > _MAX_ABSENT:
+    limit = current_limits().absent_blocks  # of a network that was cut
+    if absent > limit:
         last = max(found, key=lambda match: max(int(match[1]), int(match[2])))
-        raise ValueError(f"{last.string} counts {absent:,} stages and blocks that are not there")
+        raise ValueError(
+            f"{last.string} counts {absent:,} stages and blocks that are not there; the limit is "
+            f"{limit}; file_limits(absent_blocks=...) allows more"
+        )
     return tuple(depths.get(stage, 0) for stage in range(num_stages))
 
 

@@ -18,7 +18,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..utils.files import WEIGHT_SUFFIXES, check_regular, read_json
-from .containers import ZIP_START, check_inflation
+from .containers import (
+    HDF5_START,
+    HEAD,
+    PICKLE_START,
+    ZIP_START,
+    check_inflation,
+    is_safetensors_start,
+)
 from .keras_files import is_keras_archive, read_h5, read_keras_archive
 from .torch_files import read_torch_file, unwrap
 
@@ -37,8 +44,7 @@ DIRECTORY_FILES = (
     "model.weights.h5",
 )
 
-_HDF5, _LFS = b"\x89HDF\r\n\x1a\n", b"version https://git-lfs"
-_PICKLE = b"\x80"  # how PyTorch's files of before version 1.6 begin
+_LFS = b"version https://git-lfs"
 _BATCH = 64 << 20  # bytes that are copied before the pages they came from are released
 
 
@@ -127,26 +133,24 @@ def _read_file(file: Path, ema: bool, mmap: bool, notes: list[str]) -> dict[str,
     """Read a file of the kind that its first bytes show; its name may be wrong."""
     check_regular(file)
     with open(file, "rb") as stream:
-        head = stream.read(64)
+        head = stream.read(HEAD)
     size = file.stat().st_size
     if size == 0:
         raise ValueError(f"{file}: the file is empty (0 bytes)")
     if head.startswith(_LFS):
         raise ValueError(f"{file}: this is a Git LFS pointer, not the weights; run `git lfs pull`")
-    if head.startswith(_HDF5):
+    if head.startswith(HDF5_START):
         return read_h5(file, str(file))
     if head.startswith(ZIP_START) and is_keras_archive(file):
         return read_keras_archive(file)
-    # A safetensors file begins with the length of its JSON header.
-    is_headed = head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") < size
-    if is_headed or file.suffix == ".safetensors":
+    if is_safetensors_start(head, size) or file.suffix == ".safetensors":
         return _read_safetensors(file, mmap)
     if file.suffix in (".h5", ".hdf5", ".keras"):
         raise ValueError(f"{file}: the file is damaged or not a Keras file")
     if all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in head):
         start = head[:40].decode("ascii")
         raise ValueError(f"{file}: this is a text file, not weights; it starts with {start!r}")
-    if not head.startswith((ZIP_START, _PICKLE)):
+    if not head.startswith((ZIP_START, PICKLE_START)):
         raise ValueError(
             f"{file}: this is not a weights file; it starts with {head[:8]!r}, and neither a "
             "safetensors, a PyTorch, a Keras nor an HDF5 file does"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..utils.checks import first_line, shorten_list
-from .containers import DAMAGED, ZIP_START, CheckpointError, check_zip
+from .containers import DAMAGED, ZIP_START, CheckpointError, check_allocations, check_zip
 from .numpy_types import numpy_types
 
 # Entries of a checkpoint that hold its tensors, and those of their moving averages.
@@ -130,18 +130,30 @@ def read_torch_file(
 ) -> Any:
     """Read a PyTorch file with `torch.load(weights_only=True)`, whatever the environment asks for.
 
-    Only `types` may be built beside tensors (`weight_types()` when not given), and torch's own few,
-    `bytearray` among them; the process-wide list is not used. `name` is the file's in errors.
+    Only `types` may be built beside tensors (`weight_types()` when not given), and torch's own few
+    but for `bytearray`; the process-wide list is not used. `name` is the file's in errors.
     CheckpointError: the file is damaged, inflates too far, or asks for another type.
     """
     name = str(file) if name is None else name
     with checkpoint_errors(name), allow_only(weight_types() if types is None else types):
         with open(file, "rb") if isinstance(file, Path) else nullcontext(file) as stream:
-            start = stream.tell()
-            if stream.read(len(ZIP_START)) == ZIP_START:
-                mmap = not check_zip(stream, name) and mmap
-            stream.seek(start)
+            mmap = check_torch_file(stream, name) and mmap
         return torch.load(file, map_location=map_location, weights_only=True, mmap=mmap)
+
+
+def check_torch_file(stream: BinaryIO, name: str) -> bool:
+    """Check what a PyTorch file claims, without loading it; return whether it can be mapped.
+
+    CheckpointError: it is damaged, or would take far more memory than what is stored.
+    """
+    start = stream.tell()
+    is_zip = stream.read(len(ZIP_START)) == ZIP_START
+    stream.seek(start)
+    is_mappable = is_zip and not check_zip(stream, name)
+    if not is_zip:  # of torch < 1.6: pickles, and then the storages
+        check_allocations(stream, name)
+    stream.seek(start)
+    return is_mappable
 
 
 def unwrap(

@@ -3,7 +3,7 @@
 mmengine 0.10.7 calls `torch.load` without `weights_only`, which the variable
 TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD turns into unsafe loading. onedl-mmengine 0.10.12 loads with
 `weights_only=False` whatever safe loading refuses. Both read http(s) with `weights_only=False`,
-the default of `torch.hub.load_state_dict_from_url`.
+the default of `torch.hub.load_state_dict_from_url`, which also keeps whatever a server sends.
 
 Each registered loader stays, and runs under torch's own switch TORCH_FORCE_WEIGHTS_ONLY_LOAD, which
 overrides the `weights_only` of any caller of `torch.load`. Goes when every loader of both families
@@ -14,12 +14,20 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 
-from ...weights.torch_files import CheckpointError, allow_only, checkpoint_errors, with_user_types
+from ...weights.download import DownloadError, fetch_url
+from ...weights.torch_files import (
+    CheckpointError,
+    allow_only,
+    check_torch_file,
+    checkpoint_errors,
+    with_user_types,
+)
 from .mmengine_safe_globals import ADVICE, mmengine_types
 
 _FORCE, _FORBID = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
@@ -28,6 +36,7 @@ _Loader = Callable[..., Any]
 
 def repair(checkpoint: ModuleType) -> None:
     """Make every loader of `mmengine.runner.checkpoint` safe."""
+    vars(checkpoint)["load_url"] = _load_url  # which every scheme of a web address calls
     loaders = checkpoint.CheckpointLoader
     for prefix, loader in list(loaders._schemes.items()):
         loaders.register_scheme(prefix, _load_safely(loader), force=True)
@@ -42,11 +51,14 @@ def _load_safely(loader: _Loader) -> _Loader:
     def load(filename: str, map_location: Any = None, **options: Any) -> Any:
         try:
             with checkpoint_errors(filename, ADVICE), _weights_only():
+                _check_file(Path(filename).expanduser(), filename)
                 checkpoint = loader(filename, map_location=map_location, **options)
                 _remove_configs(checkpoint)
                 return checkpoint
         except CheckpointError as error:
             cause, name = error.__cause__, filename.partition("://")[2]
+            if isinstance(cause, DownloadError):
+                raise CheckpointError(f"cannot fetch checkpoint {cause}") from cause
             if isinstance(cause, FileNotFoundError):
                 raise FileNotFoundError(f"checkpoint {filename}: {cause}") from cause
             if isinstance(cause, KeyError) and cause.args == (name,):
@@ -55,6 +67,23 @@ def _load_safely(loader: _Loader) -> _Loader:
             raise
 
     return load
+
+
+def _load_url(
+    url: str, model_dir: str | None = None, map_location: Any = None, progress: bool = True
+) -> Any:
+    """Take the place of `torch.hub.load_state_dict_from_url`, with this package's checks."""
+    directory = None if model_dir is None else Path(model_dir)
+    path = fetch_url(url, progress=progress, directory=directory)
+    _check_file(path, url)
+    return torch.load(path, map_location=map_location)
+
+
+def _check_file(path: Path, name: str) -> None:
+    """Check what a file claims; other schemes' files and missing ones are the loaders'."""
+    if path.is_file():
+        with path.open("rb") as file:
+            check_torch_file(file, name)
 
 
 def _remove_configs(checkpoint: Any) -> None:

@@ -2,30 +2,66 @@
 
 import os
 import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.runner import find_latest_checkpoint
 
+from ...utils.files import check_regular
 from ...weights.torch_files import CheckpointError, read_torch_file, with_user_types
 from ..config_walk import is_remote
 from ..patches.mmengine_safe_globals import mmengine_types
 from .errors import UsageError
+from .processes import print_once
 
 # What mmengine reads back when a run is resumed.
 _RESUME_KEYS = ("meta", "state_dict", "optimizer", "message_hub")
 
 
 def check_start(cfg: Config, argument: str) -> None:
-    """Check the checkpoint that `load_from` and `resume` choose, if any; see `check_checkpoint`."""
+    """Check the checkpoint that `load_from` and `resume` choose, if any; see `check_checkpoint`.
+
+    To resume the newest of the work directory, `load_from` becomes its path.
+    """
     path = cfg.get("load_from")
-    if cfg.get("resume") and path is None and os.path.isdir(cfg.work_dir):
-        path = find_latest_checkpoint(cfg.work_dir)
     if path is not None:
         check_checkpoint(str(path), argument, resume=bool(cfg.get("resume")))
+    elif cfg.get("resume"):
+        cfg.load_from = find_resumable(Path(cfg.work_dir), argument)
+
+
+def find_resumable(work_dir: Path, argument: str) -> str | None:
+    """Return the checkpoint that `last_checkpoint` names, or else the newest that can be resumed.
+
+    Runs that were killed under mmengine's own hook may name a file that is missing or cut short,
+    and a work directory that was moved names files of its old place. None: nothing was saved yet.
+
+    Raises:
+        UsageError: `last_checkpoint` is there, but no checkpoint can be resumed.
+    """
+    marker = work_dir / "last_checkpoint"
+    if not marker.exists():
+        return None
+    try:
+        check_regular(marker)
+    except ValueError as error:
+        raise UsageError(f"{argument}: {error}") from error
+    named = marker.read_text(errors="replace").strip()
+    folders = {work_dir, Path(named).parent} if named else {work_dir}
+    saved = {path for folder in folders for path in folder.glob("*.pth") if path.is_file()}
+    newest = sorted(saved, key=lambda path: path.stat().st_mtime, reverse=True)
+    errors = []
+    for path in (named, *map(str, newest)):
+        try:
+            check_checkpoint(path, argument, resume=True)
+        except UsageError as error:
+            errors.append(error)
+            continue
+        if errors:
+            print_once(f"{errors[0]} (as {marker} names it); going on from {path!r}")
+        return path
+    raise errors[0]
 
 
 def check_checkpoint(path: str, argument: str, *, resume: bool = False) -> None:
@@ -39,9 +75,13 @@ def check_checkpoint(path: str, argument: str, *, resume: bool = False) -> None:
     """
     if is_remote(path):
         return
-    if not os.path.isfile(path):
+    if os.path.isdir(path) or not os.path.exists(path):
         kind = "is a folder, not a checkpoint file" if os.path.isdir(path) else "not found"
         raise UsageError(f"{argument} {path!r} {kind}")
+    try:
+        check_regular(path)
+    except ValueError as error:
+        raise UsageError(f"{argument} {error}") from error
     checkpoint = _read_checkpoint(path, argument)
     if not isinstance(checkpoint, Mapping):
         kind = type(checkpoint).__name__
@@ -61,9 +101,7 @@ def _read_checkpoint(path: str, argument: str) -> Any:
         # torch's hints about pickle protocols do not help a user who chose the wrong file.
         warnings.simplefilter("ignore", UserWarning)
         try:
-            # mmap spares reading weights that only a later load needs. The format of torch < 1.6
-            # cannot be mapped.
-            mmap = zipfile.is_zipfile(path)
-            return read_torch_file(Path(path), f"{argument} {path!r}", types=types, mmap=mmap)
+            # mmap spares reading weights that only a later load needs.
+            return read_torch_file(Path(path), f"{argument} {path!r}", types=types, mmap=True)
         except CheckpointError as error:
             raise UsageError(str(error)) from error

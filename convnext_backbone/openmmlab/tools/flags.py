@@ -10,7 +10,10 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
+from mmengine.hooks import CheckpointHook
+from mmengine.registry import HOOKS
 
+from ..checkpoint_hook import AtomicCheckpointHook
 from ..config_walk import iter_datasets, iter_metrics
 from .errors import UsageError
 from .processes import print_once
@@ -20,6 +23,8 @@ FULL_PRECISION_DEVICES = ("cpu", "mps")
 AMP_ONLY_KEYS = ("loss_scale", "dtype", "use_fsdp")
 PLAIN_WRAPPER, AMP_WRAPPER = "OptimWrapper", "AmpOptimWrapper"
 AUTO_AMP_WRAPPER = "AutoAmpOptimWrapper"  # see optim.py
+# By its path: a run's dumped config may go to tools that do not import this package.
+ATOMIC_HOOK = f"{AtomicCheckpointHook.__module__}.{AtomicCheckpointHook.__qualname__}"
 DUMP_SUFFIXES = (".pkl", ".pickle")
 
 
@@ -72,6 +77,18 @@ def keep_full_precision(cfg: Config) -> None:
     for key in AMP_ONLY_KEYS:
         wrapper.pop(key, None)
     print_once(f"{AMP_WRAPPER} needs a GPU: training in float32, without mixed precision")
+
+
+def protect_checkpoints(cfg: Config) -> None:
+    """Use this package's checkpoint hook where a config has mmengine's; subclasses stay."""
+    defaults = cfg.setdefault("default_hooks", ConfigDict())
+    defaults.setdefault("checkpoint", {"type": "CheckpointHook", "interval": 1})  # as mmengine does
+    with HOOKS.switch_scope_and_registry(cfg.default_scope) as registry:
+        for hook in (defaults.checkpoint, *(cfg.get("custom_hooks") or ())):
+            type_ = hook.get("type") if isinstance(hook, Mapping) else None
+            if type_name(type_).rpartition(".")[2] == CheckpointHook.__name__:
+                found = registry.get(type_) if isinstance(type_, str) else type_
+                hook.type = ATOMIC_HOOK if found is CheckpointHook else type_
 
 
 def enable_auto_scale_lr(cfg: Config, path: str) -> None:

@@ -31,6 +31,7 @@ from .flags import (
     enable_drawing,
     for_scope,
     keep_full_precision,
+    protect_checkpoints,
     set_run,
 )
 from .preflight import check_run
@@ -188,6 +189,7 @@ def prepare_training(cfg: Config, args: argparse.Namespace) -> None:
     if args.amp:
         enable_amp(cfg)
     keep_full_precision(cfg)
+    protect_checkpoints(cfg)
     if args.auto_scale_lr:
         enable_auto_scale_lr(cfg, args.config)
     if args.resume is not None:
