@@ -103,6 +103,10 @@ class _Broken(Exception):  # noqa: N818 - never leaves this module
     """The connection ended early; the next one goes on from what arrived."""
 
 
+class _Refused(Exception):  # noqa: N818
+    """What the server sends is not wanted, and what arrived is forgotten."""
+
+
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follows a server to other servers, but not to other protocols, nor from https to http."""
 
@@ -117,8 +121,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     ) -> urllib.request.Request | None:
         allowed = ("https",) if req.type == "https" else ("http", "https")
         if urlsplit(newurl).scheme.lower() not in allowed:
-            message = f"{req.full_url}: the server leads to {newurl!r}, which is not followed"
-            raise DownloadError(message)
+            raise _Refused(f"the server leads to {newurl!r}, which is not followed")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -139,7 +142,11 @@ class _Transfer:
                 return
             except _Broken as error:
                 reason = str(error)
-        raise DownloadError(f"{self.url}: {reason}; what arrived is kept for the next attempt")
+            except _Refused as error:
+                self._forget()
+                raise DownloadError(f"{self.url}: {error}") from error
+        kept = "; what arrived is kept for the next attempt" if self._arrived() else ""
+        raise DownloadError(f"{self.url}: {reason}{kept}")
 
     def _connect(self) -> None:
         """Fetch what is missing, check the whole and move it into place."""
@@ -148,18 +155,21 @@ class _Transfer:
         self._finish(expected)
 
     def _open(self) -> HTTPResponse:
-        request = urllib.request.Request(self.url, headers=self._headers())
+        self.headers = self._headers()
+        request = urllib.request.Request(self.url, headers=self.headers)
         try:
             return urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT)
-        except DownloadError:
-            raise
         except urllib.error.HTTPError as error:
-            self._forget()
             if error.code == 416:  # the part is no beginning of the file that is there now
+                self._forget()
                 raise _Broken("the part that was there did not fit the file") from error
-            raise self._refusal(f"the server answered {error.code} {error.reason}") from error
+            reason = f"the server answered {error.code} {error.reason}"
+            if error.code < 500:
+                raise _Refused(reason) from error
+            raise DownloadError(f"{self.url}: {reason}") from error
         except urllib.error.URLError as error:
-            raise self._refusal(f"the server cannot be reached: {error.reason}") from error
+            message = f"{self.url}: the server cannot be reached: {error.reason}"
+            raise DownloadError(message) from error
         except (HTTPException, OSError) as error:
             raise _broken(error) from error
 
@@ -212,15 +222,15 @@ class _Transfer:
         """
         length = None if response.chunked else response.headers.get("Content-Length")
         if length is not None and not _LENGTH.fullmatch(length.strip()):
-            raise self._refusal(f"the server's Content-Length is {length[:40]!r}")
+            raise _Refused(f"the server's Content-Length is {length[:40]!r}")
         if response.status != 206:
             return 0, None if length is None else int(length)
         found = _RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
         first, last = (int(found[1]), int(found[2])) if found else (-1, -1)
-        is_asked = "Range" in self._headers() and first == self._arrived() <= last
+        is_asked = "Range" in self.headers and first == self._arrived() <= last
         is_sound = length is None or int(length) == last - first + 1
         version = _version(response)
-        is_same = version is None or version == self._headers().get("If-Range")
+        is_same = version is None or version == self.headers.get("If-Range")
         if found is None or not (is_asked and is_sound and is_same):
             self._forget()
             raise _Broken("the server sent another part of the file than was asked for")
@@ -229,22 +239,23 @@ class _Transfer:
     def _finish(self, expected: int | None) -> None:
         size = self._arrived()
         if size == 0 or (expected is not None and size != expected):
-            raise self._refusal(f"got {size} bytes, expected {expected or 'some'}")
-        self._check_whole()
+            raise _Refused(f"got {size} bytes, expected {expected or 'some'}")
+        self._check_start(size)
         if self.digits:
             found = file_sha256(self.part)
             if not found.startswith(self.digits):
-                raise self._refusal(
+                raise _Refused(
                     "the file is corrupt: its SHA-256 starts with "
                     f"{found[: len(self.digits)]}, must be {self.digits}"
                 )
+        self._check_whole()
         move_into_place(self.part, self.target)
         self.tag.unlink(missing_ok=True)
 
     def _check_size(self, size: int) -> None:
         if size > self.limit:
             gib = self.limit >> 30
-            raise self._refusal(
+            raise _Refused(
                 f"the file is larger than {gib} GiB; file_limits(download_gib=...) allows more"
             )
 
@@ -254,27 +265,21 @@ class _Transfer:
             return
         with open(self.part, "rb") as part:
             if not is_weights_start(part.read(HEAD), size):
-                raise self._refusal(_NOT_WEIGHTS)
+                raise _Refused(_NOT_WEIGHTS)
 
     def _check_whole(self) -> None:
-        self._check_start(self._arrived())
         try:
             if self.target.suffix == ".json":
                 read_json(self.part)
         except ValueError as error:
-            raise self._refusal(_NOT_WEIGHTS) from error
+            raise _Refused(_NOT_WEIGHTS) from error
         with open(self.part, "rb") as part:
             is_zip = part.read(len(ZIP_START)) == ZIP_START
         if is_zip and not zipfile.is_zipfile(self.part):  # their directory is at the end
-            raise self._refusal("the file was cut off")
+            raise _Refused("the file was cut off")
 
     def _arrived(self) -> int:
         return self.part.stat().st_size if self.part.exists() else 0
-
-    def _refusal(self, reason: str) -> DownloadError:
-        """Forget what arrived, of which nothing can be used."""
-        self._forget()
-        return DownloadError(f"{self.url}: {reason}")
 
     def _forget(self) -> None:
         self.part.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from helpers.originals import V1
 
 from convnext_backbone import ConvNextBackbone
 from convnext_backbone.utils.files import WEIGHT_SUFFIXES
-from convnext_backbone.weights import DownloadError, catalogue, download
+from convnext_backbone.weights import DownloadError, catalogue, download, file_limits
 from convnext_backbone.weights import source as sources
 from convnext_backbone.weights.download import cached_path, fetch_url
 from convnext_backbone.weights.source import resolve
@@ -169,7 +170,8 @@ def test_file_that_changed_meanwhile_is_fetched_from_its_start(server, cache):
     with pytest.raises(DownloadError):
         fetch_url(server.url())
     server.behaviour, server.tag = "sound", '"v2"'
-    server.content = bytes(reversed(server.content))
+    content = server.content
+    server.content = content[:100] + bytes(reversed(content[100:-100])) + content[-100:]
     assert fetch_url(server.url()).read_bytes() == server.content
 
 
@@ -272,6 +274,214 @@ def test_other_schemes_are_not_fetched(url):
         fetch_url(url)
     with pytest.raises(FileNotFoundError):
         resolve(url).weights()
+
+
+# ------------------------------------------------------------------------------ what servers send
+
+
+class _Scripted(BaseHTTPRequestHandler):
+    """Gives the server's next answer, the last one again and again: (status, headers, body)."""
+
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        server = self.server
+        server.asked.append(self.headers.get("Range"))
+        status, headers, body = (
+            server.answers.pop(0) if len(server.answers) > 1 else server.answers[0]
+        )
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        for part in [body] if isinstance(body, bytes) else body():
+            self.wfile.write(part)
+            self.wfile.flush()
+
+
+@pytest.fixture
+def answering():
+    """Start a server that gives these answers; its URL and what it was asked."""
+    servers = []
+
+    def start(*answers):
+        server = ThreadingHTTPServer(("127.0.0.1", 0), _Scripted)
+        server.daemon_threads = True
+        server.answers, server.asked = list(answers), []
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        return f"http://127.0.0.1:{server.server_port}/w.pth", server.asked
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture(scope="module")
+def content():
+    """A file of weights whose bytes differ from place to place."""
+    buffer = io.BytesIO()
+    torch.save({"w": torch.arange(5000)}, buffer)
+    return buffer.getvalue()
+
+
+def _whole(content, **headers):
+    return 200, {"Content-Length": str(len(content)), **headers}, content
+
+
+def _cut(content, **headers):
+    return 200, {"Content-Length": str(len(content)), **headers}, content[: len(content) // 2]
+
+
+def _rest(content, start, named=None, **headers):
+    span = f"bytes {start if named is None else named}-{len(content) - 1}/{len(content)}"
+    headers = {"Content-Length": str(len(content) - start), "Content-Range": span, **headers}
+    return 206, headers, content[start:]
+
+
+V1_TAG, V2_TAG = {"ETag": '"v1"'}, {"ETag": '"v2"'}
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        lambda c: _rest(c, len(c) // 2, **V2_TAG),  # the rest of another version
+        lambda c: _rest(c, 100, **V1_TAG),  # from elsewhere, and it says so
+        lambda c: _rest(c, len(c) // 2, named=0, **V1_TAG),
+        lambda c: (206, {"Content-Length": "10", **V1_TAG}, c[-10:]),  # it does not say from where
+        lambda c: _rest(c, len(c) // 2, **V1_TAG, **{"Content-Length": "7"}),
+        lambda c: (206, {"Content-Range": "bytes x-y/z", **V1_TAG}, c),
+    ],
+    ids=["version", "elsewhere", "named", "unnamed", "length", "nonsense"],
+)
+def test_a_part_that_does_not_fit_starts_over(second, answering, content):
+    url, asked = answering(_cut(content, **V1_TAG), second(content), _whole(content, **V2_TAG))
+    assert fetch_url(url).read_bytes() == content
+    assert asked == [None, f"bytes={len(content) // 2}-", None]
+
+
+@pytest.mark.parametrize("start", [0, 100])
+def test_a_part_that_was_not_asked_for_is_refused(start, answering, content, cache):
+    url, _ = answering(_rest(content, start, **V1_TAG))
+    with pytest.raises(DownloadError, match="another part of the file"):
+        fetch_url(url)
+    assert not [path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+@pytest.mark.parametrize("length", ["abc", "-5", "1e3", "9" * 30, ""])
+def test_a_length_that_is_none_is_one_error(length, answering, content, cache):
+    url, _ = answering((200, {"Content-Length": length}, content))
+    with pytest.raises(DownloadError, match=f"Content-Length is '{length}'"):
+        fetch_url(url)
+    assert _left(cache) == []
+
+
+PAGE = b"<!DOCTYPE html><html><body>Please log in to the hotel's network</body></html>" * 50
+
+
+@pytest.mark.parametrize(
+    "body", [PAGE, PAGE[:20], b'{"error": "quota exceeded"}', b"\x1f\x8b" * 99]
+)
+@pytest.mark.parametrize("has_length", [True, False])
+def test_what_is_no_file_of_weights_never_enters_the_cache(body, has_length, answering, cache):
+    length = {"Content-Length": str(len(body))} if has_length else {}
+    url, _ = answering((200, {"Content-Type": "application/octet-stream", **length}, body))
+    with pytest.raises(DownloadError, match=r"w\.pth: what the server sent is no file of weights"):
+        fetch_url(url)
+    assert not [path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"]
+
+
+def test_a_page_in_the_place_of_a_json_file_is_refused(answering, cache):
+    url, _ = answering((200, {}, PAGE), (200, {}, b'{"model_type": "convnext"}'))
+    url = url.replace(".pth", ".json")
+    with pytest.raises(DownloadError, match="no file of weights"):
+        fetch_url(url)
+    assert fetch_url(url).read_bytes() == b'{"model_type": "convnext"}'
+
+
+def test_an_endless_page_is_refused_by_its_start(answering):
+    def endless():
+        while True:
+            yield PAGE
+
+    url, _ = answering((200, {}, endless))
+    with pytest.raises(DownloadError, match="no file of weights"):
+        fetch_url(url)
+
+
+def test_a_zip_file_of_unknown_length_that_was_cut_is_refused(answering, content, cache):
+    url, _ = answering((200, {}, content[: len(content) // 2]))
+    with pytest.raises(DownloadError, match="cut off"):
+        fetch_url(url)
+    assert _left(cache) == []
+
+
+@pytest.mark.parametrize("target", ["ftp://127.0.0.1/w.pth", "file:///etc/passwd", "data:,x"])
+def test_a_redirect_to_another_protocol_is_not_followed(target, answering, cache):
+    url, _ = answering((302, {"Location": target}, b""))
+    with pytest.raises(DownloadError):
+        fetch_url(url)
+    assert _left(cache) == []
+
+
+def test_a_redirect_leads_to_the_file_and_one_from_https_only_to_https(answering, content):
+    there, _ = answering(_whole(content))
+    here, _ = answering((302, {"Location": there}, b""))
+    assert fetch_url(here).read_bytes() == content
+    request = download.urllib.request.Request("https://example.invalid/w.pth")
+    with pytest.raises(download._Refused, match=f"leads to '{there}', which is not followed"):
+        download._Redirects().redirect_request(request, None, 302, "", {}, there)
+
+
+def test_a_circle_of_redirects_is_one_error(answering):
+    url, _ = answering((302, {"Location": "/w.pth"}, b""))
+    with pytest.raises(DownloadError, match="302"):
+        fetch_url(url)
+
+
+def test_a_server_that_sends_a_byte_now_and_then_has_stalled(answering, content, monkeypatch):
+    monkeypatch.setattr(download, "TIMEOUT", 0.3)
+
+    def trickle():
+        for byte in content:
+            time.sleep(0.02)
+            yield bytes([byte])
+
+    url, asked = answering((200, {}, trickle))
+    start = time.monotonic()
+    with pytest.raises(DownloadError, match=r"sent \d+ bytes in \d+ seconds"):
+        fetch_url(url)
+    assert time.monotonic() - start < 20
+    assert len(asked) == download.ATTEMPTS
+
+
+@pytest.mark.parametrize("has_length", [True, False])
+def test_a_file_that_is_too_large_is_refused_and_the_limit_can_be_raised(
+    has_length, answering, content
+):
+    length = {"Content-Length": str(2 << 30)} if has_length else {}
+
+    def gibibytes():
+        yield content
+
+    url, _ = answering((200, length, gibibytes))
+    limits = file_limits(download_gib=1 if has_length else 0)
+    with limits, pytest.raises(DownloadError, match=r"larger than \d GiB"):
+        fetch_url(url)
+    url, _ = answering(_whole(content))
+    assert fetch_url(url).read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "name", ["..", "%2e%2e", ".hidden", "a" * 300 + ".pth", "a/../b.pth", "?x"]
+)
+def test_names_of_files_stay_inside_the_cache(name, answering, content):
+    url, _ = answering(_whole(content))
+    path = fetch_url(url.replace("w.pth", name))
+    assert path.read_bytes() == content
+    assert path.parent.parent == Path(torch.hub.get_dir()) / "checkpoints"
 
 
 # ------------------------------------------------------------------------------ names and ids
