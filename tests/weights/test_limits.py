@@ -9,6 +9,7 @@ import os
 import time
 import warnings
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import h5py
@@ -20,7 +21,7 @@ from safetensors.torch import save_file
 
 from convnext_backbone import ConvNextBackbone, ConvNextConfig, FeatureExtractor
 from convnext_backbone.cli.main import main
-from convnext_backbone.weights import open_weights
+from convnext_backbone.weights import file_limits, open_weights
 from convnext_backbone.weights.read import read_checkpoint
 from convnext_backbone.weights.torch_files import read_torch_file
 
@@ -294,6 +295,59 @@ def test_number_of_more_digits_than_python_reads_is_an_unknown_key(tmp_path):
     save_file({**STATE, key: torch.zeros(8)}, tmp_path / "w.safetensors")
     with pytest.raises(ValueError, match="unexpected"):
         ConvNextBackbone.from_pretrained(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("old_format", [False, True])
+def test_memory_for_nothing_is_not_allocated(old_format, tmp_path):
+    class Ask:
+        def __reduce__(self):
+            return bytearray, (2**31,)
+
+    path = tmp_path / "w.pth"
+    torch.save({"a": Ask()}, path, _use_new_zipfile_serialization=not old_format)
+    refused(path, "builds a bytearray")
+
+
+# ------------------------------------------------------------------------------ the limits
+
+
+def test_a_limit_can_be_raised_for_the_files_of_a_thread(tmp_path, capsys):
+    path = tmp_path / "zeros.pth"
+    torch.save({**STATE, "mask_token": torch.zeros(1 << 18).expand(100, -1)}, path)
+    with file_limits(free_mib=1, ratio=2):
+        refused(path, "the limit is 2 times", "file_limits(ratio=...)")
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(read_checkpoint, path).result().tensors.keys() > STATE.keys()
+        with file_limits(ratio=1000):
+            assert read_checkpoint(path).tensors.keys() > STATE.keys()
+    assert read_checkpoint(path).tensors.keys() > STATE.keys()
+
+
+def test_the_command_line_raises_the_limit_of_memory(tmp_path, capsys):
+    path = tmp_path / "zeros.pth"
+    torch.save({**STATE, "mask_token": torch.zeros(1 << 10).expand(100_000, -1)}, path)
+    assert main(["info", str(path)]) == 2
+    assert "would inflate" in capsys.readouterr().err
+    main(["info", str(path), "--max-inflation", "100000"])
+    assert "would inflate" not in capsys.readouterr().err
+    assert main(["info", str(path), "--max-inflation", "-1"]) == 2
+    assert "ratio must be an integer of at least 0, got -1" in capsys.readouterr().err
+
+
+def test_the_limit_of_absent_blocks_can_be_raised(tmp_path):
+    save_file({**STATE, "stages.0.2000.gamma": torch.zeros(8)}, tmp_path / "w.safetensors")
+    refused(tmp_path / "w.safetensors", "stages.0.2000.gamma", "the limit is 1000")
+    with file_limits(absent_blocks=5000):
+        assert open_weights(tmp_path / "w.safetensors").fields()["depths"][0] == 2001
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [({"ratio": -1}, ValueError), ({"ratio": "9"}, ValueError), ({"no_such": 1}, TypeError)],
+)
+def test_limits_that_are_none_are_refused(changes, error):
+    with pytest.raises(error, match=next(iter(changes))), file_limits(**changes):
+        pass
 
 
 # ------------------------------------------------------------------------------ beside the weights

@@ -6,6 +6,7 @@ import os
 import pickle
 import threading
 import types
+import zipfile
 from collections import OrderedDict
 
 import numpy as np
@@ -319,6 +320,32 @@ def test_a_missing_file_or_a_directory_is_named(tmp_path):
             mm._load_checkpoint(str(path))
 
 
+class Allocate:
+    """Pickles as a call that takes memory."""
+
+    def __reduce__(self):
+        return bytearray, (2**31,)
+
+
+@pytest.mark.parametrize("scheme", ["", "http"])
+def test_what_claims_far_more_than_it_stores_is_refused(scheme, saved, server, tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "bomb.pth")
+    with zipfile.ZipFile(tmp_path / "bomb.pth", "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros", bytes(100 << 20))
+    saved({"state_dict": {}, "a": Allocate()}, "bytes.pth")
+    place = f"{server}/" if scheme else f"{tmp_path}/"
+    with pytest.raises(CheckpointError, match=r"bomb\.pth would inflate"):
+        mm._load_checkpoint(f"{place}bomb.pth")
+    with pytest.raises(CheckpointError, match=r"bytes\.pth.* builds a bytearray"):
+        mm._load_checkpoint(f"{place}bytes.pth")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pth")
+    with pytest.raises(FileNotFoundError, match=r"pipe\.pth"):
+        mm._load_checkpoint(str(tmp_path / "pipe.pth"))
+
+
 # ---------------------------------------------------------------- the other schemes
 
 
@@ -357,6 +384,19 @@ def test_code_behind_a_web_address_never_runs(saved, server, mark, forced, monke
     ):
         mm._load_checkpoint(f"{server}/bad.pth")
     assert not mark.exists()
+
+
+def test_a_page_in_the_place_of_a_checkpoint_is_refused_and_not_kept(server, tmp_path):
+    (tmp_path / "page.pth").write_text("<html>Please log in</html>" * 10)
+    with pytest.raises(CheckpointError, match=rf"cannot fetch .*{server}/page\.pth: .* to log in"):
+        mm._load_checkpoint(f"{server}/page.pth")
+    assert not [path for path in tmp_path.rglob("cache/**/page*") if path.suffix != ".lock"]
+
+
+def test_a_directory_for_downloads_is_used(saved, server, tmp_path):
+    saved({"state_dict": {}}, "good.pth")
+    mm.load_from_http(f"{server}/good.pth", model_dir=str(tmp_path / "own"))
+    assert (tmp_path / "own" / "good.pth").is_file()
 
 
 def test_a_web_address_that_is_not_there_is_one_clear_error(server):

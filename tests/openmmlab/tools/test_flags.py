@@ -1,4 +1,4 @@
-"""Mixed precision, as the flags and the machine have it."""
+"""Mixed precision, as the flags and the machine have it; the hook that saves checkpoints."""
 # ruff: noqa: E402 - imports follow the check that OpenMMLab is there
 
 import pytest
@@ -8,7 +8,10 @@ pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
 
 from mmengine.config import Config
+from mmengine.hooks import CheckpointHook
+from mmengine.registry import HOOKS
 
+from convnext_backbone.openmmlab.checkpoint_hook import AtomicCheckpointHook
 from convnext_backbone.openmmlab.tools import flags as run_flags
 
 
@@ -38,3 +41,38 @@ def test_mixed_precision_of_a_config_stays_only_where_there_is_a_gpu(
     assert cfg.optim_wrapper.type == kind
     assert ("loss_scale" in cfg.optim_wrapper) == (device == "cuda")
     assert ("float32" in capsys.readouterr().out) == (device == "cpu")
+
+
+class Own(CheckpointHook):
+    """A hook of a user's."""
+
+
+@pytest.mark.parametrize("scope", ["mmdet", "mmseg"])
+@pytest.mark.parametrize(
+    "type_", ["CheckpointHook", "mmengine.CheckpointHook", "mmengine.hooks.CheckpointHook",
+              CheckpointHook])  # fmt: skip
+def test_mmengines_own_checkpoint_hook_becomes_the_one_that_loses_nothing(type_, scope):
+    hook = {"type": type_, "interval": 3, "save_best": "mIoU"}
+    cfg = Config({"default_scope": scope, "default_hooks": {"checkpoint": dict(hook)},
+                  "custom_hooks": [{"type": "EMAHook"}, dict(hook)]})  # fmt: skip
+    run_flags.protect_checkpoints(cfg)
+    for changed in (cfg.default_hooks.checkpoint, cfg.custom_hooks[1]):
+        built = HOOKS.build(changed)
+        assert type(built) is AtomicCheckpointHook
+        assert (built.interval, built.save_best) == (3, ["mIoU"])
+    assert cfg.custom_hooks[0].type == "EMAHook"
+
+
+def test_a_config_without_a_checkpoint_hook_gets_it_as_often_as_from_mmengine():
+    for hooks in ({}, {"default_hooks": {"logger": {"type": "LoggerHook"}}}):
+        cfg = Config({"default_scope": "mmdet", **hooks})
+        run_flags.protect_checkpoints(cfg)
+        built = HOOKS.build(cfg.default_hooks.checkpoint)
+        assert (type(built), built.interval) == (AtomicCheckpointHook, 1)
+
+
+@pytest.mark.parametrize("hook", [None, {"type": Own}, {"type": "AtomicCheckpointHook"}])
+def test_a_users_own_choice_of_a_checkpoint_hook_stays(hook):
+    cfg = Config({"default_scope": "mmdet", "default_hooks": {"checkpoint": hook}})
+    run_flags.protect_checkpoints(cfg)
+    assert cfg.default_hooks.checkpoint == hook
