@@ -71,6 +71,8 @@ class AtomicCheckpointHook(CheckpointHook):
         OSError: The disk is full; the error names the checkpoint, and the one before is as it was.
     """
 
+    keep_ckpt_ids: deque[int]
+
     def before_train(self, runner: Any) -> None:
         """Find the directory of checkpoints, and remove what an earlier run left unfinished."""
         super().before_train(runner)
