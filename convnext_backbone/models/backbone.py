@@ -17,7 +17,7 @@ from typing_extensions import Self, Unpack
 from ..weights import LOAD_OPTIONS, load_weights
 from .config import ConfigFields, ConvNextConfig, resolve_config, show_config_fields
 from .layers import LayerNorm2d
-from .outputs import BackboneOutput, FeatureMaps
+from .outputs import BackboneOutput, FeatureMaps, ShapeSpec
 from .pretrained import PretrainedTrunk
 
 # mmengine's own keys. `map_location` has nothing to decide here: weights are read on the CPU and
@@ -135,6 +135,23 @@ class ConvNextBackbone(PretrainedTrunk):
         """The stride of each output, in input pixels."""
         return tuple(self.config.strides[i] for i in self.out_indices)
 
+    # detectron2's description of a backbone.
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Return the channels and the stride of each output, by name."""
+        sizes = zip(self.out_features, self.channels, self.strides, strict=True)
+        return {name: ShapeSpec(channels=c, stride=stride) for name, c, stride in sizes}
+
+    @property
+    def size_divisibility(self) -> int:
+        """What sides are padded to a multiple of, so that no border is lost: the last stride."""
+        return self.strides[-1]
+
+    @property
+    def padding_constraints(self) -> dict[str, int]:
+        """`size_divisibility`, as detectron2's data loading asks for it."""
+        return {"size_divisibility": self.size_divisibility}
+
     def forward(
         self,
         pixel_values: Tensor,
@@ -170,9 +187,6 @@ class ConvNextBackbone(PretrainedTrunk):
         if (self.config.out_features, self.config.out_indices) != self._built_outputs:
             self.config.update({})  # checks lists that were edited in place
             self._rebuild_outputs()
-        if keep_all and not self._trains_all_stages and _is_training_step():
-            self._trains_all_stages = True
-            self._freeze()
         last = len(self.config.depths) if keep_all else self.out_indices[-1]
         maps, hidden = [], []
         for name, x in zip(self.stage_names, self.iter_maps(pixel_values, last), strict=False):
@@ -181,6 +195,13 @@ class ConvNextBackbone(PretrainedTrunk):
             if keep_all:
                 hidden.append(x)
         return FeatureMaps(maps, tuple(hidden) if keep_all else None)
+
+    def iter_maps(self, pixel_values: Tensor, last: int) -> Iterator[Tensor]:
+        """Yield the maps of the stem and of stages 1 to `last`; see `ConvNextTrunk.iter_maps`."""
+        if last > self.out_indices[-1] and not self._trains_all_stages and _is_training_step():
+            self._trains_all_stages = True
+            self._freeze()
+        return super().iter_maps(pixel_values, last)
 
     def forward_with_filtered_kwargs(
         self, *args: Any, **kwargs: Any

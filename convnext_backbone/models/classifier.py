@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 
 from .config import ConfigFields, ConvNextConfig, resolve_config, show_config_fields
 from .outputs import BaseModelOutput, ImageClassifierOutput
-from .pretrained import PretrainedTrunk
+from .pretrained import PretrainedTrunk, if_given
 
 
 class _PooledTrunk(PretrainedTrunk):
@@ -37,6 +37,10 @@ class _PooledTrunk(PretrainedTrunk):
 
     def _build_head(self) -> None:
         """Add the layers after the norm."""
+
+    def forward_features(self, pixel_values: Tensor) -> Tensor:
+        """Return the last map (N, C, H // 32, W // 32), before any norm; timm's name."""
+        return self.forward_intermediates(pixel_values, indices=1, intermediates_only=True)[0]
 
     def _run(self, pixel_values: Tensor, output_hidden_states: bool | None) -> BaseModelOutput:
         maps = list(self.iter_maps(pixel_values, last=len(self.config.depths)))
@@ -131,6 +135,34 @@ class ConvNextForImageClassification(_PooledTrunk):
         """The number of classes."""
         return self.config.num_labels
 
+    # timm's names of the parts of a classifier.
+
+    @property
+    def num_features(self) -> int:
+        """The channels of the pooled features, which `get_classifier()` takes."""
+        return self.config.hidden_sizes[-1]
+
+    @property
+    def num_classes(self) -> int:
+        """`num_labels`."""
+        return self.num_labels
+
+    def get_classifier(self) -> nn.Module:
+        """Return the linear layer, or an identity for zero classes."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put a newly initialized head of another number of classes, 0 for none."""
+        like = self.norm.weight
+        self.config.num_labels = num_classes
+        self._build_head()
+        self.head.to(like.device, like.dtype).train(self.training).apply(self._reset)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Return the logits of a last map (N, C, H, W), or its pooled and normed features."""
+        pooled = self._summarize(x)[1]
+        return pooled if pre_logits else self.head(pooled)
+
     def forward(
         self,
         pixel_values: Tensor,
@@ -158,6 +190,7 @@ class ConvNextForImageClassification(_PooledTrunk):
         """
         base = self._run(pixel_values, output_hidden_states)
         logits = self.head(base.pooler_output)
+        labels = if_given(labels)
         loss = None if labels is None else self._loss(logits, labels.to(logits.device))
         output = ImageClassifierOutput(loss=loss, logits=logits, hidden_states=base.hidden_states)
         return self._format_output(output, return_dict)

@@ -5,11 +5,20 @@ rebuild. Names and behaviour are transformers' (modeling_outputs.py, utils/gener
 """
 
 from collections.abc import Iterable
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
+
+
+class ShapeSpec(NamedTuple):
+    """The shape of a map, in the fields of detectron2's `ShapeSpec`; None where it varies."""
+
+    channels: int | None = None
+    height: int | None = None
+    width: int | None = None
+    stride: int | None = None
 
 
 class FeatureMaps(tuple[Tensor, ...]):

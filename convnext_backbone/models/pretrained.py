@@ -12,12 +12,21 @@ from typing_extensions import Self
 from ..weights import LOAD_OPTIONS, OPEN_OPTIONS, load_pretrained_, open_weights, save_pretrained
 from .config import ConvNextConfig, check_names
 from .outputs import FeatureMaps, ModelOutput
-from .trunk import ConvNextTrunk
+from .timm_interface import TimmTrunk
 
 _Output = TypeVar("_Output", bound=FeatureMaps | ModelOutput)
 
 
-class PretrainedTrunk(ConvNextTrunk):
+def if_given(argument: Any, default: Any = None) -> Any:
+    """Return an optional argument of a call, or `default` where it is not given.
+
+    Symbolic tracing puts a placeholder for every argument, which has no value to decide by. It
+    counts as not given, so the traced graph is that of a call with images alone.
+    """
+    return default if argument is None or isinstance(argument, torch.fx.Proxy) else argument
+
+
+class PretrainedTrunk(TimmTrunk):
     """A trunk with weights in and out, device and dtype, gradient checkpointing.
 
     The names are those of transformers' PreTrainedModel.
@@ -75,12 +84,12 @@ class PretrainedTrunk(ConvNextTrunk):
     # What a call leaves to the config.
 
     def _wants_hidden_states(self, asked: bool | None) -> bool:
-        return self.config.output_hidden_states if asked is None else asked
+        return if_given(asked, self.config.output_hidden_states)
 
     def _format_output(
         self, output: _Output, return_dict: bool | None
     ) -> _Output | tuple[Any, ...]:
-        named = self.config.return_dict if return_dict is None else return_dict
+        named = if_given(return_dict, self.config.return_dict)
         return output if named else output.to_tuple()
 
     @classmethod

@@ -22,6 +22,13 @@ from .block import WITH_CP, Block, Stage
 from .config import ConvNextConfig
 from .layers import Conv2d, GlobalResponseNorm, LayerNorm2d
 
+# Parameters of a layer by their names, with the stage from 0 and the block: what timm's optimizers
+# (`group_matcher`) and our layer decay go by.
+STEM = r"^downsample_layers\.0\."
+DOWNSAMPLING = r"^downsample_layers\.(\d+)\."
+BLOCK = r"^stages\.(\d+)\.(\d+)\."
+STAGE = r"^stages\.(\d+)\."  # after BLOCK: what a user has added to a stage
+
 
 class ConvNextTrunk(nn.Module):
     """The stem and the stages of a ConvNeXt, without norms of their outputs.

@@ -22,7 +22,7 @@ from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
 from ..models.layers import GlobalResponseNorm
-from ..models.trunk import ConvNextTrunk
+from ..models.trunk import BLOCK, DOWNSAMPLING, STAGE, ConvNextTrunk
 from ..utils.checks import check_choice
 
 _BLOCKS_PER_LAYER = 3  # how many blocks of the deep third stage share one rate
@@ -109,13 +109,17 @@ class _TrunkLayers:
 
     def layer_id(self, param_name: str) -> int:
         parts = param_name[len(self.name) :].split(".")
-        kind, *inside = [part for part in parts if part and part not in _WRAPPERS]
-        if kind not in ("downsample_layers", "stages"):
+        name = ".".join(part for part in parts if part and part not in _WRAPPERS)
+        block: int | None = None
+        if match := re.match(DOWNSAMPLING, name):
+            stage = int(match[1])
+        elif match := re.match(BLOCK, name):
+            stage, block = int(match[1]), int(match[2])
+        elif match := re.match(STAGE, name):  # learns as the stage's last block does
+            stage = int(match[1])
+            block = self.depths[stage] - 1
+        else:
             return self.num_layers + 1  # a norm of an output
-        stage, block = int(inside[0]), None
-        if kind == "stages":
-            # A part that a user has added to a stage learns as its last block does.
-            block = int(inside[1]) if inside[1].isdecimal() else self.depths[stage] - 1
         return self.decay.layer_id(self.depths, self.num_layers, stage, block)
 
 
