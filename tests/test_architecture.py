@@ -20,6 +20,12 @@ CORE = {
 OPENMMLAB = {"mmengine", "mmcv", "mmdet", "mmseg", "cv2"}
 # Imported inside a function, with an error that names the extra where it is missing.
 OPTIONAL = {"h5py", "onnx", "onnxruntime", "onnxscript", "openvino", "nncf"}
+# What a module of integrations imports, and nothing else of the package imports it.
+NEIGHBOURS = {
+    "segmentation_models": {"segmentation_models_pytorch"},
+    "transformers": {"transformers"},
+    "detectron2": {"detectron2"},
+}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 EVERY_MODULE = pytest.mark.parametrize(
@@ -95,6 +101,13 @@ def test_a_module_imports_only_what_stands_above_or_beside_it(path):
         assert place is None or place <= place_of(own, known), target
 
 
+@EVERY_MODULE
+def test_integrations_are_imported_by_their_users_only(path):
+    within = name_of(path).startswith("integrations")
+    for target, _, _ in imports(path):
+        assert within or not (target or "").startswith("integrations"), target
+
+
 def test_no_two_modules_import_each_other_by_whatever_way():
     graph = {
         name_of(path): {target for target, _, _ in imports(path) if target is not None}
@@ -110,7 +123,10 @@ def test_no_two_modules_import_each_other_by_whatever_way():
 @EVERY_MODULE
 def test_foreign_packages_stay_within_their_ring(path):
     allowed = CORE | set(sys.stdlib_module_names)
-    within_openmmlab = name_of(path).split(".")[0] == "openmmlab"
+    ring, _, module = name_of(path).partition(".")
+    within_openmmlab = ring == "openmmlab"
+    if ring == "integrations":
+        allowed = allowed | NEIGHBOURS.get(module, set())
     for _, foreign, lazy in imports(path):
         if foreign is None or foreign in allowed or (lazy and foreign in OPTIONAL):
             continue

@@ -1,0 +1,130 @@
+"""ConvNeXt encoders for segmentation_models_pytorch; importing this module registers them.
+
+The contract is that of segmentation_models_pytorch.encoders (`get_encoder`, `EncoderMixin`): an
+encoder gives the image and its maps of strides 2, 4, 8, ... A ConvNeXt has no map of stride 2; as
+in smp's own encoder of timm's ConvNeXts, a map without channels stands there.
+
+Axes: N batch, C channels, H height, W width.
+"""
+
+from typing import Any
+
+from segmentation_models_pytorch.encoders import encoders
+from torch import Tensor, nn
+
+from ..archs import list_archs
+from ..models.backbone import ConvNextBackbone
+from ..models.config import ConvNextConfig, resolve_config
+from ..utils.checks import check_choice
+from ..weights.load import STEM, adapt_input_channels
+
+_DEPTHS = (2, 3, 4, 5)
+_STEM_STRIDE = 4
+
+
+class ConvNextEncoder(nn.Module):
+    """A ConvNeXt as an encoder: images (N, C, H, W) to a list of maps.
+
+    Args:
+        config: The architecture, with a stem of stride 4.
+        output_norm: Whether every map passes the LayerNorm of its output.
+        depth: The number of halvings, 2 to 5. Stages beyond it are neither run nor trained, but
+            there, so that published weights fit.
+        output_stride: The largest stride; stages that would exceed it are dilated.
+
+    Attributes:
+        backbone: The `ConvNextBackbone`, into which `load_weights` loads weights of any origin.
+        out_channels: The channels of each map, from the image on.
+
+    Raises:
+        ValueError: The depth or the stride is none that the architecture has.
+    """
+
+    def __init__(
+        self, config: ConvNextConfig, output_norm: bool, depth: int = 5, output_stride: int = 32
+    ) -> None:
+        super().__init__()
+        check_choice("depth", depth, _DEPTHS)
+        check_choice("patch_size", config.patch_size, (_STEM_STRIDE,))
+        stride = min(output_stride, config.strides[-1])
+        self._depth, self._output_norm = depth, output_norm
+        self._build(config.replace(out_indices=range(1, depth), output_stride=stride))
+
+    def _build(self, config: ConvNextConfig) -> None:
+        self.backbone = ConvNextBackbone(config)
+        if not self._output_norm:
+            norms = {name: nn.Identity() for name in self.backbone.out_features}
+            self.backbone.norms = nn.ModuleDict(norms)
+
+    @property
+    def out_channels(self) -> list[int]:
+        """The channels of the image, of the empty map and of each stage."""
+        return [self.backbone.config.num_channels, 0, *self.backbone.channels]
+
+    @property
+    def output_stride(self) -> int:
+        """What the sides of an image must be a multiple of."""
+        return self.backbone.strides[-1]
+
+    def set_in_channels(self, in_channels: int, pretrained: bool = True) -> None:
+        """Take images of another number of channels; smp calls it while it builds.
+
+        Args:
+            in_channels: The number of channels.
+            pretrained: Adapt the stem's weights, as `load_weights(adapt_in_channels=True)` does,
+                instead of initializing them anew.
+        """
+        config, state = self.backbone.config, self.backbone.state_dict()
+        if in_channels == config.num_channels:
+            return
+        self._build(config.replace(num_channels=in_channels))
+        drawn = self.backbone.state_dict()[STEM]
+        state[STEM] = adapt_input_channels(state[STEM], in_channels) if pretrained else drawn
+        self.backbone.load_state_dict(state)
+
+    def make_dilated(self, output_stride: int) -> None:
+        """Dilate the stages beyond a stride, with equal weights; smp calls it while it builds."""
+        state = self.backbone.state_dict()
+        self._build(self.backbone.config.replace(output_stride=output_stride))
+        self.backbone.load_state_dict(state)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return the image, an empty map (N, 0, H / 2, W / 2) and the map of each stage."""
+        n, _, h, w = x.shape
+        return [x, x.new_empty(n, 0, h // 2, w // 2), *self.backbone(x)]
+
+
+def register_encoder(
+    name: str,
+    config: ConvNextConfig | str | None = None,
+    *,
+    output_norm: bool = False,
+    **fields: Any,
+) -> None:
+    """Register an encoder for smp's models; all of `list_archs()` are, under their names.
+
+    Args:
+        name: What `encoder_name=` takes.
+        config: A `ConvNextConfig` or the name of an architecture.
+        output_norm: Whether each map passes the LayerNorm of its output, as in detectors. Without,
+            maps are those of smp's own encoders of timm's ConvNeXts.
+        fields: Fields of `ConvNextConfig` that replace those of `config`.
+
+    Raises:
+        ValueError: smp has an encoder of this name, or a field is out of its range.
+        TypeError: A field is unknown.
+
+    Example:
+        >>> register_encoder("wide", hidden_sizes=(64, 128, 256, 512), depths=(2, 2, 6, 2))
+        >>> model = smp.Unet("wide", encoder_weights=None)
+        >>> load_weights(model.encoder.backbone, "wide.safetensors")
+    """
+    if name in encoders and encoders[name]["encoder"] is not ConvNextEncoder:
+        raise ValueError(f"name must be one that smp does not use itself, got {name!r}")
+    built = resolve_config(ConvNextConfig, config, None, **fields)
+    params = {"config": built, "output_norm": output_norm}
+    encoders[name] = {"encoder": ConvNextEncoder, "pretrained_settings": {}, "params": params}
+
+
+for _arch in list_archs():
+    register_encoder(_arch, _arch)
