@@ -31,5 +31,7 @@ def as_backbone(source: Source, **fields: Any) -> ConvNextBackbone:
     for name, value in vars(source.config).items():
         # Positions may be counted from the end; the names say the same.
         if not name.startswith("_") and name != "out_indices" and wanted[name] != value:
-            raise ValueError(f"{name} must be {wanted[name]!r} here, but the backbone has {value!r}")
+            raise ValueError(
+                f"{name} must be {wanted[name]!r} here, but the backbone has {value!r}"
+            )
     return source

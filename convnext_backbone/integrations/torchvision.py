@@ -16,6 +16,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool
 
+from ..models.backbone import ConvNextBackbone
 from .source import Source, as_backbone
 
 _STAGES = ("stage1", "stage2", "stage3", "stage4")
@@ -32,7 +33,9 @@ class FPNBackbone(nn.Module):
         out_channels: The channels of every level.
     """
 
-    def __init__(self, body: nn.Module, fpn: FeaturePyramidNetwork, out_channels: int) -> None:
+    def __init__(
+        self, body: ConvNextBackbone, fpn: FeaturePyramidNetwork, out_channels: int
+    ) -> None:
         super().__init__()
         self.body = body
         self.fpn = fpn
@@ -65,7 +68,7 @@ def fpn_backbone(
         TypeError: The source is neither a backbone nor weights.
 
     Example:
-        >>> body = fpn_backbone("convnext_tiny.fb_in1k", out_features=["stage2", "stage3", "stage4"],
+        >>> body = fpn_backbone("convnext_tiny.fb_in1k", out_indices=(2, 3, 4),
         ...                     extra_blocks=LastLevelP6P7(256, 256))
         >>> model = torchvision.models.detection.FCOS(body, num_classes=91)
     """
@@ -114,7 +117,7 @@ class DeepLabBackbone(nn.Module):
         aux_channels: Channels of the map "aux", for an auxiliary `FCNHead`.
     """
 
-    def __init__(self, body: nn.Module) -> None:
+    def __init__(self, body: ConvNextBackbone) -> None:
         super().__init__()
         self.body = body
         self.aux_channels, self.out_channels = body.channels

@@ -88,6 +88,7 @@ class ConvNextAutoBackbone(BackboneMixin, PreTrainedModel):
         self,
         pixel_values: Tensor,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> BackboneOutput | tuple[Any, ...]:
@@ -96,6 +97,7 @@ class ConvNextAutoBackbone(BackboneMixin, PreTrainedModel):
         Args:
             pixel_values: Images (N, num_channels, H, W), floating point.
             output_hidden_states: Return the map of the stem and of every stage before the norms.
+            output_attentions: A ConvNeXt has none, and gives None.
             return_dict: False gives a plain tuple.
             kwargs: What transformers' models pass to any backbone; not used.
         """
@@ -114,7 +116,7 @@ def to_transformers(backbone: ConvNextBackbone) -> ConvNextAutoBackbone:
     weights, as always in transformers: see `load_backbone_weights`.
 
     Example:
-        >>> backbone = ConvNextBackbone("convnext_tiny", out_features=["stage2", "stage3", "stage4"])
+        >>> backbone = ConvNextBackbone("convnext_tiny", out_indices=(2, 3, 4))
         >>> config = RTDetrV2Config(backbone_config=to_transformers(backbone).config,
         ...                         encoder_in_channels=list(backbone.channels))
         >>> model = RTDetrV2ForObjectDetection(config)

@@ -7,6 +7,7 @@ import importlib
 import sys
 import types
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ class FPN(Backbone):
         assert isinstance(bottom_up, Backbone)
         shapes = [bottom_up.output_shape()[name] for name in in_features]
         strides = [shape.stride for shape in shapes]
-        assert all(later == 2 * former for former, later in zip(strides, strides[1:], strict=False))
+        assert all(later == 2 * former for former, later in pairwise(strides))
         self.bottom_up, self.in_features = bottom_up, in_features
         self.sides = nn.ModuleList(nn.Conv2d(s.channels, out_channels, 1) for s in shapes)
         self.size_divisibility_of_all = strides[-1]
@@ -92,7 +93,7 @@ def test_maps_are_the_backbones_by_name_and_shapes_describe_them(neighbour):
     torch.testing.assert_close(tuple(maps.values()), tuple(plain(x)), rtol=0, atol=0)
     for name, shape in shapes.items():
         assert isinstance(shape, ShapeSpec)
-        n, c, h, w = maps[name].shape
+        _, c, h, w = maps[name].shape
         assert (shape.channels, 64 // shape.stride, 96 // shape.stride) == (c, h, w)
     assert body.size_divisibility == 16
     assert body.padding_constraints == {"size_divisibility": 16}
@@ -102,12 +103,14 @@ def test_weights_of_a_directory_make_the_body(neighbour, tmp_path):
     source = backbone()
     source.save_pretrained(tmp_path)
     body = neighbour.ConvNextDetectron2(tmp_path, out_features=["stage3"], frozen_stages=1)
-    assert list(body.output_shape()) == ["stage3"] and body.body.frozen_stages == 1
+    assert list(body.output_shape()) == ["stage3"]
+    assert body.body.frozen_stages == 1
     torch.testing.assert_close(body.body.stages.state_dict(), source.stages.state_dict())
 
 
 def test_the_plain_backbone_describes_itself_in_detectron2s_words():
     shapes = backbone().output_shape()
-    assert [(s.channels, s.stride) for s in shapes.values()] == [*zip(WIDTHS, (4, 8, 16, 32))]
+    assert [s.channels for s in shapes.values()] == [*WIDTHS]
+    assert [s.stride for s in shapes.values()] == [4, 8, 16, 32]
     assert all(s.height is None and s.width is None for s in shapes.values())
     assert backbone().size_divisibility == 32

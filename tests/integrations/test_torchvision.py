@@ -112,7 +112,8 @@ def test_weights_of_torchvision_become_the_body_of_a_pyramid(tmp_path):
     _, theirs, _ = build_pair("torchvision")
     torch.save(theirs.state_dict(), tmp_path / "torchvision.pth")
     built = fpn_backbone(tmp_path / "torchvision.pth", 16)
-    assert built.training and built.body.training
+    assert built.training
+    assert built.body.training
     assert built.body.out_features == STAGES
     x = torch.randn(2, 3, 64, 64)
     built.body.norms = nn.ModuleDict({name: nn.Identity() for name in STAGES})
@@ -162,7 +163,7 @@ def test_deeplab_dilates_the_weights_of_a_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "given, message",
+    ("given", "message"),
     [
         ({"output_stride": 32}, r"output_stride must be 8 here, .* has 32"),
         ({"outputs": STAGES}, r"out_features must be .* here, .* has \['stage1'"),

@@ -1,4 +1,4 @@
-"""transformers' detectors and segmentors on our backbone: built, trained one step, saved, reloaded."""
+"""transformers' detectors and segmentors on our backbone: trained a step, saved, reloaded."""
 
 import pytest
 import torch

@@ -31,7 +31,8 @@ def test_feature_info_of_the_stages_is_that_of_timms_features_only():
     assert mine.get_dicts(["num_chs", "reduction"]) == peer.get_dicts(["num_chs", "reduction"])
     assert [entry["num_chs"] for entry in mine.get_dicts()] == list(WIDTHS)
     assert mine.get("reduction", [1, 2]) == peer.get("reduction", [0, 1])
-    assert len(mine) == 5 and mine[0] == mine.info[0]
+    assert len(mine) == 5
+    assert mine[0] == mine.info[0]
 
 
 def test_feature_info_follows_the_outputs_and_the_dilation():
