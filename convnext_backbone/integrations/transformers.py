@@ -45,7 +45,7 @@ class ConvNextAutoBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
             native = native.replace(**outputs)
         self.architecture = native.to_dict()
         self.stage_names = native.stage_names
-        self.set_output_features_output_indices(native.out_features, native.out_indices)
+        self.set_output_features_output_indices(list(native.out_features), list(native.out_indices))
         super().__post_init__(**kwargs)
 
 
@@ -63,9 +63,8 @@ class ConvNextAutoBackbone(BackboneMixin, PreTrainedModel):
 
     def __init__(self, config: ConvNextAutoBackboneConfig) -> None:
         super().__init__(config)
-        native = ConvNextConfig.from_dict(config.architecture).replace(
-            out_features=config.out_features
-        )
+        native = ConvNextConfig.from_dict(config.architecture or {})
+        native.out_features = config.out_features
         self.backbone = ConvNextBackbone(
             native, frozen_stages=config.frozen_stages, with_cp=config.with_cp
         )
