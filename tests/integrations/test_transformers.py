@@ -93,9 +93,11 @@ def oneformer(four, three, last):
         text_encoder_n_ctx=2, text_encoder_proj_layers=1, task_seq_len=7, query_dec_layers=1,
         is_training=True, **{**MASKS, "hidden_dim": 64},
     )  # fmt: skip
-    task = {"task_inputs": torch.randint(50, (2, 7))}
-    text = {"text_inputs": torch.randint(50, (2, 3, 7))}
-    return transformers.OneFormerForUniversalSegmentation(config), masks() | text, task
+    tokens = {
+        "task_inputs": torch.randint(50, (2, 7)),
+        "text_inputs": torch.randint(50, (2, 3, 7)),
+    }
+    return transformers.OneFormerForUniversalSegmentation(config), masks(), tokens
 
 
 MODELS = (upernet, detr, rt_detr, rt_detr_v2, d_fine, mask2former, maskformer, oneformer)
