@@ -11,7 +11,7 @@ rm -rf "$dist" build
 $python -m build --outdir "$dist" .
 $python -m twine check --strict "$dist"/*
 
-packages=$($python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+packages=$($python -c 'import os, torch; print(os.path.dirname(os.path.dirname(torch.__file__)))')
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 $python -m venv "$folder/env"
@@ -19,9 +19,9 @@ clean=$folder/env/bin/python
 $clean -m pip install --disable-pip-version-check --quiet --no-deps "$dist"/*.whl
 cd "$folder"
 unset PYTHONPATH
-echo '_base_ = "convnext_backbone::quickstart/mask-rcnn_convnext-atto_fpn_quickstart.py"' > mine.py
 $clean - "$packages" <<'PYTHON'
 import os
+import runpy
 import sys
 
 sys.path.append(sys.argv[1])
@@ -29,11 +29,12 @@ import convnext_backbone
 
 folder = os.path.dirname(convnext_backbone.__file__)
 assert folder.startswith(sys.prefix), folder
-from mmengine.config import Config
+from convnext_backbone.openmmlab.tools.config import build_model, load_config
 
-config = Config.fromfile("mine.py")
-assert convnext_backbone.ConvNextBackbone(config.model.backbone.arch).channels == (320,)
-for name in ("train.py", "test.py"):
-    assert os.path.isfile(os.path.join(folder, ".mim", "tools", name)), name
-print("The wheel imports, a config inherits from it, and it brings its tools:", folder)
+name = "quickstart/mask-rcnn_convnext-atto_fpn_quickstart.py"
+model = build_model(load_config(os.path.join(folder, ".mim", "configs", name), {}, ["model"]))
+assert model.backbone.channels == (40, 80, 160, 320), model.backbone.channels
+sys.argv = ["train.py", "--help"]
+runpy.run_path(os.path.join(folder, ".mim", "tools", "train.py"), run_name="__main__")
 PYTHON
+echo "The wheel is whole: its package, configs and tools run without the repository."
