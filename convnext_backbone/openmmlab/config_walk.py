@@ -10,13 +10,27 @@ if TYPE_CHECKING:  # `backbone_config` has an error of its own where mmengine is
 
 def iter_dicts(value: Any) -> Iterator["ConfigDict"]:
     """Yield every dict inside `value`, itself included, outer ones first."""
+    return (part for part, _ in iter_named_dicts(value, ""))
+
+
+def iter_named_dicts(value: Any, where: str) -> Iterator[tuple["ConfigDict", str]]:
+    """Yield every dict inside `value` with its dotted name; `where` is the name of `value`."""
+    items: Any = ()
     if isinstance(value, Mapping):
-        yield value
-        value = value.values()
-    elif isinstance(value, str) or not isinstance(value, Sequence):
-        return
-    for item in list(value):
-        yield from iter_dicts(item)
+        yield value, where
+        items = value.items()
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        items = enumerate(value)
+    for key, item in list(items):
+        yield from iter_named_dicts(item, f"{where}.{key}")
+
+
+def iter_heads(model: Mapping[str, Any]) -> Iterator[tuple["ConfigDict", str]]:
+    """Yield every part of a model that predicts the classes of the data, with its name."""
+    # --tta wraps the model of the config. An RPN separates objects from background only.
+    for part, where in iter_named_dicts(model.get("module", model), "model"):
+        if "num_classes" in part and part.get("type") != "RPNHead":
+            yield part, where
 
 
 def iter_datasets(dataset: Any, where: str = "") -> Iterator[tuple["ConfigDict", str]]:

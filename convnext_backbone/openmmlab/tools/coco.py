@@ -1,7 +1,9 @@
 """COCO annotation files."""
 
+import functools
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..config_walk import is_remote
@@ -15,8 +17,12 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def read_coco(path: str) -> dict[str, Any]:
-    """Read a COCO annotation file.
+def read_coco(path: str, *, unlabelled: bool = False) -> dict[str, Any]:
+    """Read a COCO annotation file; once, until `forget_coco`. The result is not to be changed.
+
+    Args:
+        path: The file.
+        unlabelled: Whether it may lack annotations, as files of images to predict on do.
 
     Raises:
         UsageError: It is missing, is not JSON, or lacks one of COCO's three lists or in one of
@@ -25,22 +31,40 @@ def read_coco(path: str) -> dict[str, Any]:
     if is_remote(path):
         raise UsageError(f"annotation file {path!r} is not a local file")
     try:
-        with open(path, encoding="utf-8") as file:
-            values = json.load(file)
+        state = os.stat(path)
+        values = _read(path, state.st_mtime_ns, state.st_size)
     except FileNotFoundError as error:
         raise UsageError(f"annotation file {path!r} not found") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"annotation file {path!r} is not readable JSON: {error}") from error
+    if "annotations" not in values and not unlabelled:
+        raise UsageError(f"annotation file {path!r} is not in COCO's format: no 'annotations'")
+    return values
+
+
+@functools.cache
+def _read(path: str, mtime: int, size: int) -> dict[str, Any]:
+    with open(path, encoding="utf-8") as file:
+        values = json.load(file)
     for kind, keys in _KEYS.items():
-        if not isinstance(values, dict) or kind not in values:
+        entries = values.get(kind) if isinstance(values, dict) else None
+        if kind == "annotations" and isinstance(values, dict) and kind not in values:
+            continue
+        if not isinstance(entries, list):
             raise UsageError(f"annotation file {path!r} is not in COCO's format: no {kind!r}")
         for key in keys:
-            lacking = sum(key not in entry for entry in values[kind])
+            lacking = [i for i, e in enumerate(entries) if not isinstance(e, dict) or key not in e]
             if lacking:
                 raise UsageError(
-                    f"annotation file {path!r}: {lacking} of its {kind} have no {key!r}"
+                    f"annotation file {path!r}: {len(lacking)} of its {kind} have no {key!r}, "
+                    f"the first at position {lacking[0]}"
                 )
     return values
+
+
+def forget_coco() -> None:
+    """Free the annotation files that `read_coco` holds."""
+    _read.cache_clear()
 
 
 def category_names(coco: Mapping[str, Any], path: str) -> tuple[str, ...]:
@@ -55,3 +79,22 @@ def category_names(coco: Mapping[str, Any], path: str) -> tuple[str, ...]:
         problem = f"names {twice[0]!r} twice" if twice else "has no categories"
         raise UsageError(f"annotation file {path!r} {problem}")
     return names
+
+
+def kept_categories(coco: Mapping[str, Any], classes: Sequence[str]) -> set[Any]:
+    """Return the ids of the categories that are among the classes."""
+    return {category["id"] for category in coco["categories"] if category["name"] in classes}
+
+
+def count_trained_images(
+    coco: Mapping[str, Any], classes: Sequence[str], dataset: Mapping[str, Any]
+) -> int:
+    """Return the number of images that mmdet's `CocoDataset` trains on, after its filter."""
+    rules = dataset.get("filter_cfg") or {}
+    images = [i for i in coco["images"] if min(i["width"], i["height"]) >= rules.get("min_size", 0)]
+    if not rules.get("filter_empty_gt"):
+        return len(images)
+    kept = kept_categories(coco, classes)
+    annotations = coco.get("annotations", ())
+    with_objects = {a["image_id"] for a in annotations if a["category_id"] in kept}
+    return sum(image["id"] in with_objects for image in images)

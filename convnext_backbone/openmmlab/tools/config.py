@@ -53,7 +53,7 @@ def load_config(path: str, options: Mapping[str, Any] | None, needed: Sequence[s
         raise UsageError(f"config {path!r} has no {missing[0]!r}")
     cfg.default_scope = find_scope(cfg, path)
     try:
-        apply_options(cfg)
+        apply_options(cfg, options)
     except BUILD_ERRORS as error:
         raise UsageError(f"config {path!r}, model.backbone: {describe_error(error)}") from error
     return cfg

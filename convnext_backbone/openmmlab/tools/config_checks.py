@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.registry import (
     DATASETS,
@@ -29,6 +30,16 @@ def check_files(cfg: Mapping[str, Any], splits: Sequence[str]) -> None:
     Raises:
         UsageError: One is missing.
     """
+    try:
+        _check_files(cfg, splits)
+    except UsageError as error:
+        own = cfg.get("custom_dataset")
+        if own is None or own.get("root") or own.get("train_ann"):
+            raise
+        raise UsageError(f"{error}; custom_dataset names data of your own") from None
+
+
+def _check_files(cfg: Mapping[str, Any], splits: Sequence[str]) -> None:
     for split in splits:
         for dataset, where in split_datasets(cfg, split):
             root = dataset.get("data_root")
@@ -95,20 +106,29 @@ def _iter_types(cfg: Config, splits: Sequence[str]) -> Iterator[tuple[Registry, 
         yield HOOKS, hook.get("type"), f"custom_hooks.{index}.type"
 
 
-def check_model(cfg: Config, splits: Sequence[str]) -> None:
-    """Build the model once and throw it away, so that its mistakes show before anything is written.
+def check_model(cfg: Config) -> None:
+    """Build the model once, without storage, so that its mistakes show before anything is written.
 
     The runner builds it again after seeding, which keeps runs comparable with OpenMMLab's tools.
 
     Raises:
         UsageError: The model cannot be built.
     """
-    model = copy.deepcopy(cfg.model)
-    if "data_preprocessor" in cfg:
-        model.setdefault("data_preprocessor", copy.deepcopy(cfg.data_preprocessor))
     with DefaultScope.overwrite_default_scope(cfg.default_scope), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the second building warns again
         try:
-            MODELS.build(model)
+            try:
+                _build_model(cfg, "meta")
+            except (NotImplementedError, RuntimeError):
+                # Some models compute their rates of stochastic depth with a tensor.
+                _build_model(cfg, "cpu")
         except BUILD_ERRORS as error:
             raise UsageError(f"config {cfg.filename!r}, model: {describe_error(error)}") from error
+
+
+def _build_model(cfg: Config, device: str) -> None:
+    model = copy.deepcopy(cfg.model)
+    if "data_preprocessor" in cfg:
+        model.setdefault("data_preprocessor", copy.deepcopy(cfg.data_preprocessor))
+    with torch.device(device):
+        MODELS.build(model)

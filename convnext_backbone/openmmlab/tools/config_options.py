@@ -1,79 +1,109 @@
 """Options that are set in one place and that a config needs in many.
 
-`custom_dataset` points a config at other data; `model.backbone.arch` gives it another backbone.
-mmengine copies neither to the data sets, evaluators, necks and heads that depend on them, so
-`apply_options` does, after `--cfg-options` are merged. It changes nothing in a config that is
-already consistent.
+`custom_dataset` points a config at other data, resizes its images and fits its schedule;
+`model.backbone.arch` gives it another backbone; `from_scratch` holds what a config changes where
+nothing is loaded. mmengine copies none of this to the data sets, evaluators, necks and heads that
+depend on it, so `apply_options` does, after `--cfg-options` are merged. It fills in around what the
+user typed, and changes nothing in a config that is already consistent.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import MODELS
 
-from ...models.backbone import ConvNextBackbone
-from ..config_walk import iter_dicts, join_root, split_datasets, split_metrics
+from ..config_walk import (
+    iter_heads,
+    iter_named_dicts,
+    join_root,
+    split_datasets,
+    split_metrics,
+)
+from .channels import find_backbone, fit_channels
 from .coco import category_names, read_coco
+from .datasets import count_training_images
 from .errors import UsageError
+from .image_size import apply_image_size
+from .schedule import fit_schedule
+from .typed import TypedOptions
 
-_PREFIXES = {"train": "train", "val": "val", "test": "val"}  # split -> prefix of its options
 _REQUIRED = ("train_ann", "train_img", "val_ann", "val_img")
+_SHARED = ("root", *_REQUIRED, "test_ann", "test_img", "classes")
+_TRAINING = ("image_size", "batch_size", "epochs", "iters")
 _OPTIONS: Mapping[str, Sequence[str]] = {
-    "mmdet": ("root", *_REQUIRED, "classes"),
-    "mmseg": ("root", *_REQUIRED, "classes", "img_suffix", "reduce_zero_label"),
+    "mmdet": (*_SHARED, *_TRAINING),
+    "mmseg": (*_SHARED, "img_suffix", "seg_map_suffix", "reduce_zero_label", *_TRAINING),
 }
 
 
-def apply_options(cfg: Config) -> None:
-    """Apply `custom_dataset` and the backbone's channels to the whole config.
+def apply_options(cfg: Config, typed: Mapping[str, Any] | None = None) -> None:
+    """Apply `from_scratch`, `custom_dataset` and the backbone's channels to the whole config.
+
+    Args:
+        cfg: The config, with `--cfg-options` merged.
+        typed: The parsed `--cfg-options`.
 
     Raises:
-        UsageError: `custom_dataset` is incomplete, or its annotation file is not readable.
+        UsageError: An option is incomplete, its annotation file is not readable, or it disagrees
+            with another one.
     """
-    apply_custom_dataset(cfg)
-    fit_channels(cfg)
+    options = TypedOptions(typed)
+    apply_from_scratch(cfg, options)
+    apply_custom_dataset(cfg, options)
+    fit_channels(cfg, options)
+
+
+def apply_from_scratch(cfg: Config, typed: TypedOptions) -> None:
+    """Merge a config's `from_scratch` into it where the backbone starts from random weights."""
+    changes = cfg.pop("from_scratch", None)
+    backbone = find_backbone(cfg)
+    if not changes or backbone is None or backbone.get("init_cfg") or cfg.get("load_from"):
+        return
+    for part, where in iter_named_dicts(changes, ""):
+        for key, value in part.items():
+            name = f"{where}.{key}".lstrip(".")
+            if not isinstance(value, Mapping) and not typed.covers(name):
+                cfg.merge_from_dict({name: value})
 
 
 # --------------------------------------------------------------------------- custom_dataset
 
 
-def apply_custom_dataset(cfg: Config) -> None:
+def apply_custom_dataset(cfg: Config, typed: TypedOptions) -> None:
     """Point every data set, evaluator and head of `cfg` at its `custom_dataset`, if it has one.
 
     `custom_dataset` holds `root`, and for train and val an annotation file (segmentation: a folder
-    of label maps) and an image folder, relative to `root`. `classes` is a list of names; for
-    detection the default is the categories of the training file, in their order. `root` alone moves
-    the data set and keeps everything else.
+    of label maps) and an image folder, relative to `root`; those of test are by default val's.
+    `classes` is a list of names; for detection the default is the categories of the training file,
+    in their order. `root` alone moves the data set and keeps everything else. docs/own_data.md
+    has all options.
 
     Raises:
-        UsageError: An option is missing or unknown, or the annotation file cannot be read.
+        UsageError: An option is missing, unknown, or disagrees with another setting; or the
+            annotation file cannot be read.
     """
     options = {k: v for k, v in (cfg.get("custom_dataset") or {}).items() if v is not None}
     if not options:
         return
     _check_options(options, _OPTIONS.get(cfg.default_scope, _OPTIONS["mmdet"]))
-    set_dataset = _set_label_maps if cfg.default_scope == "mmseg" else _set_coco
-    for split, prefix in _PREFIXES.items():
-        datasets = [dataset for dataset, _ in split_datasets(cfg, split)]
-        for dataset in datasets:
-            if "root" in options:
-                dataset.data_root = options["root"]
-            if f"{prefix}_ann" in options:
-                set_dataset(dataset, options, prefix)
-            if "img_suffix" in options:
-                dataset.img_suffix = options["img_suffix"]
-        for metric, _ in split_metrics(cfg, split):
-            if "ann_file" in metric:
-                # With `root` alone, the file is the data set's own, at its new place.
-                metric.ann_file = _ann_file(options, prefix) or join_root(
-                    datasets[0].get("data_root"), datasets[0].ann_file
-                )
+    for split in ("train", "val", "test"):
+        for dataset, where in split_datasets(cfg, split):
+            _set_dataset(cfg, dataset, where, split, options, typed)
+        _set_metrics(cfg, split, options, typed)
     classes = _classes(cfg, options)
     if classes is not None:
-        _set_classes(cfg, classes)
+        _set_classes(cfg, classes, typed)
+    if "batch_size" in options:
+        size, option = options["batch_size"], "custom_dataset.batch_size"
+        if not isinstance(size, int) or size < 1:
+            raise UsageError(f"{option} must be an integer of at least 1, got {size!r}")
+        loader = cfg.train_dataloader
+        typed.fill_in(loader, "batch_size", size, where="train_dataloader", option=option)
+    if "image_size" in options:
+        apply_image_size(cfg, options["image_size"], typed)
+    num_images = count_training_images(cfg) if {"epochs", "iters"} & set(options) else None
+    if num_images is not None:
+        fit_schedule(cfg, options, num_images, typed)
 
 
 def _check_options(options: Mapping[str, Any], known: Sequence[str]) -> None:
@@ -83,84 +113,97 @@ def _check_options(options: Mapping[str, Any], known: Sequence[str]) -> None:
     missing = [key for key in _REQUIRED if key not in options]
     if len(missing) < len(_REQUIRED) and missing:
         raise UsageError(f"custom_dataset also needs {', '.join(missing)}")
+    if ("test_ann" in options) != ("test_img" in options):
+        raise UsageError("custom_dataset needs test_ann and test_img, or neither")
 
 
-def _set_coco(dataset: ConfigDict, options: Mapping[str, Any], prefix: str) -> None:
-    dataset.ann_file = options[f"{prefix}_ann"]
-    dataset.data_prefix = ConfigDict(img=options[f"{prefix}_img"])
+def _option(options: Mapping[str, Any], split: str, kind: str) -> tuple[str, Any]:
+    """Return the name and the value of a split's option; val's are test's by default."""
+    name = f"{split}_{kind}"
+    if split == "test" and name not in options:
+        # Without the name of an option of its own, what was typed for the data set itself wins.
+        return "", options.get(f"val_{kind}")
+    return f"custom_dataset.{name}", options.get(name)
 
 
-def _set_label_maps(dataset: ConfigDict, options: Mapping[str, Any], prefix: str) -> None:
-    dataset.type = "BaseSegDataset"  # ADE20KDataset takes none but its own classes
-    dataset.data_prefix = ConfigDict(
-        img_path=options[f"{prefix}_img"], seg_map_path=options[f"{prefix}_ann"]
+def _set_dataset(
+    cfg: Config,
+    dataset: ConfigDict,
+    where: str,
+    split: str,
+    options: Mapping[str, Any],
+    typed: TypedOptions,
+) -> None:
+    def fill_in(part: ConfigDict, key: str, value: Any, option: str, inside: str = "") -> None:
+        typed.fill_in(part, key, value, where=where + inside, option=option or None)
+
+    for name in ("root", "img_suffix", "seg_map_suffix"):
+        if name in options:
+            key = "data_root" if name == "root" else name
+            fill_in(dataset, key, options[name], f"custom_dataset.{name}")
+    (ann_option, annotations), (img_option, images) = (
+        _option(options, split, kind) for kind in ("ann", "img")
     )
-    dataset.reduce_zero_label = options.get("reduce_zero_label", True)
-    for step in iter_dicts(dataset.get("pipeline")):
+    if annotations is None:
+        return
+    prefixes = f"{where}.data_prefix"
+    given = dataset.get("data_prefix") or {}
+    dataset.data_prefix = ConfigDict(
+        {key: value for key, value in given.items() if typed.covers(f"{prefixes}.{key}")}
+    )
+    if cfg.default_scope != "mmseg":
+        fill_in(dataset, "ann_file", annotations, ann_option)
+        fill_in(dataset.data_prefix, "img", images, img_option, ".data_prefix")
+        return
+    fill_in(dataset, "type", "BaseSegDataset", "")  # ADE20KDataset takes none but its own classes
+    fill_in(dataset, "ann_file", "", "")  # a list of files of the other data set
+    fill_in(dataset.data_prefix, "img_path", images, img_option, ".data_prefix")
+    fill_in(dataset.data_prefix, "seg_map_path", annotations, ann_option, ".data_prefix")
+    reduce = options.get("reduce_zero_label", True)
+    fill_in(dataset, "reduce_zero_label", reduce, "custom_dataset.reduce_zero_label")
+    for step, place in iter_named_dicts(dataset.get("pipeline"), f"{where}.pipeline"):
         if step.get("type") == "LoadAnnotations":
-            step.reduce_zero_label = dataset.reduce_zero_label
+            typed.fill_in(step, "reduce_zero_label", dataset.reduce_zero_label, where=place)
 
 
-def _ann_file(options: Mapping[str, Any], prefix: str) -> str | None:
-    path = options.get(f"{prefix}_ann")
-    return None if path is None else join_root(options.get("root"), path)
+def _set_metrics(cfg: Config, split: str, options: Mapping[str, Any], typed: TypedOptions) -> None:
+    datasets = [dataset for dataset, _ in split_datasets(cfg, split)]
+    for metric, where in split_metrics(cfg, split):
+        if "ann_file" in metric and datasets and datasets[0].get("ann_file"):
+            path = join_root(datasets[0].get("data_root"), datasets[0].ann_file)
+            typed.fill_in(metric, "ann_file", path, where=where)
 
 
 def _classes(cfg: Config, options: Mapping[str, Any]) -> tuple[str, ...] | None:
     if "classes" in options:
         classes = options["classes"]
         return (classes,) if isinstance(classes, str) else tuple(str(name) for name in classes)
-    path = _ann_file(options, "train")
-    if path is None:
+    if "train_ann" not in options:
         return None
     if cfg.default_scope == "mmseg":
         raise UsageError(
             "custom_dataset.classes is needed: label maps do not hold the names of their classes"
         )
+    path = join_root(options.get("root"), options["train_ann"])
     return category_names(read_coco(path), path)
 
 
-def _set_classes(cfg: Config, classes: tuple[str, ...]) -> None:
-    for split in _PREFIXES:
-        for dataset, _ in split_datasets(cfg, split):
-            dataset.metainfo = ConfigDict(classes=classes)
-    for head in iter_dicts(cfg.model):
-        if "num_classes" in head:
-            weights = (head.get("loss_cls") or {}).get("class_weight")
-            # Mask2Former has a weight for each class, and a last one for "no object".
-            if isinstance(weights, Sequence) and len(weights) == head.num_classes + 1:
-                head.loss_cls.class_weight = [1.0] * len(classes) + [weights[-1]]
-            head.num_classes = len(classes)
-
-
-# --------------------------------------------------------------------------- channels
-
-
-def fit_channels(cfg: Config) -> None:
-    """Give the neck, or the heads where there is none, the channels of the backbone.
-
-    Nothing but a `ConvNextBackbone` is touched, and nothing that fits already.
-    """
-    model = cfg.model
-    backbone = model.get("backbone") or {}
-    if backbone.get("type") not in ("ConvNextBackbone", ConvNextBackbone):
-        return
-    settings = {k: v for k, v in copy.deepcopy(backbone).items() if k != "init_cfg"}
-    with torch.device("meta"):
-        channels = MODELS.build(settings).channels
-    if model.get("neck"):
-        model.neck.in_channels = list(channels)
-        return
-    for key in ("decode_head", "auxiliary_head", "panoptic_head"):
-        heads = model.get(key) or []
-        for head in [heads] if isinstance(heads, Mapping) else heads:
-            _fit_head(head, channels)
-
-
-def _fit_head(head: ConfigDict, channels: tuple[int, ...]) -> None:
-    if isinstance(head.in_channels, Sequence):
-        head.in_channels = [channels[i] for i in head.get("in_index", range(len(channels)))]
-    else:
-        head.in_channels = channels[head.get("in_index", -1)]
-    if "c1_in_channels" in head:
-        head.c1_in_channels = channels[0]
+def _set_classes(cfg: Config, classes: tuple[str, ...], typed: TypedOptions) -> None:
+    for split in ("train", "val", "test"):
+        for dataset, where in split_datasets(cfg, split):
+            palette = (dataset.get("metainfo") or {}).get("palette") or ()
+            metainfo = ConfigDict(classes=classes)
+            if len(palette) == len(classes):
+                metainfo.palette = palette
+            typed.fill_in(dataset, "metainfo", metainfo, where=where)
+    for head, where in list(iter_heads(cfg.model)):
+        before = head.num_classes
+        typed.fill_in(head, "num_classes", len(classes), where=where)
+        for loss, place in iter_named_dicts(head, where):
+            weights = loss.get("class_weight")
+            if isinstance(weights, Sequence):
+                # Weights of other classes mean nothing here. Mask2Former's last one is for "no
+                # object", whatever the classes.
+                last = [weights[-1]] if len(weights) == before + 1 else None
+                value = [1.0] * len(classes) + last if last else None
+                typed.fill_in(loss, "class_weight", value, where=place)

@@ -35,7 +35,7 @@ from .flags import (
     set_run,
 )
 from .preflight import check_run
-from .processes import is_main_process, leave_processes, prepare_processes
+from .processes import is_main_process, leave_processes, prepare_processes, print_once
 
 # --------------------------------------------------------------------------- the command line
 
@@ -123,6 +123,11 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
         'key="[(a,b),(c,d)]", without spaces',
     )
     parser.add_argument(
+        "--no-check",
+        action="store_true",
+        help="do not check data, files and model before the run; tools/check_data.py does it alone",
+    )
+    parser.add_argument(
         "--launcher",
         choices=("none", "pytorch", "slurm", "mpi"),
         default="none",
@@ -156,7 +161,7 @@ def _run(
             cfg = load_config(args.config, args.cfg_options, NEEDED[command])
             set_run(cfg, args)
             prepare(cfg, args)
-            check_run(cfg, command)
+            check_before_run(cfg, args, command)
             prepare_processes(cfg)
         with build_errors(args.config) as started:
             runner = build_runner(cfg)
@@ -169,6 +174,18 @@ def _run(
     finally:
         leave_processes()
     return 0
+
+
+def check_before_run(cfg: Config, args: argparse.Namespace, command: str) -> None:
+    """Check files, data and model in the main process, and print what is odd.
+
+    Raises:
+        UsageError: A check found a mistake.
+    """
+    if args.no_check or not is_main_process():
+        return
+    for warning in check_run(cfg, command):
+        print_once(f"warning: {warning}")
 
 
 @contextmanager

@@ -33,7 +33,7 @@ def coco(**changes):
     """A COCO file of two images, whose category ids are neither dense nor from zero."""
     values = {
         "images": [
-            {"id": i, "file_name": f"{i}.jpg", "width": 40, "height": 30} for i in (1, 2)
+            {"id": i, "file_name": f"{i}.jpg", "width": 80, "height": 60} for i in (1, 2)
         ],
         "categories": [
             {"id": i, "name": name} for i, name in zip((3, 7, 9), NAMES, strict=True)
@@ -51,7 +51,7 @@ def write_detection(root, train=None, val=None):
     for split, values in (("train", train or coco()), ("val", val or coco())):
         (root / split).mkdir(parents=True)
         for entry in values["images"]:
-            Image.new("RGB", (40, 30), "gray").save(root / split / entry["file_name"])
+            Image.new("RGB", (80, 60), "gray").save(root / split / entry["file_name"])
         (root / f"{split}.json").write_text(json.dumps(values))
     return {
         "root": str(root), "train_ann": "train.json", "train_img": "train",
@@ -185,7 +185,7 @@ def test_another_architecture_by_one_option_gives_neck_and_heads_its_channels(pa
 
 
 def _detection_messages():
-    image = {"id": 9, "file_name": "gone.jpg", "width": 40, "height": 30}
+    image = {"id": 9, "file_name": "gone.jpg", "width": 80, "height": 60}
     stray = {**coco()["annotations"][0], "category_id": 1}
     lost = {**coco()["annotations"][0], "image_id": 77}
     return [
@@ -240,7 +240,7 @@ def test_boxes_without_masks_are_enough_for_a_detector_of_boxes(tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"ignore": 1}, {"bbox": [4, 4, 0.5, 12]}, {"bbox": [40, 4, 9, 9]}, {"area": 0}],
+    [{"ignore": 1}, {"bbox": [4, 4, 0.5, 12]}, {"bbox": [80, 4, 9, 9]}, {"area": 0}],
     ids=["ignored", "no wider than half a pixel", "beside the image", "without an area"],
 )
 def test_an_annotation_that_mmdet_passes_over_needs_no_mask(change, tmp_path):

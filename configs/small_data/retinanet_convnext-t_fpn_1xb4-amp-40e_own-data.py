@@ -1,0 +1,15 @@
+# RetinaNet, ConvNeXt-T, for some hundreds of images; not published. docs/own_data.md.
+_base_ = "./retinanet_convnextv2-atto_fpn_1xb4-amp-40e_own-data.py"
+from convnext_backbone.archs import arch_fields
+
+arch = "convnext_tiny"
+width = 128
+model = dict(
+    backbone=dict(
+        arch=arch,
+        layer_scale_init_value=1.0,
+        init_cfg=dict(checkpoint="convnext_tiny.fb_in1k"),
+    ),
+    neck=dict(in_channels=list(arch_fields(arch)["hidden_sizes"][1:]), out_channels=width),
+    bbox_head=dict(in_channels=width, feat_channels=width),
+)

@@ -1,0 +1,190 @@
+"""Do the maps of the backbone fit what reads them: in number, channels and strides?
+
+mmdet multiplies anchors and boxes by strides that stand in the config, and no part of it compares
+them with the maps: with other maps it trains to the end on boxes of the wrong size.
+"""
+
+import copy
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import MODELS
+
+from ...models.backbone import ConvNextBackbone
+from ...models.config import ConvNextConfig
+from ..config_walk import iter_named_dicts
+from .errors import UsageError
+from .typed import TypedOptions
+
+# Necks that yield `num_outs` levels: those of their inputs, then each of twice the last stride.
+_PYRAMIDS = ("FPN", "PAFPN", "FPN_CARAFE", "NASFPN", "CSPNeXtPAFPN", "YOLOXPAFPN", "ChannelMapper")
+# Heads whose `strides` are those of their levels; others, as SOLO's, resize what they read.
+_HEADS = ("FCOSHead", "VFNetHead", "YOLOXHead", "CenterNetUpdateHead", "Mask2FormerHead")
+# What other implementations call an argument of ours.
+_ARGUMENTS: Mapping[str, str] = {
+    "in_channels": "num_channels",
+    "in_chans": "num_channels",
+    "dims": "hidden_sizes",
+    "channels": "hidden_sizes",
+    "pretrained": "init_cfg=dict(type='Pretrained', checkpoint=...)",
+}
+
+
+def find_backbone(cfg: Config) -> ConfigDict | None:
+    """Return the config of the model's backbone, if it is a `ConvNextBackbone`."""
+    model = cfg.model.get("module", cfg.model)  # --tta wraps the model of the config
+    backbone = model.get("backbone") or {}
+    return backbone if backbone.get("type") in ("ConvNextBackbone", ConvNextBackbone) else None
+
+
+def fit_channels(cfg: Config, typed: TypedOptions) -> None:
+    """Give the neck, or the heads where there is none, the channels of the backbone.
+
+    Nothing but a `ConvNextBackbone` is touched, and nothing that was typed.
+
+    Raises:
+        UsageError: The maps are not those that anchors, RoI extractors or heads expect.
+    """
+    settings = find_backbone(cfg)
+    if settings is None:
+        return
+    backbone = build_backbone(settings)
+    _check_strides(settings, cfg.model, backbone)
+    neck = cfg.model.get("neck")
+    if neck:
+        several = isinstance(neck, Sequence)
+        first, where = (neck[0], "model.neck.0") if several else (neck, "model.neck")
+        if "in_channels" in first:
+            _set_channels(first, "in_channels", list(backbone.channels), where, typed)
+        return
+    for key in ("decode_head", "auxiliary_head", "panoptic_head"):
+        heads = cfg.model.get(key) or []
+        single = isinstance(heads, Mapping)
+        for index, head in enumerate([heads] if single else heads):
+            _fit_head(head, backbone, f"model.{key}" if single else f"model.{key}.{index}", typed)
+
+
+def build_backbone(settings: Mapping[str, Any]) -> ConvNextBackbone:
+    """Build a backbone from its config, without storage.
+
+    Raises:
+        UsageError: An argument is unknown; the message lists the known ones.
+    """
+    known = {*inspect.signature(ConvNextBackbone).parameters, *ConvNextConfig().to_dict()}
+    for name in set(settings) - known - {"type", "_scope_"}:
+        hint = f"; it is {_ARGUMENTS[name]} here" if name in _ARGUMENTS else ""
+        raise UsageError(
+            f"model.backbone: ConvNextBackbone has no argument {name!r}{hint}; "
+            f"it takes {', '.join(sorted(known - {'fields'}))}"
+        )
+    with torch.device("meta"):
+        return MODELS.build({k: v for k, v in copy.deepcopy(settings).items() if k != "init_cfg"})
+
+
+def _fit_head(
+    head: ConfigDict, backbone: ConvNextBackbone, where: str, typed: TypedOptions
+) -> None:
+    channels = backbone.channels
+    several = isinstance(head.in_channels, Sequence)
+    chosen = head.get("in_index", range(len(channels)) if several else -1)
+    positions = list(chosen) if several else [chosen]
+    beyond = [i for i in positions if not -len(channels) <= i < len(channels)]
+    if beyond:
+        raise UsageError(
+            f"{where}.in_index {beyond[0]} is beyond the maps of the backbone, which has "
+            f"{_describe_maps(backbone)}; its in_index is {positions}"
+        )
+    read = [channels[i] for i in positions]
+    _set_channels(head, "in_channels", read if several else read[0], where, typed)
+    if "c1_in_channels" in head:
+        _set_channels(head, "c1_in_channels", channels[0], where, typed)
+
+
+def _set_channels(
+    part: ConfigDict, key: str, channels: Any, where: str, typed: TypedOptions
+) -> None:
+    given = list(part[key]) if isinstance(part[key], Sequence) else part[key]
+    if typed.covers(f"{where}.{key}") and given != channels:
+        raise UsageError(f"{where}.{key} is {given}, but the backbone's maps have {channels}")
+    part[key] = channels
+
+
+# --------------------------------------------------------------------------- strides
+
+
+def _check_strides(settings: ConfigDict, model: ConfigDict, backbone: ConvNextBackbone) -> None:
+    neck = model.get("neck")
+    if isinstance(neck, Sequence):
+        neck = neck[0] if neck else None
+    if neck is None:
+        if not settings.get("out_features"):
+            _check_index_base(backbone)
+        strides: Sequence[int] | None = backbone.strides
+    else:
+        strides = _pyramid_strides(neck, backbone)
+    if strides is None:
+        return
+    for name, expected in _iter_strides(model):
+        # A RoI extractor reads the first levels only; anchors and points stand on each.
+        levels = list(strides)[: len(expected) if name.endswith("featmap_strides") else None]
+        if expected != levels:
+            raise UsageError(
+                f"{name} is {expected}, but the levels that it reads have the strides {levels}: "
+                f"the backbone has {_describe_maps(backbone)}{_index_base(backbone)}"
+            )
+
+
+def _iter_strides(model: ConfigDict) -> Iterator[tuple[str, list[int]]]:
+    """Yield the strides that a model expects its levels to have, each with its name."""
+    for part, where in iter_named_dicts(model, "model"):
+        anchors = where.endswith(("anchor_generator", "prior_generator"))
+        head = str(part.get("type")).rpartition(".")[-1] in _HEADS
+        key = "strides" if anchors or head else "featmap_strides"
+        strides = _plain_strides(part.get(key))
+        if strides:
+            yield f"{where}.{key}", strides
+
+
+def _pyramid_strides(neck: Mapping[str, Any], backbone: ConvNextBackbone) -> list[int] | None:
+    """List the strides of a neck's levels; None for a neck that is not known."""
+    name = str(neck.get("type", "")).rpartition(".")[-1]
+    if name not in _PYRAMIDS:
+        return None
+    start, end = neck.get("start_level", 0), neck.get("end_level", -1)
+    levels = list(backbone.strides)[start : None if end == -1 else end + 1]
+    while levels and len(levels) < neck.get("num_outs", 0):
+        levels.append(levels[-1] * 2)
+    return levels
+
+
+def _plain_strides(value: Any) -> list[int]:
+    """Return a config's list of strides as integers; empty where it is anything else."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return []
+    squares = [v[0] if isinstance(v, Sequence) and len(set(v)) == 1 else v for v in value]
+    return squares if all(isinstance(v, int) for v in squares) else []
+
+
+def _check_index_base(backbone: ConvNextBackbone) -> None:
+    """Refuse the habit of counting stages from 0 where no strides give it away."""
+    if backbone.stage_names[:-1] == backbone.out_features:
+        raise UsageError(
+            f"model.backbone has {_describe_maps(backbone)}, so the last stage is not "
+            f"used{_index_base(backbone)}"
+        )
+
+
+def _describe_maps(backbone: ConvNextBackbone) -> str:
+    maps = zip(backbone.out_features, backbone.strides, strict=True)
+    return "the maps " + ", ".join(f"{name} (stride {stride})" for name, stride in maps)
+
+
+def _index_base(backbone: ConvNextBackbone) -> str:
+    last = len(backbone.stage_names) - 1
+    return (
+        "; in out_indices 0 is the stem, as in Hugging Face, and "
+        f"({', '.join(map(str, range(1, last + 1)))}) are the stages"
+    )

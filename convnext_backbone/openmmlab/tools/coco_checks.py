@@ -1,0 +1,379 @@
+"""Checks of a data set in COCO's format.
+
+mmdet ignores most of these mistakes (a class without a category, boxes that it drops, sizes that
+are not the images') or reports them in the middle of an epoch without the name of a file.
+"""
+
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...utils.checks import shorten_list
+from ..config_walk import is_remote, iter_heads, split_datasets, split_metrics
+from .coco import category_names, count_trained_images, kept_categories, read_coco
+from .data_report import DataReport, count_table
+from .datasets import annotation_path, class_names, image_folder
+from .errors import UsageError
+from .image_checks import MAX_IMAGES, ImageReader, check_exist, show_progress, spread
+
+_OTHER_SIZE = 0.02  # relative difference between an image's size and its entry's, beyond rounding
+_NORMALISED = 1.5  # no box in pixels is smaller; some normalised ones reach beyond 1
+_ODD_PART = 0.2  # of boxes outside their image
+Annotation = Mapping[str, Any]
+
+
+def check_coco(dataset: Mapping[str, Any], where: str, report: DataReport) -> None:
+    """Check one data set: categories, annotations, masks, number of classes, images.
+
+    Raises:
+        UsageError: Something does not fit or cannot be read.
+    """
+    path = annotation_path(dataset)
+    if not path or is_remote(path):
+        return
+    unlabelled = _only_predicts(report)
+    coco = read_coco(path, unlabelled=unlabelled)
+    classes = class_names(dataset)
+    _check_categories(coco, classes, path, where, report)
+    check_num_classes(report, len(classes))
+    if coco.get("annotations") or not unlabelled:
+        _check_references(coco, path)
+        _check_annotations(coco, classes, dataset, path, where, report)
+    _check_filter(coco, classes, dataset, path, where, report)
+    _check_images(coco, dataset, path, report)
+    _summarize(coco, classes, dataset, path, where, report)
+
+
+def check_evaluators(report: DataReport) -> None:
+    """Check that COCO metrics compare with the images that the data set of the split yields.
+
+    Raises:
+        UsageError: The metric's file lacks some of them.
+    """
+    datasets = split_datasets(report.cfg, report.split)
+    own = annotation_path(datasets[0][0]) if len(datasets) == 1 else ""
+    if not own or is_remote(own) or not own.endswith(".json"):
+        return
+    for metric, where in split_metrics(report.cfg, report.split):
+        other = metric.get("ann_file")
+        if not isinstance(other, str) or is_remote(other) or os.path.samefile(other, own):
+            continue
+        own_ids, other_ids = (
+            {image["id"] for image in read_coco(file, unlabelled=True)["images"]}
+            for file in (own, other)
+        )
+        lacking = own_ids - other_ids
+        if lacking:
+            raise UsageError(
+                f"{where}.ann_file {other!r} lacks {len(lacking)} images of {own!r}, the "
+                f"annotation file of {report.split}_dataloader"
+            )
+
+
+def check_num_classes(report: DataReport, num_classes: int) -> None:
+    """Check that every head predicts as many classes as the data set has.
+
+    Raises:
+        UsageError: One does not.
+    """
+    for head, where in iter_heads(report.cfg.model):
+        if head["num_classes"] != num_classes:
+            raise UsageError(
+                f"{where}.num_classes is {head['num_classes']}, but the data set has "
+                f"{num_classes} classes"
+            )
+
+
+def _only_predicts(report: DataReport) -> bool:
+    metrics = split_metrics(report.cfg, report.split)
+    return bool(metrics) and all(metric.get("format_only") for metric, _ in metrics)
+
+
+# --------------------------------------------------------------------------- categories and ids
+
+
+def _check_categories(
+    coco: Mapping[str, Any], classes: Sequence[str], path: str, where: str, report: DataReport
+) -> None:
+    names = category_names(coco, path)
+    option = report.option(where, "metainfo.classes", "classes")
+    absent = [name for name in classes if name not in names]
+    if absent:
+        advice = "" if option.startswith("custom_") else "; to take the file's, set custom_dataset"
+        raise UsageError(
+            f"annotation file {path!r} has no category named {_some(absent)}; its categories are "
+            f"{_some(names)} ({option}{advice})"
+        )
+    # mmdet numbers the classes in the order of the file, whatever order metainfo gives.
+    order = [name for name in names if name in classes]
+    if list(classes) != order:
+        raise UsageError(
+            f"classes must be in the order of {path!r}, which is {_some(order)}, "
+            f"got {_some(classes)} ({option})"
+        )
+
+
+def _check_references(coco: Mapping[str, Any], path: str) -> None:
+    annotations = coco.get("annotations", [])
+    for key, known in (("category_id", "categories"), ("image_id", "images")):
+        ids = {entry["id"] for entry in coco[known]}
+        wrong = Counter(a[key] for a in annotations if a[key] not in ids)
+        if wrong:
+            value, _ = wrong.most_common(1)[0]
+            raise UsageError(
+                f"annotation file {path!r}: {sum(wrong.values())} annotations whose {key} is none "
+                f"of its {known}, such as {value!r}"
+            )
+    for kind in ("images", "annotations"):
+        twice = [i for i, n in Counter(e["id"] for e in coco.get(kind, [])).items() if n > 1]
+        if twice:
+            raise UsageError(
+                f"annotation file {path!r}: {len(twice)} ids of its {kind} occur more than once, "
+                f"such as {twice[0]!r}"
+            )
+
+
+# --------------------------------------------------------------------------- boxes and masks
+
+
+def _check_annotations(
+    coco: Mapping[str, Any],
+    classes: Sequence[str],
+    dataset: Mapping[str, Any],
+    path: str,
+    where: str,
+    report: DataReport,
+) -> None:
+    kept_ids = kept_categories(coco, classes)
+    sizes = {image["id"]: (image["width"], image["height"]) for image in coco["images"]}
+    own = [a for a in coco.get("annotations", []) if a["category_id"] in kept_ids]
+    for annotation in own:
+        _check_box(annotation, path)
+    kept = [a for a in own if _is_kept(a, *sizes[a["image_id"]])]
+    trains = not dataset.get("test_mode")
+    filters = (dataset.get("filter_cfg") or {}).get("filter_empty_gt")
+    if not own and ((trains and filters) or not coco.get("annotations")):
+        raise UsageError(
+            f"annotation file {path!r} has no annotation of the classes {_some(classes)} ({where})"
+        )
+    dropped = [a for a in own if not a.get("ignore") and not _is_kept(a, *sizes[a["image_id"]])]
+    if dropped:
+        _report_dropped(dropped, len(own), path, report)
+    outside = sum(_leaves(a["bbox"], *sizes[a["image_id"]]) for a in kept)
+    if outside > _ODD_PART * len(kept):
+        report.warn(
+            f"annotation file {path!r}: {outside} of {len(kept)} boxes reach beyond their image; "
+            "COCO's boxes are [x, y, width, height]"
+        )
+    _check_masks(kept, dataset, path, where, report)
+
+
+def _check_box(annotation: Annotation, path: str) -> None:
+    for key, expected in (("bbox", 4), ("area", 1)):
+        value = annotation[key]
+        numbers = value if key == "bbox" and isinstance(value, list) else [value]
+        if len(numbers) != expected or not all(_is_finite(number) for number in numbers):
+            kind = "four finite numbers [x, y, width, height]" if expected == 4 else "a number"
+            raise UsageError(
+                f"annotation file {path!r}: annotation {annotation['id']!r} has the {key} "
+                f"{value!r}, which is not {kind}"
+            )
+
+
+def _is_finite(number: Any) -> bool:
+    return isinstance(number, int | float) and math.isfinite(number)
+
+
+def _is_kept(annotation: Annotation, width: float, height: float) -> bool:
+    """Return whether mmdet's `CocoDataset` keeps an annotation; it skips the others."""
+    x, y, w, h = annotation["bbox"]
+    inside = min(x + w, width) > max(x, 0) and min(y + h, height) > max(y, 0)
+    return inside and min(w, h) >= 1 and annotation["area"] > 0 and not annotation.get("ignore")
+
+
+def _report_dropped(
+    dropped: Sequence[Annotation], number: int, path: str, report: DataReport
+) -> None:
+    text = (
+        f"annotation file {path!r}: mmdet drops {len(dropped)} of {number} annotations, whose "
+        "boxes are narrower than a pixel, outside their image or without an area, such as id "
+        f"{dropped[0]['id']!r} with the bbox {dropped[0]['bbox']}"
+    )
+    if len(dropped) < number:
+        report.warn(text)
+        return
+    if all(max(map(abs, a["bbox"])) <= _NORMALISED for a in dropped):
+        text += "; they look normalised: multiply them by the image's width and height"
+    raise UsageError(text)
+
+
+def _leaves(box: Sequence[float], width: float, height: float) -> bool:
+    x, y, w, h = box
+    return x < -2 or y < -2 or x + w > width + 2 or y + h > height + 2
+
+
+def _check_masks(
+    kept: Sequence[Annotation],
+    dataset: Mapping[str, Any],
+    path: str,
+    where: str,
+    report: DataReport,
+) -> None:
+    """Check that a pipeline which loads masks finds them in every annotation that mmdet keeps."""
+    if not any(step.get("with_mask") for step in dataset.get("pipeline") or ()):
+        return
+    without = [a for a in kept if not a.get("segmentation")]
+    if without:
+        raise UsageError(
+            f"annotation file {path!r}: {len(without)} annotations without 'segmentation', "
+            f"such as id {without[0]['id']!r}, but {where}.pipeline loads masks (with_mask); "
+            "boxes alone are enough for a detector of boxes, such as those of configs/faster_rcnn"
+        )
+    for annotation in kept:
+        if not _is_segmentation(annotation["segmentation"]):
+            raise UsageError(
+                f"annotation file {path!r}: annotation {annotation['id']!r} has a 'segmentation' "
+                "that is neither a list of polygons [[x1, y1, x2, y2, ...], ...] nor a run-length "
+                "encoding with 'size' and 'counts'"
+            )
+    # mmdet trains on them as on crowds; pycocotools cannot read them.
+    empty = [a for a in kept if isinstance(a["segmentation"], list) and not _has_polygon(a)]
+    if empty:
+        text = (
+            f"annotation file {path!r}: {len(empty)} annotations without a polygon of three or "
+            f"more points, such as id {empty[0]['id']!r}"
+        )
+        if any(
+            "segm" in _list(m.get("metric")) for m, _ in split_metrics(report.cfg, report.split)
+        ):
+            raise UsageError(text)
+        report.warn(text)
+
+
+def _is_segmentation(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return isinstance(value.get("counts"), list | str) and value.get("size") is not None
+    polygons = value if isinstance(value, list) else [None]
+    return all(isinstance(p, list) and all(_is_finite(number) for number in p) for p in polygons)
+
+
+def _has_polygon(annotation: Annotation) -> bool:
+    """Return whether both mmdet and pycocotools, which goes by the first polygon, find one."""
+    polygons = annotation["segmentation"]
+    return len(polygons[0]) >= 6 and any(len(p) % 2 == 0 and len(p) >= 6 for p in polygons)
+
+
+def _list(value: Any) -> Sequence[Any]:
+    return [value] if isinstance(value, str) else value or ()
+
+
+# --------------------------------------------------------------------------- images
+
+
+def _check_filter(
+    coco: Mapping[str, Any],
+    classes: Sequence[str],
+    dataset: Mapping[str, Any],
+    path: str,
+    where: str,
+    report: DataReport,
+) -> None:
+    """Report images that are too small for the filter of a training set."""
+    least = (dataset.get("filter_cfg") or {}).get("min_size", 0)
+    small = sum(min(image["width"], image["height"]) < least for image in coco["images"])
+    if dataset.get("test_mode") or not small:
+        return
+    text = (
+        f"annotation file {path!r}: {small} of {len(coco['images'])} images are left out, because "
+        f"{where}.filter_cfg.min_size is {least} pixels"
+    )
+    if not count_trained_images(coco, classes, dataset):
+        raise UsageError(text)
+    report.warn(text)
+
+
+def _check_images(
+    coco: Mapping[str, Any], dataset: Mapping[str, Any], path: str, report: DataReport
+) -> None:
+    folder = image_folder(dataset)
+    if is_remote(folder):
+        return
+    images = coco["images"]
+    check_exist(folder, [image["file_name"] for image in images], path)
+    reader = ImageReader(dataset.get("pipeline"))
+    if not reader.known:
+        return
+    sample = spread(images, None if report.everything else MAX_IMAGES)
+    for image in show_progress(sample, f"checking the images of {path}"):
+        name = os.path.join(folder, image["file_name"])
+        _compare_sizes(image, name, reader.check(name), path, report)
+
+
+def _compare_sizes(
+    image: Mapping[str, Any],
+    name: str,
+    size: tuple[int, int] | None,
+    path: str,
+    report: DataReport,
+) -> None:
+    listed = (image["width"], image["height"])
+    if size is None or size == listed:
+        return
+    reason = ""
+    if size == listed[::-1]:
+        reason = "; they are swapped, or its EXIF orientation turns it"
+    text = (
+        f"image {name!r} is {size[0]} x {size[1]} pixels, but annotation file {path!r} has "
+        f"width {listed[0]} and height {listed[1]} for it (id {image['id']!r}){reason}"
+    )
+    differences = [abs(a - b) / a for a, b in zip(size, listed, strict=True)]
+    if max(differences) > _OTHER_SIZE:
+        raise UsageError(f"{text}: its boxes would be misplaced")
+    report.warn(text)
+
+
+def _summarize(
+    coco: Mapping[str, Any],
+    classes: Sequence[str],
+    dataset: Mapping[str, Any],
+    path: str,
+    where: str,
+    report: DataReport,
+) -> None:
+    annotations = coco.get("annotations", [])
+    names = {c["id"]: c["name"] for c in coco["categories"] if c["name"] in classes}
+    counts = Counter(names[a["category_id"]] for a in annotations if a["category_id"] in names)
+    images = coco["images"]
+    lines = [f"{where}: {path}, {len(images):,} images, {sum(counts.values()):,} instances"]
+    if not dataset.get("test_mode"):
+        left_out = len(images) - count_trained_images(coco, classes, dataset)
+        if left_out:
+            lines.append(f"  {left_out:,} images are left out of training (filter_cfg)")
+    lines.append(_describe_sizes([(image["width"], image["height"]) for image in images]))
+    lines.append(count_table([(name, counts[name]) for name in classes], "instances"))
+    areas = sorted(a["area"] ** 0.5 for a in annotations if a["category_id"] in names)
+    if areas:
+        few, half, most = (areas[int(part * (len(areas) - 1))] for part in (0.1, 0.5, 0.9))
+        lines.append(
+            f"  square root of the area, pixels: 10 % below {few:.0f}, median {half:.0f}, "
+            f"10 % above {most:.0f}"
+        )
+    report.summaries.append("\n".join(lines))
+    absent = [name for name in classes if not counts[name]]
+    if absent and annotations:
+        report.warn(f"{where}: annotation file {path!r} has no instance of {_some(absent)}")
+
+
+def _describe_sizes(sizes: Sequence[tuple[int, int]]) -> str:
+    (common, number), *_ = Counter(sizes).most_common(1) or [((0, 0), 0)]
+    smallest, largest = (f(sizes, key=lambda s: s[0] * s[1], default=common) for f in (min, max))
+    return (
+        f"  image sizes: {smallest[0]} x {smallest[1]} to {largest[0]} x {largest[1]}, most often "
+        f"{common[0]} x {common[1]} ({number:,} images)"
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return shorten_list([repr(name) for name in names])

@@ -1,0 +1,45 @@
+"""What the checks of the data found."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mmengine.config import Config
+
+
+@dataclass
+class DataReport:
+    """What the checks of one run found; a mistake that prevents it is raised instead.
+
+    Attributes:
+        cfg: The config.
+        split: The split that is being checked: "train", "val" or "test".
+        everything: Whether to read every file instead of a sample of large data sets.
+        warnings: What is odd, a sentence each.
+        summaries: What each data set holds, some lines each.
+    """
+
+    cfg: Config
+    split: str = "train"
+    everything: bool = False
+    warnings: list[str] = field(default_factory=list)
+    summaries: list[str] = field(default_factory=list)
+
+    def warn(self, text: str) -> None:
+        """Add a warning, once."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+    def option(self, where: str, setting: str, name: str) -> str:
+        """Name the option that sets something: of `custom_dataset`, where that is in use."""
+        options: Mapping[str, Any] = self.cfg.get("custom_dataset") or {}
+        in_use = options.get("train_ann") is not None
+        return f"custom_dataset.{name}" if in_use else f"{where}.{setting}"
+
+
+def count_table(counts: Sequence[tuple[str, int]], unit: str) -> str:
+    """Format what there is of each class, in the order of the classes."""
+    total = sum(number for _, number in counts) or 1
+    width = max((len(name) for name, _ in counts), default=0)
+    lines = [f"    {name:<{width}}  {n:>12,}  {100 * n / total:6.2f} %" for name, n in counts]
+    return "\n".join([f"  {unit} per class:", *lines])

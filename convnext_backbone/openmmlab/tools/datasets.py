@@ -1,0 +1,120 @@
+"""What the data sets of a config are: their class, their names of classes, their files."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.fileio import list_dir_or_file
+from mmengine.registry import DATASETS, DefaultScope
+
+from ..config_walk import is_remote, join_root
+from .coco import count_trained_images, read_coco
+from .errors import UsageError
+
+# The defaults of mmsegmentation's data sets that read folders of label maps.
+LABEL_MAP_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "BaseSegDataset": {
+        "img_suffix": ".jpg",
+        "seg_map_suffix": ".png",
+        "reduce_zero_label": False,
+    },
+    "ADE20KDataset": {"img_suffix": ".jpg", "seg_map_suffix": ".png", "reduce_zero_label": True},
+}
+
+
+def dataset_class(dataset: Mapping[str, Any]) -> Any:
+    """Return the class of a data set, looked up in the current default scope.
+
+    Raises:
+        UsageError: It is not registered.
+    """
+    type_ = dataset["type"]
+    if not isinstance(type_, str):
+        return type_
+    with DATASETS.switch_scope_and_registry(None) as registry:
+        found = registry.get(type_)
+    if found is None:
+        raise UsageError(f"data set type {type_!r} is not registered")
+    return found
+
+
+def class_names(dataset: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the classes that a data set will have: those of its config, or of its type."""
+    given = (dataset.get("metainfo") or {}).get("classes")
+    classes = given if given is not None else dataset_class(dataset).METAINFO.get("classes", ())
+    if isinstance(classes, str):
+        # mmengine takes a file with a name a line, too.
+        if os.path.isfile(classes):
+            with open(classes, encoding="utf-8") as file:
+                return tuple(line.strip() for line in file if line.strip())
+        return (classes,)
+    return tuple(classes)
+
+
+def annotation_path(dataset: Mapping[str, Any]) -> str:
+    """Return the path of a data set's annotation file; empty where there is none."""
+    path = dataset.get("ann_file") or ""
+    return join_root(dataset.get("data_root"), path) if path else ""
+
+
+def image_folder(dataset: Mapping[str, Any]) -> str:
+    """Return the folder that the file names of a COCO data set are relative to."""
+    return join_root(dataset.get("data_root"), (dataset.get("data_prefix") or {}).get("img") or "")
+
+
+def label_map_folders(dataset: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the folders of images and of label maps; empty where there is none."""
+    prefix = dataset.get("data_prefix") or {}
+    root = dataset.get("data_root")
+    images, maps = (prefix.get(key) or "" for key in ("img_path", "seg_map_path"))
+    return (join_root(root, images) if images else "", join_root(root, maps) if maps else "")
+
+
+def list_stems(dataset: Mapping[str, Any]) -> list[str] | None:
+    """List the images of folders of label maps without their suffix, as mmsegmentation does.
+
+    None where the folder is remote or missing.
+    """
+    images, _ = label_map_folders(dataset)
+    suffix = label_map_settings(dataset)["img_suffix"]
+    path = annotation_path(dataset)
+    if os.path.isfile(path):
+        with open(path, encoding="utf-8") as file:
+            return [line.strip() for line in file]
+    if is_remote(images) or not os.path.isdir(images):
+        return None
+    names = list_dir_or_file(images, list_dir=False, suffix=suffix, recursive=True)
+    return sorted(name[: -len(suffix)] for name in names)
+
+
+def label_map_settings(dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """Return suffixes and `reduce_zero_label` of folders of label maps."""
+    defaults = LABEL_MAP_DEFAULTS[dataset_class(dataset).__name__]
+    return {key: dataset.get(key, value) for key, value in defaults.items()}
+
+
+def count_training_images(cfg: Config) -> int | None:
+    """Return the number of images of an epoch; None where it is not known or files are missing."""
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        return _count_images(cfg.train_dataloader.get("dataset"))
+
+
+def _count_images(dataset: Any) -> int | None:
+    if not isinstance(dataset, Mapping):
+        return None
+    parts: Sequence[Any] = dataset.get("datasets") or [dataset.get("dataset")]
+    if parts[0] is not None:
+        counts = [_count_images(part) for part in parts]
+        known = [count for count in counts if count is not None]
+        return sum(known) * dataset.get("times", 1) if len(known) == len(counts) else None
+    if dataset.get("indices") is not None:
+        return None
+    name = dataset_class(dataset).__name__
+    if name == "CocoDataset":
+        path = annotation_path(dataset)
+        if not os.path.isfile(path):
+            return None
+        return count_trained_images(read_coco(path), class_names(dataset), dataset)
+    stems = list_stems(dataset) if name in LABEL_MAP_DEFAULTS else None
+    return len(stems) if stems else None

@@ -1,0 +1,132 @@
+"""Are the images of a data set there, whole, and as large as they are said to be?
+
+A check never refuses what the pipeline's own loader reads: what Pillow does not know is given to
+the loader, and loaders that are not known here are passed over.
+"""
+
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from ...utils.checks import first_line
+from .errors import UsageError
+
+MAX_IMAGES = 5000  # opening every file of a large data set would delay each start
+_QUIET = 3.0  # seconds until a progress bar appears
+_BACKENDS = (None, "cv2", "pillow", "turbojpeg")
+_ORIENTATION = 0x0112  # EXIF; from 5 on, width and height are swapped
+_TRAILERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+_TRAILER_WINDOW = 4096  # some cameras append a few bytes of their own
+_LOADING_ERRORS = (OSError, SyntaxError, ValueError, TypeError, AttributeError, RuntimeError)
+Size = tuple[int, int]
+
+
+class ImageReader:
+    """Reads images as the first step of a pipeline does.
+
+    Args:
+        pipeline: The pipeline of a data set.
+
+    Attributes:
+        known: Whether that step is OpenMMLab's loader with a backend that reads common files.
+    """
+
+    def __init__(self, pipeline: Sequence[Mapping[str, Any]] | None) -> None:
+        step = next(iter(pipeline or ()), {})
+        type_ = step.get("type")
+        name = type_ if isinstance(type_, str) else getattr(type_, "__name__", "")
+        self._flag = step.get("color_type", "color")
+        self._backend = step.get("imdecode_backend", "cv2")
+        self.known = (
+            name.rpartition(".")[-1] == "LoadImageFromFile"
+            and self._backend in _BACKENDS
+            and not step.get("backend_args")
+        )
+
+    def check(self, path: str) -> Size | None:
+        """Check that an image is whole.
+
+        Returns:
+            Its width and height as the loader gives them; None where the loader is not known.
+
+        Raises:
+            UsageError: It cannot be read or is cut short.
+        """
+        if not self.known:
+            return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its size, or odd EXIF data
+            try:
+                with Image.open(path) as image:
+                    if not self._is_complete(path, image.format):
+                        image.load()
+                    turned = image.getexif().get(_ORIENTATION, 1) >= 5
+                    return self._load(path) if turned else image.size
+            except Image.DecompressionBombError:
+                return None
+            except (OSError, SyntaxError, ValueError) as error:
+                if _opens(path):
+                    raise UsageError(f"image {path!r} is cut short: {error}") from error
+                return self._load(path)
+
+    def _is_complete(self, path: str, format_: str | None) -> bool:
+        trailer = _TRAILERS.get(format_ or "", b"")
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _TRAILER_WINDOW))
+            return trailer in file.read()
+
+    def _load(self, path: str) -> Size:
+        import cv2
+        import mmcv
+
+        reason = "it is no image, or it is damaged"
+        try:
+            pixels = mmcv.imread(path, flag=self._flag, backend=self._backend)
+        except (*_LOADING_ERRORS, cv2.error) as error:
+            pixels, reason = None, f"{reason} ({first_line(error)})"
+        if pixels is None:
+            raise UsageError(f"image {path!r} cannot be read: {reason}")
+        return pixels.shape[1], pixels.shape[0]
+
+
+def _opens(path: str) -> bool:
+    try:
+        with Image.open(path):
+            return True
+    except (OSError, SyntaxError, ValueError):
+        return False
+
+
+def check_exist(folder: str, names: Sequence[str], listed_in: str) -> None:
+    """Check that files exist; `names` are relative to `folder` or absolute.
+
+    Raises:
+        UsageError: Some do not; the message has their number and the first.
+    """
+    absent = [
+        name
+        for name in show_progress(names, f"looking for the files of {listed_in}")
+        if not os.path.isfile(os.path.join(folder, name))
+    ]
+    if absent:
+        raise UsageError(
+            f"{len(absent)} of {len(names)} files that {listed_in!r} lists are not in "
+            f"{folder!r}, such as {absent[0]!r}"
+        )
+
+
+def spread(items: Sequence[Any], most: int | None) -> Sequence[Any]:
+    """Return at most `most` of `items`, evenly spread."""
+    if most is None or len(items) <= most:
+        return items
+    return [items[i * len(items) // most] for i in range(most)]
+
+
+def show_progress(items: Sequence[Any], what: str) -> Iterable[Any]:
+    """Iterate with a progress bar, which appears only where it takes a few seconds."""
+    return tqdm(items, desc=what, delay=_QUIET, leave=False)

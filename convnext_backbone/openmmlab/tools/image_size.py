@@ -1,0 +1,137 @@
+"""`custom_dataset.image_size`: another size of the images in every pipeline of a config."""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+
+from ..config_walk import iter_named_dicts, split_datasets
+from .errors import UsageError
+from .typed import TypedOptions
+
+_RESIZING = ("scale", "scales", "img_scale")
+_CROPPING = ("crop_size", "size")
+_PIPELINES = ("train_dataloader", "val_dataloader", "test_dataloader", "tta_pipeline")
+_MULTIPLE = 32  # crops are a multiple of the last stage's stride
+Size = tuple[int, int]
+
+
+def apply_image_size(cfg: Config, image_size: Any, typed: TypedOptions) -> None:
+    """Resize images to another size, and crop in proportion, wherever the config does either.
+
+    Args:
+        cfg: The config.
+        image_size: The box that images are fitted into, `(width, height)` in pixels, or the side of
+            a square box.
+        typed: What the user typed; it stays.
+
+    Raises:
+        UsageError: `image_size` is no size, or the test pipeline has no step that resizes.
+    """
+    box = _read_size(image_size)
+    # The long side of a published size such as (1333, 800) or (2048, 512) is a limit only.
+    factor = min(box) / min(_published_size(cfg, box))
+    for step, where in _iter_steps(cfg):
+        for key in _RESIZING:
+            if key in step and not typed.covers(f"{where}.{key}"):
+                whole = where.startswith("tta_pipeline")  # its sizes are factors of the test's
+                step[key] = _map_sizes(
+                    step[key], functools.partial(_fit, factor=factor, box=box, whole=whole)
+                )
+        for key in _CROPPING:
+            if _is_size(step.get(key)) and not typed.covers(f"{where}.{key}"):
+                step[key] = _crop(step[key], factor)
+    for split in ("train", "val", "test"):
+        for dataset, where in split_datasets(cfg, split):
+            if not typed.covers(f"{where}.pipeline"):
+                _add_resize(dataset.get("pipeline"), box, split)
+    model = cfg.model
+    for part, where in iter_named_dicts(model.get("test_cfg") or {}, "model.test_cfg"):
+        for key in ("crop_size", "stride"):  # of sliding windows
+            if _is_size(part.get(key)) and not typed.covers(f"{where}.{key}"):
+                part[key] = _crop(part[key], factor)
+    preprocessor = model.get("data_preprocessor") or {}
+    if _is_size(preprocessor.get("size")) and not typed.covers("model.data_preprocessor.size"):
+        preprocessor["size"] = _crop(preprocessor["size"], factor)
+
+
+def _read_size(value: Any) -> Size:
+    sides = (value, value) if isinstance(value, int) else value
+    if not _is_size(sides) or min(sides) < _MULTIPLE:
+        raise UsageError(
+            "custom_dataset.image_size must be a side or (width, height) in pixels, at least "
+            f"{_MULTIPLE}, got {value!r}"
+        )
+    return (int(sides[0]), int(sides[1]))
+
+
+def _is_size(value: Any) -> bool:
+    return (
+        isinstance(value, Sequence)
+        and len(value) == 2
+        and all(isinstance(side, int) and not isinstance(side, bool) for side in value)
+    )
+
+
+def _add_resize(pipeline: Any, box: Size, split: str) -> None:
+    """Give a pipeline that keeps images at their own size a step that resizes them."""
+    steps = [step for step, _ in iter_named_dicts(pipeline or (), "")]
+    if not isinstance(pipeline, list) or any(key in step for step in steps for key in _RESIZING):
+        return
+    kept = next((step for step in steps if step.get("type") == "Resize"), None)
+    if kept is not None:
+        kept.pop("scale_factor", None)
+        kept.scale = box
+        return
+    # Boxes, masks and label maps are resized for training; for evaluation they keep their size.
+    loads = "Load" if split == "train" else "LoadImage"
+    last = [i for i, step in enumerate(pipeline) if str(step.get("type")).startswith(loads)]
+    if last:
+        pipeline.insert(last[-1] + 1, ConfigDict(type="Resize", scale=box, keep_ratio=True))
+
+
+def _published_size(cfg: Config, box: Size) -> Size:
+    """Return the size that the config tests at, or else trains at."""
+    for place in ("val_dataloader", "test_dataloader", "train_dataloader"):
+        sizes = [s["scale"] for s, _ in _iter_steps(cfg, (place,)) if _is_size(s.get("scale"))]
+        if sizes:
+            return sizes[0]
+    return box
+
+
+def _iter_steps(
+    cfg: Config, places: Sequence[str] = _PIPELINES
+) -> Iterator[tuple[ConfigDict, str]]:
+    for place in (*places, "custom_hooks"):  # a hook may switch to another pipeline
+        for part, where in iter_named_dicts(cfg.get(place) or (), place):
+            if "pipeline" in where:
+                yield part, where
+
+
+def _map_sizes(value: Any, function: Callable[[Size], Size]) -> Any:
+    """Apply `function` to one size, or to each of a list of sizes."""
+    if _is_size(value):
+        return function(value)
+    return [function(size) if _is_size(size) else size for size in value]
+
+
+def _fit(size: Size, factor: float, box: Size, whole: bool) -> Size:
+    """Scale a published size, `(long, short)` or `(short, long)`.
+
+    A square, or any size where `whole` is set, becomes a multiple of `box`; the long and the short
+    side of another size stay within those of `box`.
+    """
+    if whole or size[0] == size[1]:
+        part = min(size) * factor / min(box)
+        return (round(part * box[0]), round(part * box[1]))
+    long, short = (
+        min(round(side * factor), limit)
+        for side, limit in zip(sorted(size)[::-1], sorted(box)[::-1], strict=True)
+    )
+    return (long, short) if size[0] > size[1] else (short, long)
+
+
+def _crop(size: Sequence[int], factor: float) -> Size:
+    height, width = (max(_MULTIPLE, int(side * factor) // _MULTIPLE * _MULTIPLE) for side in size)
+    return (height, width)

@@ -1,0 +1,219 @@
+"""Checks of folders of images and label maps, as mmsegmentation's `BaseSegDataset` reads them."""
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ...utils.checks import shorten_list
+from ..config_walk import is_remote, iter_heads, iter_named_dicts
+from .coco_checks import check_num_classes
+from .data_report import DataReport, count_table
+from .datasets import class_names, dataset_class, label_map_folders, label_map_settings, list_stems
+from .errors import UsageError
+from .image_checks import MAX_IMAGES, ImageReader, check_exist, show_progress, spread
+
+_MAX_LABEL_MAPS = 1000  # each is decoded
+_IGNORED_LABEL = 255
+_VALUES = 256  # mmsegmentation reads labels as uint8
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+
+
+def check_label_maps(dataset: Mapping[str, Any], where: str, report: DataReport) -> None:
+    """Check one data set: files, sizes, labels, classes, heads.
+
+    Raises:
+        UsageError: Something does not fit or cannot be read.
+    """
+    images, maps = label_map_folders(dataset)
+    stems = list_stems(dataset)
+    if stems is None or not maps or is_remote(maps):
+        return
+    settings = label_map_settings(dataset)
+    image_suffix, map_suffix = settings["img_suffix"], settings["seg_map_suffix"]
+    _check_suffixes(images, image_suffix, bool(stems), where, report)
+    check_exist(images, [stem + image_suffix for stem in stems], images)
+    check_exist(maps, [stem + map_suffix for stem in stems], images)
+    classes = class_names(dataset)
+    _check_classes(classes, where, report)
+    check_num_classes(report, len(classes))
+    if not _reads_label_maps(dataset):
+        return
+    reader = ImageReader(dataset.get("pipeline"))
+    sample = spread(stems, None if report.everything else _MAX_LABEL_MAPS)
+    counts = np.zeros(_VALUES, np.int64)
+    files = np.zeros(_VALUES, np.int64)
+    void = []
+    sizes: Counter[tuple[int, int]] = Counter()
+    values = _Values(dataset, classes, settings["reduce_zero_label"])
+    for stem in show_progress(sample, f"checking the label maps of {maps}"):
+        path = os.path.join(maps, stem + map_suffix)
+        labels = _read_labels(path)
+        size = reader.check(os.path.join(images, stem + image_suffix))
+        if size is not None and size != labels.shape[::-1]:
+            raise UsageError(
+                f"label map {path!r} is {labels.shape[1]} x {labels.shape[0]} pixels, but its "
+                f"image {stem + image_suffix!r} is {size[0]} x {size[1]}"
+            )
+        sizes[labels.shape[1], labels.shape[0]] += 1
+        own = np.bincount(labels.ravel(), minlength=_VALUES)
+        values.check(own, path, report.option(where, "reduce_zero_label", "reduce_zero_label"))
+        counts += own
+        files += own > 0
+        if not values.per_class(own).any():
+            void.append(path)
+    for stem in spread(stems, None if report.everything else MAX_IMAGES):
+        if stem not in sample:
+            reader.check(os.path.join(images, stem + image_suffix))
+    values.check_all(counts, where, report, len(sample), len(stems))
+    if void:
+        report.warn(f"{where}: {len(void)} label maps are void throughout, such as {void[0]!r}")
+    per_class = values.per_class(counts)
+    (common, _), *_ = sizes.most_common(1)
+    lines = [
+        f"{where}: {images}, {len(stems):,} images"
+        + (f", {len(sample):,} of them read" if len(sample) < len(stems) else ""),
+        f"  image sizes: {len(sizes)}, most often {common[0]} x {common[1]}",
+        count_table(
+            [*zip(classes, per_class, strict=True), ("(void)", counts.sum() - per_class.sum())],
+            "pixels",
+        ),
+    ]
+    report.summaries.append("\n".join(lines))
+
+
+def _reads_label_maps(dataset: Mapping[str, Any]) -> bool:
+    """Return whether mmsegmentation's own step reads the label maps; others may read anything."""
+    steps = [step for step, _ in iter_named_dicts(dataset.get("pipeline") or (), "")]
+    loads = [step for step in steps if str(step.get("type")).endswith("LoadAnnotations")]
+    return bool(loads) and not any(step.get("imdecode_backend") == "tifffile" for step in loads)
+
+
+def _check_suffixes(images: str, suffix: str, found: bool, where: str, report: DataReport) -> None:
+    if not os.path.isdir(images):
+        return
+    others: Counter[str] = Counter()
+    with os.scandir(images) as entries:
+        for entry in entries:
+            if not entry.name.startswith(".") and not entry.name.endswith(suffix):
+                others[os.path.splitext(entry.name)[1]] += entry.is_file()
+    option = report.option(where, "img_suffix", "img_suffix")
+    if not found:
+        kinds = ", ".join(sorted(kind for kind in +others)) or "no file at all"
+        raise UsageError(
+            f"folder {images!r} has no image named *{suffix} (it has {kinds}); set {option}"
+        )
+    left_out = {k: n for k, n in others.items() if k.lower() in _IMAGE_SUFFIXES and n}
+    if left_out:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(left_out.items()))
+        report.warn(
+            f"folder {images!r}: only files named *{suffix} are read, {kinds} are left out; "
+            f"{option} names one suffix for all"
+        )
+
+
+def _check_classes(classes: Sequence[str], where: str, report: DataReport) -> None:
+    option = report.option(where, "metainfo.classes", "classes")
+    twice = [name for name, number in Counter(classes).items() if number > 1]
+    if twice:
+        raise UsageError(f"{option} names {twice[0]!r} twice")
+    if len(classes) != 1:
+        return
+    for head, name in iter_heads(report.cfg.model):
+        for loss, place in iter_named_dicts(head, name):
+            softmax = not loss.get("use_sigmoid", True)
+            if softmax and str(loss.get("type")).endswith("CrossEntropyLoss"):
+                raise UsageError(
+                    f"{option} has one class, for which the softmax of {place} is 1 and its "
+                    "loss 0, whatever the image: name the background too, or set "
+                    f"{place}.use_sigmoid=True"
+                )
+
+
+def _read_labels(path: str) -> np.ndarray:
+    """Read a label map as `(H, W)` of uint8."""
+    try:
+        with Image.open(path) as image:
+            labels = np.asarray(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UsageError(f"label map {path!r} cannot be read: {error}") from error
+    if labels.ndim != 2:
+        raise UsageError(
+            f"label map {path!r} has {labels.shape[2]} channels; a label map has one, whose values "
+            "are the classes"
+        )
+    return labels.astype(np.uint8)
+
+
+class _Values:
+    """The values of label maps and the classes that they stand for.
+
+    Args:
+        dataset: The data set.
+        classes: Its classes.
+        reduced: `reduce_zero_label`: 0 is void and class k has the value k + 1.
+    """
+
+    def __init__(self, dataset: Mapping[str, Any], classes: Sequence[str], reduced: bool) -> None:
+        self.classes, self.reduced = classes, reduced
+        own = dataset_class(dataset).METAINFO.get("classes")
+        # Of a type's own classes some may be chosen; the others become void.
+        self.names = tuple(own) if own is not None else tuple(classes)
+
+    def per_class(self, counts: np.ndarray) -> np.ndarray:
+        """Return the numbers of pixels of each class, from those of each value."""
+        first = int(self.reduced)
+        return np.array([counts[first + self.names.index(name)] for name in self.classes])
+
+    def check(self, counts: np.ndarray, path: str, option: str) -> None:
+        """Refuse values beyond the classes.
+
+        Raises:
+            UsageError: There are some; training would fail on them.
+        """
+        highest = len(self.names) + self.reduced - 1
+        wrong = [v for v in np.flatnonzero(counts) if highest < v != _IGNORED_LABEL]
+        if wrong:
+            offset = (
+                "1 to the number of classes, 0 being void" if self.reduced else "0 to one below it"
+            )
+            raise UsageError(
+                f"label map {path!r} holds the value {wrong[0]}, but there are {len(self.names)} "
+                f"classes: with reduce_zero_label={self.reduced} its values go from {offset} "
+                f"({option})"
+            )
+
+    def check_all(
+        self, counts: np.ndarray, where: str, report: DataReport, read: int, number: int
+    ) -> None:
+        """Check what the label maps hold together.
+
+        Raises:
+            UsageError: Nothing can be learnt from them, or their classes seem to start from 0.
+        """
+        option = report.option(where, "reduce_zero_label", "reduce_zero_label")
+        per_class = self.per_class(counts)
+        absent = [name for name, n in zip(self.classes, per_class, strict=True) if not n]
+        what = "the label maps" if read == number else f"{read} of the {number} label maps"
+        found = ", ".join(str(value) for value in np.flatnonzero(counts)[:12])
+        text = f"{where}: {what} hold no pixel of {_some(absent)}; their values are {found}"
+        all_read = read == number
+        trains = report.split == "train"
+        if trains and all_read and len(self.classes) - len(absent) < min(2, len(self.classes)):
+            raise UsageError(f"{text}, of which {_IGNORED_LABEL} is void: nothing can be learnt")
+        typed = (report.cfg.get("custom_dataset") or {}).get("reduce_zero_label") is not None
+        from_zero = self.reduced and counts[0] and self.classes[-1] in absent
+        if from_zero and all_read and trains and not typed and option.startswith("custom_"):
+            raise UsageError(
+                f"{text}. Do the classes start from 0? Then set {option}=False; if 0 is void, as "
+                f"it is by default, {option}=True"
+            )
+        if absent:
+            report.warn(text)
+
+
+def _some(names: Sequence[str]) -> str:
+    return shorten_list([repr(name) for name in names])

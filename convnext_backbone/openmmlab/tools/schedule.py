@@ -1,0 +1,189 @@
+"""How long a training is, and schedules that are relative to it."""
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+
+from ..config_walk import iter_named_dicts
+from .errors import UsageError
+from .typed import TypedOptions
+
+_WARM_UPS = ("LinearLR", "ConstantLR", "QuadraticWarmupLR")
+_MAX_WARM_UP = 500  # iterations
+_MAX_WARM_UP_PART = 0.05
+_ODD_WARM_UP_PART = 0.2
+
+
+def iterations_per_epoch(cfg: Config, num_images: int) -> int:
+    """Return the number of iterations of one epoch, over all processes of the run."""
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    return max(1, math.ceil(num_images / (cfg.train_dataloader.batch_size * processes)))
+
+
+def is_by_epoch(cfg: Config) -> bool:
+    """Return whether the training loop counts epochs."""
+    return "max_iters" not in cfg.train_cfg
+
+
+def fit_schedule(
+    cfg: Config, options: Mapping[str, Any], num_images: int, typed: TypedOptions
+) -> None:
+    """Make a training as long as `custom_dataset.epochs` or `.iters`, and its schedule with it.
+
+    Every step, cosine and interval keeps its place relative to the whole; the warm-up is at most
+    5 % of the training and 500 iterations.
+
+    Args:
+        cfg: The config.
+        options: `custom_dataset`, with `epochs` or `iters`.
+        num_images: The number of images of the training set.
+        typed: What the user typed; it stays.
+
+    Raises:
+        UsageError: Both were given, or one of them and another length of the loop.
+    """
+    unit, key = ("epochs", "max_epochs") if is_by_epoch(cfg) else ("iters", "max_iters")
+    per_epoch = iterations_per_epoch(cfg, num_images)
+    before = _published_length(cfg, key)
+    _set_length(cfg, options, per_epoch, unit, key, typed)
+    after = cfg.train_cfg[key]
+    ratio = after / before
+    total = after * (per_epoch if unit == "epochs" else 1)
+    interval = cfg.train_cfg.get("val_interval", 1)
+    typed.fill_in(cfg.train_cfg, "val_interval", _scale(interval, ratio), where="train_cfg")
+    if "dynamic_intervals" in cfg.train_cfg and not typed.covers("train_cfg.dynamic_intervals"):
+        intervals = cfg.train_cfg.dynamic_intervals
+        cfg.train_cfg.dynamic_intervals = [(_scale(begin, ratio), n) for begin, n in intervals]
+    checkpoint: Any = (cfg.get("default_hooks") or {}).get("checkpoint") or {}
+    if "interval" in checkpoint and checkpoint.get("by_epoch", True) == (unit == "epochs"):
+        value = _scale(checkpoint["interval"], ratio)
+        typed.fill_in(checkpoint, "interval", value, where="default_hooks.checkpoint")
+    for hook, where in iter_named_dicts(cfg.get("custom_hooks") or (), "custom_hooks"):
+        if "switch_epoch" in hook:
+            typed.fill_in(hook, "switch_epoch", _scale(hook.switch_epoch, ratio), where=where)
+    _scale_schedulers(cfg, before, total, per_epoch, typed)
+
+
+def _published_length(cfg: Config, key: str) -> int:
+    """Return the length that the schedulers are made for; that of the loop may have been typed."""
+    ends = [
+        scheduler["end"]
+        for scheduler, _ in _iter_schedulers(cfg)
+        if "end" in scheduler
+        and not is_warm_up(scheduler)
+        and scheduler.get("by_epoch", True) == is_by_epoch(cfg)
+    ]
+    return max(ends, default=cfg.train_cfg[key])
+
+
+def _set_length(
+    cfg: Config,
+    options: Mapping[str, Any],
+    per_epoch: int,
+    unit: str,
+    key: str,
+    typed: TypedOptions,
+) -> None:
+    given = [name for name in ("epochs", "iters") if options.get(name) is not None]
+    asked = [name for name in given if typed.get(f"custom_dataset.{name}") is not None] or given
+    if len(asked) > 1:
+        raise UsageError("custom_dataset takes epochs or iters, not both")
+    (name,) = asked
+    length = options[name]
+    if not isinstance(length, int) or length < 1:
+        raise UsageError(f"custom_dataset.{name} must be an integer of at least 1, got {length!r}")
+    if name != unit:
+        length = length * per_epoch if unit == "iters" else max(1, math.ceil(length / per_epoch))
+    typed.fill_in(cfg.train_cfg, key, length, where="train_cfg", option=f"custom_dataset.{name}")
+
+
+def _scale(interval: int, ratio: float) -> int:
+    return max(1, round(interval * ratio))
+
+
+def _scale_schedulers(
+    cfg: Config, before: int, total: int, per_epoch: int, typed: TypedOptions
+) -> None:
+    """Convert the schedulers to iterations of a training that was `before` and is `total` long."""
+    schedulers = [s for s, where in _iter_schedulers(cfg) if not typed.covers(where)]
+    warm_up_ends: dict[int, int] = {}  # the published one -> the new one
+    for scheduler in filter(is_warm_up, schedulers):
+        end = _in_iterations(scheduler, scheduler.end, per_epoch)
+        most = max(1, min(_MAX_WARM_UP, int(total * _MAX_WARM_UP_PART)))
+        warm_up_ends[end] = scheduler.end = min(end, most)
+        _count_iterations(scheduler)
+    for scheduler in schedulers:
+        if not is_warm_up(scheduler):
+            _scale_scheduler(scheduler, before, total, warm_up_ends)
+
+
+def _scale_scheduler(
+    scheduler: ConfigDict, before: int, total: int, warm_up_ends: Mapping[int, int]
+) -> None:
+    by_epoch = scheduler.get("by_epoch", True)
+
+    def place(value: int) -> int:
+        # What begins where the warm-up ends still does.
+        after_warm_up = not by_epoch and value in warm_up_ends
+        return warm_up_ends[value] if after_warm_up else round(value / before * total)
+
+    begin, end = scheduler.get("begin", 0), min(scheduler.get("end", before), before)
+    if "T_max" in scheduler:
+        whole = scheduler.T_max == end - begin
+        scheduler.T_max = place(end) - place(begin) if whole else place(scheduler.T_max)
+    if "milestones" in scheduler:
+        scheduler.milestones = [place(milestone) for milestone in scheduler.milestones]
+    scheduler.begin, scheduler.end = place(begin), place(end)
+    _count_iterations(scheduler)
+
+
+def _count_iterations(scheduler: ConfigDict) -> None:
+    scheduler.by_epoch = False
+    scheduler.pop("convert_to_iter_based", None)
+
+
+def _iter_schedulers(cfg: Config) -> Iterator[tuple[ConfigDict, str]]:
+    for scheduler, where in iter_named_dicts(cfg.get("param_scheduler") or (), "param_scheduler"):
+        if "type" in scheduler:
+            yield scheduler, where
+
+
+def is_warm_up(scheduler: Mapping[str, Any]) -> bool:
+    """Return whether a scheduler raises the learning rate at the beginning of a training."""
+    name = str(scheduler["type"]).rpartition(".")[-1]
+    rises = scheduler.get("end_factor", 1.0) > scheduler.get("start_factor", 1 / 3)
+    return name in _WARM_UPS and rises and scheduler.get("begin", 0) == 0 and "end" in scheduler
+
+
+def _in_iterations(scheduler: Mapping[str, Any], value: int, per_epoch: int) -> int:
+    return value * per_epoch if scheduler.get("by_epoch", True) else value
+
+
+def schedule_warnings(cfg: Config, num_images: int) -> list[str]:
+    """List what is odd about a schedule: a warm-up that hardly ends, steps that never come."""
+    key = "max_epochs" if is_by_epoch(cfg) else "max_iters"
+    per_epoch = iterations_per_epoch(cfg, num_images)
+    total = cfg.train_cfg[key] * (per_epoch if is_by_epoch(cfg) else 1)
+    advice = "custom_dataset.epochs or custom_dataset.iters fits the schedule to the training"
+    found = []
+    for scheduler, where in _iter_schedulers(cfg):
+        name = f"{where} ({scheduler['type']})"
+        if is_warm_up(scheduler):
+            end = _in_iterations(scheduler, scheduler["end"], per_epoch)
+            if end > _ODD_WARM_UP_PART * total:
+                found.append(
+                    f"{name}: the warm-up takes {end} of the {total} iterations of the training; "
+                    f"{advice}"
+                )
+            continue
+        last = max(scheduler.get("milestones") or [scheduler.get("T_max", 0)])
+        last = _in_iterations(scheduler, last, per_epoch)
+        if last > total:
+            found.append(
+                f"{name}: its end or last step, at iteration {last}, lies behind the end of the "
+                f"training at {total}; {advice}"
+            )
+    return found

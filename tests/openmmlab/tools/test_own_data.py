@@ -1,0 +1,483 @@
+"""Data and habits of users: what is told, what is refused with both values named, what is left."""
+# ruff: noqa: E402 - imports follow the check that OpenMMLab is there
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("mmdet")
+pytest.importorskip("mmseg")
+pytestmark = pytest.mark.openmmlab
+
+from mmengine.config import Config
+from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
+
+from convnext_backbone.openmmlab.tools.config import load_config
+from convnext_backbone.openmmlab.tools.config_checks import check_model
+from convnext_backbone.openmmlab.tools.data_checks import check_data_contents
+from convnext_backbone.openmmlab.tools.errors import UsageError
+
+from .test_data_checks import (
+    BOX_DETECTOR,
+    CONFIGS,
+    DETECTOR,
+    MASK2FORMER,
+    SEGMENTOR,
+    coco,
+    write_detection,
+    write_segmentation,
+)
+
+FCOS = CONFIGS / "fcos/fcos_convnext-t_fpn_8xb2-amp-ms-crop-3x_coco.py"
+QUICK_DETECTOR = CONFIGS / "quickstart/mask-rcnn_convnext-atto_fpn_quickstart.py"
+QUICK_SEGMENTOR = CONFIGS / "quickstart/upernet_convnext-atto_quickstart.py"
+SMALL_DETECTOR = CONFIGS / "small_data/mask-rcnn_convnextv2-atto_fpn_1xb4-amp-40e_own-data.py"
+SMALL_SEGMENTOR = CONFIGS / "small_data/upernet_convnextv2-atto_1xb8-amp-4k_own-data.py"
+SOLO_STRIDES = [8, 8, 16, 32, 32]
+
+
+def typed(path, data=None, **options):
+    """The config after these `--cfg-options`; `__` stands for a dot."""
+    named = {f"custom_dataset.{key}": value for key, value in (data or {}).items()}
+    named |= {key.replace("__", "."): value for key, value in options.items()}
+    return load_config(str(path), named, ())
+
+
+def checked(cfg, *splits):
+    return check_data_contents(cfg, splits or ("train", "val", "test"))
+
+
+def annotation(number=1, **changes):
+    return {**coco()["annotations"][0], "id": number, **changes}
+
+
+def detection(root, **changes):
+    """Options for a training set of three annotations, the first of which is changed."""
+    values = coco(annotations=[annotation(1, **changes), annotation(2), annotation(3, image_id=2)])
+    return write_detection(root, train=values)
+
+
+def write_maps(root, split, *maps):
+    """Replace the label maps of a split by these values, repeated over the image."""
+    for path, values in zip(sorted((root / split / "maps").iterdir()), maps, strict=True):
+        Image.fromarray(np.resize(np.array(values, np.uint8), (30, 40))).save(path)
+
+
+# --------------------------------------------------------------------------- what was typed wins
+
+
+def test_a_typed_test_set_is_not_replaced_by_the_val_split(tmp_path):
+    data = write_detection(tmp_path)
+    (tmp_path / "other.json").write_text(json.dumps(coco()))
+    cfg = typed(DETECTOR, data, test_dataloader__dataset__ann_file="other.json")
+    assert cfg.test_dataloader.dataset.ann_file == "other.json"
+    assert cfg.test_evaluator.ann_file == str(tmp_path / "other.json")
+    assert cfg.val_dataloader.dataset.ann_file == "val.json"
+    cfg = typed(DETECTOR, {**data, "test_ann": "other.json", "test_img": "train"})
+    assert cfg.test_dataloader.dataset.data_prefix.img == "train"
+    assert cfg.test_evaluator.ann_file == str(tmp_path / "other.json")
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"val_dataloader__dataset__ann_file": "a.json"}, ("a.json", "val.json")),
+        ({"train_dataloader__batch_size": 3, "custom_dataset__batch_size": 2}, ("=3", "=2")),
+        ({"train_cfg__max_epochs": 5, "custom_dataset__epochs": 7}, ("=5", "=7")),
+        ({"custom_dataset__epochs": 5, "custom_dataset__iters": 7}, ("epochs or iters",)),
+        ({"model__neck__in_channels": [1, 2, 3, 4]}, ("[1, 2, 3, 4]", "[96, 192, 384, 768]")),
+    ],
+)
+def test_two_settings_that_disagree_are_refused_with_both_values(options, named, tmp_path):
+    with pytest.raises(UsageError) as error:
+        typed(DETECTOR, write_detection(tmp_path), **options)
+    assert all(value in str(error.value) for value in named)
+
+
+def test_a_typed_number_of_classes_is_kept_and_compared(tmp_path):
+    cfg = typed(BOX_DETECTOR, write_detection(tmp_path), model__bbox_head__num_classes=5)
+    with pytest.raises(UsageError, match="num_classes is 5, but the data set has 3"):
+        checked(cfg)
+
+
+@pytest.mark.parametrize("path", [QUICK_SEGMENTOR, SEGMENTOR, MASK2FORMER])
+def test_weights_of_other_classes_do_not_stay(path, tmp_path):
+    data = {**write_segmentation(tmp_path), "classes": [f"c{i}" for i in range(11)]}
+    head = typed(path, data).model.decode_head
+    losses = [head.loss_cls] if "loss_cls" in head else [head.loss_decode]
+    weights = [loss.get("class_weight") for loss in losses]
+    assert weights in ([None], [[1.0] * 11 + [0.1]])
+    kept = typed(path, data, **{"model.decode_head.loss_decode.class_weight": [2.0] * 11})
+    assert kept.model.decode_head.loss_decode.class_weight == [2.0] * 11
+
+
+# --------------------------------------------------------------------------- strides and channels
+
+
+@pytest.mark.parametrize(
+    ("path", "options"),
+    [
+        (DETECTOR, {"out_indices": [0, 1, 2, 3]}),
+        (DETECTOR, {"out_features": ["stage2", "stage3", "stage4"]}),
+        (BOX_DETECTOR, {"out_indices": [1, 2, 3]}),
+        (FCOS, {"out_indices": [0, 1, 2]}),
+        (SEGMENTOR, {"out_indices": [0, 1, 2, 3]}),
+        (SEGMENTOR, {"out_features": ["stage3", "stage4"]}),
+        (MASK2FORMER, {"out_indices": [0, 1, 2, 3]}),
+    ],
+)  # fmt: skip
+def test_maps_of_other_strides_are_refused_with_the_index_base(path, options):
+    options = {f"model.backbone.{key}": value for key, value in options.items()}
+    if "model.backbone.out_indices" in options:
+        options["model.backbone.out_features"] = None
+    with pytest.raises(UsageError, match=r"stage\d \(stride \d+\)"):
+        typed(path, **options)
+
+
+def test_levels_that_fit_are_left_alone():
+    """SOLO resizes its levels, an unknown neck may do anything: neither is compared."""
+    for options in (
+        {"model.mask_head": {"type": "SOLOHead", "strides": SOLO_STRIDES}},
+        {"model.neck.type": "SSDNeck", "model.backbone.out_features": ["stage3", "stage4"]},
+    ):
+        assert typed(DETECTOR, **options).model.type == "MaskRCNN"
+    cfg = typed(
+        SEGMENTOR, **{"model.backbone.out_features": ["stem", "stage1", "stage2", "stage3"]}
+    )
+    assert cfg.model.decode_head.in_channels == [96, 96, 192, 384]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("in_channels", "num_channels"), ("gap_before_final_norm", "it takes ")]
+)
+def test_an_argument_of_another_implementation_is_answered_with_the_names(name, hint):
+    with pytest.raises(UsageError, match=rf"no argument '{name}'.*{hint}.*out_features"):
+        typed(DETECTOR, **{f"model.backbone.{name}": 3})
+
+
+def test_a_model_that_computes_with_tensors_while_it_is_built_passes(tmp_path):
+    # Swin asks tensors for their values, which the meta device does not have.
+    backbone = {"type": "mmdet.SwinTransformer", "embed_dims": 32, "_delete_": True}
+    cfg = typed(DETECTOR, **{"model.backbone": backbone})
+    cfg.model.neck.in_channels = [32, 64, 128, 256]
+    with pytest.raises(RuntimeError), torch.device("meta"):
+        torch.linspace(0, 1, 2)[0].item()
+    check_model(cfg)
+
+
+# --------------------------------------------------------------------------- annotations
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bbox": [0.1, 0.1, float("nan"), 0.3]}, r"annotation 1 has the bbox .*four finite"),
+        ({"bbox": [1, 2, float("inf"), 3]}, "four finite"),
+        ({"bbox": None}, "bbox None"),
+        ({"bbox": [1, 2, 3]}, r"bbox \[1, 2, 3\]"),
+        ({"segmentation": [4, 4, 24, 4, 24, 16]}, "annotation 1 has a 'segmentation'"),
+        ({"segmentation": [[4, 4, 24, None]]}, "annotation 1 has a 'segmentation'"),
+    ],
+)
+def test_a_broken_annotation_is_named_with_file_and_id(changes, message, tmp_path):
+    with pytest.raises(UsageError, match=rf"train\.json'.*{message}"):
+        checked(typed(DETECTOR, detection(tmp_path, **changes)), "train")
+
+
+def test_normalised_boxes_are_recognised(tmp_path):
+    boxes = [annotation(i, image_id=i, bbox=[0.1, 0.2, 0.5, 0.4]) for i in (1, 2)]
+    with pytest.raises(UsageError, match=r"drops 2 of 2 .* normalised"):
+        checked(typed(DETECTOR, write_detection(tmp_path, coco(annotations=boxes))), "train")
+
+
+def test_a_few_boxes_that_mmdet_drops_are_counted(tmp_path):
+    report = checked(typed(DETECTOR, detection(tmp_path, bbox=[4, 4, 0.5, 9])), "train")
+    assert "drops 1 of 3" in report.warnings[0]
+
+
+def test_images_that_the_filter_leaves_out_are_counted(tmp_path):
+    values = coco()
+    values["images"][0] |= {"width": 80, "height": 31}
+    data = write_detection(tmp_path, values)
+    Image.new("RGB", (80, 31)).save(tmp_path / "train" / "1.jpg")
+    warnings = checked(typed(DETECTOR, data), "train").warnings
+    assert any("1 of 2 images are left out" in warning for warning in warnings)
+    with pytest.raises(UsageError, match=r"2 of 2 images .*min_size is 99"):
+        checked(typed(DETECTOR, data, train_dataloader__dataset__filter_cfg__min_size=99), "train")
+
+
+def test_an_instance_without_a_polygon_trains_and_is_refused_for_masks_in_evaluation(tmp_path):
+    empty = coco(annotations=[annotation(1, segmentation=[[]]), annotation(2, image_id=2)])
+    cfg = typed(DETECTOR, write_detection(tmp_path, empty, empty))
+    assert "without a polygon" in checked(cfg, "train").warnings[0]
+    with pytest.raises(UsageError, match=r"val\.json': 1 annotations without a polygon"):
+        checked(cfg, "val")
+
+
+@pytest.mark.parametrize("ids", [(0, 1), (1, 2)])
+@pytest.mark.parametrize("crowd", [{"iscrowd": 0}, {}])
+@pytest.mark.filterwarnings("ignore:.*(ids begin at 0|have no 'iscrowd')")
+def test_perfect_detections_score_one_whatever_the_ids(ids, crowd, tmp_path):
+    from mmdet.datasets.api_wrappers import COCO, COCOeval
+
+    kept = {k: v for k, v in annotation().items() if k != "iscrowd"}
+    objects = [{**kept, **crowd, "id": i, "image_id": n} for n, i in enumerate(ids, 1)]
+    (tmp_path / "val.json").write_text(json.dumps(coco(annotations=objects)))
+    truth = COCO(str(tmp_path / "val.json"))
+    keys = ("image_id", "category_id", "bbox")
+    found = truth.loadRes([{**{k: o[k] for k in keys}, "score": 0.9} for o in objects])
+    evaluation = COCOeval(truth, found, "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    assert evaluation.stats[0] == pytest.approx(1.0)
+    assert json.loads((tmp_path / "val.json").read_text())["annotations"][0]["id"] == ids[0]
+
+
+def test_images_to_predict_on_need_no_annotations(tmp_path):
+    data = write_detection(tmp_path)
+    unlabelled = {k: v for k, v in coco().items() if k != "annotations"}
+    (tmp_path / "test.json").write_text(json.dumps(unlabelled))
+    cfg = typed(DETECTOR, {**data, "test_ann": "test.json", "test_img": "val"})
+    with pytest.raises(UsageError, match="no 'annotations'"):
+        checked(cfg, "test")
+    cfg.test_evaluator.format_only = True
+    checked(cfg, "test")
+
+
+# --------------------------------------------------------------------------- images
+
+
+def test_a_size_that_is_not_the_images_is_refused(tmp_path):
+    values = coco()
+    values["images"][0] |= {"width": 60, "height": 80}
+    with pytest.raises(UsageError, match=r"1\.jpg' is 80 x 60 .* width 60 and height 80 .*swapped"):
+        checked(typed(DETECTOR, write_detection(tmp_path, values)), "train")
+
+
+@pytest.mark.parametrize("turned", [True, False])
+def test_an_orientation_in_exif_counts_as_the_loader_reads_it(turned, tmp_path):
+    values = coco()
+    if turned:
+        values["images"][0] |= {"width": 60, "height": 80}
+    data = write_detection(tmp_path, values)
+    image = Image.new("RGB", (80, 60), "gray")
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "train" / "1.jpg", exif=exif)
+    cfg = typed(DETECTOR, data)
+    if turned:
+        checked(cfg, "train")
+    else:
+        with pytest.raises(UsageError, match=r"60 x 80 pixels.* EXIF"):
+            checked(cfg, "train")
+        load = "train_dataloader.dataset.pipeline.0.color_type"
+        checked(typed(DETECTOR, data, **{load: "unchanged"}), "train")
+
+
+def test_what_the_loader_of_the_pipeline_reads_is_not_refused(tmp_path):
+    import cv2
+
+    data = write_detection(tmp_path)
+    cv2.imwrite(str(tmp_path / "radiance.hdr"), np.ones((60, 80, 3), np.float32))
+    os.replace(tmp_path / "radiance.hdr", tmp_path / "train" / "1.jpg")
+    with pytest.raises(OSError, match="cannot identify"):
+        Image.open(tmp_path / "train" / "1.jpg")
+    checked(typed(DETECTOR, data), "train")
+    (tmp_path / "train" / "1.jpg").write_bytes(b"five bands")
+    with pytest.raises(UsageError, match=r"1\.jpg'"):
+        checked(typed(DETECTOR, data), "train")
+    backend = "train_dataloader.dataset.pipeline.0.imdecode_backend"
+    checked(typed(DETECTOR, data, **{backend: "tifffile"}), "train")
+
+
+def test_steps_that_are_not_known_are_passed_over(tmp_path):
+    data = write_detection(tmp_path)
+    (tmp_path / "train" / "1.jpg").write_bytes(b"bands")
+    cfg = typed(DETECTOR, data)
+    cfg.train_dataloader.dataset.pipeline[0].type = "LoadBands"
+    checked(cfg, "train")
+
+
+@pytest.mark.parametrize("kind", ["link", "absolute", "parent"])
+def test_files_outside_the_folder_are_found_as_mmdet_finds_them(kind, tmp_path):
+    data = write_detection(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    for number in (1, 2):
+        os.replace(tmp_path / "train" / f"{number}.jpg", tmp_path / "elsewhere" / f"{number}.jpg")
+    (tmp_path / "train" / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    folder = {"link": "linked", "absolute": tmp_path / "elsewhere", "parent": "../elsewhere"}[kind]
+    images = [{**image, "file_name": f"{folder}/{image['id']}.jpg"} for image in coco()["images"]]
+    (tmp_path / "train.json").write_text(json.dumps(coco(images=images)))
+    checked(typed(DETECTOR, data), "train")
+
+
+# --------------------------------------------------------------------------- label maps
+
+
+def test_binary_maps_of_0_and_255_are_refused(tmp_path):
+    data = {**write_segmentation(tmp_path, 1), "reduce_zero_label": False}
+    write_maps(tmp_path, "train", [0, 255], [0, 255])
+    with pytest.raises(UsageError, match=r"no pixel of 'sky'; their values are 0, 255"):
+        checked(typed(SEGMENTOR, data), "train")
+
+
+def test_labels_from_0_under_the_default_ask_for_the_option(tmp_path):
+    data = write_segmentation(tmp_path)
+    data["classes"] = ["road", "sky", "tree"]
+    with pytest.raises(UsageError, match=r"custom_dataset\.reduce_zero_label=False"):
+        checked(typed(SEGMENTOR, data), "train")
+    report = checked(typed(SEGMENTOR, {**data, "reduce_zero_label": True}), "train")
+    assert any("no pixel of 'tree'" in warning for warning in report.warnings)
+    checked(typed(SEGMENTOR, {**data, "reduce_zero_label": False}), "train")
+
+
+def test_void_maps_and_other_suffixes_are_told(tmp_path):
+    data = write_segmentation(tmp_path)
+    write_maps(tmp_path, "train", [0, 1, 2], [0])
+    Image.new("RGB", (40, 30)).save(tmp_path / "train" / "c.PNG")
+    warnings = " ".join(checked(typed(SEGMENTOR, data), "train").warnings)
+    assert "1 label maps are void throughout" in warnings
+    assert "1 .PNG are left out" in warnings
+    assert "custom_dataset.img_suffix" in warnings
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"), [(["a", "a"], "names 'a' twice"), (["a"], "one class.*softmax")]
+)
+def test_classes_that_cannot_be_told_apart_are_refused(classes, message, tmp_path):
+    data = write_segmentation(tmp_path, highest=len(classes))
+    with pytest.raises(UsageError, match=rf"custom_dataset\.classes .*{message}"):
+        checked(typed(SEGMENTOR, {**data, "classes": classes}), "train")
+
+
+def test_a_label_map_of_another_size_is_named(tmp_path):
+    data = write_segmentation(tmp_path)
+    Image.new("L", (20, 30), 1).save(tmp_path / "val" / "maps" / "b.png")
+    with pytest.raises(UsageError, match=r"b\.png' is 20 x 30 .*image 'b\.jpg' is 40 x 30"):
+        checked(typed(SEGMENTOR, data))
+
+
+def test_a_label_map_damaged_in_the_middle_is_named(tmp_path):
+    data = write_segmentation(tmp_path)
+    path = tmp_path / "val" / "maps" / "b.png"
+    content = bytearray(path.read_bytes())
+    content[50:60] = bytes(10)
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"b\.png' cannot be read"):
+        checked(typed(SEGMENTOR, data))
+
+
+# --------------------------------------------------------------------------- schedule and size
+
+
+def learning_rates(cfg, steps):
+    """The rate of each iteration, by mmengine's own schedulers."""
+    init_default_scope(cfg.default_scope)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedulers = [
+        PARAM_SCHEDULERS.build(dict(s), default_args={"optimizer": optimizer})
+        for s in cfg.param_scheduler
+    ]
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        for scheduler in schedulers:
+            scheduler.step()
+    return rates
+
+
+def test_steps_keep_their_place_in_a_training_of_other_length(tmp_path):
+    cfg = typed(DETECTOR, write_detection(tmp_path), custom_dataset__epochs=180)
+    assert (cfg.train_cfg.max_epochs, cfg.train_cfg.val_interval) == (180, 5)
+    rates = learning_rates(cfg, 180)  # two images, batches of two: an iteration an epoch
+    # The warm-up of 9 iterations, 5 %, ends with its last.
+    assert next(i for i, rate in enumerate(rates) if rate > 0.999) == 8
+    assert rates[134] == pytest.approx(1.0)
+    assert rates[135] == pytest.approx(0.1)  # 27 of 36
+    assert rates[164] == pytest.approx(0.1)
+    assert rates[165] == pytest.approx(0.01)  # 33 of 36
+
+
+@pytest.mark.parametrize("path", [SEGMENTOR, QUICK_SEGMENTOR, SMALL_SEGMENTOR])
+@pytest.mark.parametrize("length", [{"iters": 400}, {"epochs": 400}])
+def test_a_curve_ends_with_the_training(path, length, tmp_path):
+    data = {**write_segmentation(tmp_path), **length, "batch_size": 2, "img_suffix": ".jpg"}
+    cfg = typed(path, data)
+    assert cfg.train_cfg.max_iters == 400
+    rates = learning_rates(cfg, 401)
+    assert rates.index(max(rates)) <= 20  # 5 %
+    assert max(rates) > 0.99
+    assert 0.4 < rates[205] < 0.6
+    assert rates[400] == pytest.approx(0.0, abs=1e-4)
+
+
+def test_a_typed_length_wins_over_the_configs_own(tmp_path):
+    cfg = typed(SMALL_DETECTOR, write_detection(tmp_path), train_cfg__max_epochs=100)
+    assert cfg.train_cfg.max_epochs == 100
+    assert cfg.param_scheduler[1]["end"] == 100  # two images, a batch of four
+
+
+def test_a_typed_scheduler_stays_as_it_is(tmp_path):
+    options = {"param_scheduler.1.milestones": [8, 11], "custom_dataset.epochs": 12}
+    scheduler = typed(DETECTOR, write_detection(tmp_path), **options).param_scheduler[1]
+    assert (scheduler.milestones, scheduler.by_epoch) == ([8, 11], True)
+
+
+def test_an_odd_schedule_is_told(tmp_path):
+    cfg = typed(DETECTOR, write_detection(tmp_path), train_cfg__max_epochs=20)
+    warnings = checked(cfg, "train").warnings
+    assert any("warm-up takes 1000 of the 20 iterations" in warning for warning in warnings)
+    assert any("at iteration 33, lies behind the end" in warning for warning in warnings)
+    cfg = typed(DETECTOR, write_detection(tmp_path / "b"), custom_dataset__epochs=20)
+    assert not any("iteration" in warning for warning in checked(cfg, "train").warnings)
+
+
+@pytest.mark.parametrize("path", [DETECTOR, QUICK_DETECTOR, SMALL_DETECTOR])
+def test_images_fit_into_the_size_that_was_asked_for(path, tmp_path):
+    from mmdet.registry import DATASETS
+
+    data = {**write_detection(tmp_path), "image_size": [64, 48]}
+    cfg = typed(path, data)
+    init_default_scope("mmdet")
+    val = DATASETS.build(cfg.val_dataloader.dataset)[0]
+    assert tuple(val["inputs"].shape[1:]) == (48, 64)
+    train = DATASETS.build(cfg.train_dataloader.dataset)
+    largest = max(max(train[0]["inputs"].shape[1:]) for _ in range(20))
+    assert 32 <= largest <= 64 * 1.25
+
+
+@pytest.mark.parametrize("path", [SEGMENTOR, QUICK_SEGMENTOR, SMALL_SEGMENTOR])
+def test_crops_follow_the_size_of_the_images(path, tmp_path):
+    from mmseg.registry import DATASETS
+
+    data = {**write_segmentation(tmp_path), "image_size": [128, 96], "img_suffix": ".jpg"}
+    cfg = typed(path, data)
+    init_default_scope("mmseg")
+    assert tuple(DATASETS.build(cfg.val_dataloader.dataset)[0]["inputs"].shape[1:]) == (96, 128)
+    crop = DATASETS.build(cfg.train_dataloader.dataset)[0]["inputs"].shape[1:]
+    size = cfg.model.data_preprocessor["size"]
+    assert size[0] % 32 == size[1] % 32 == 0
+    assert all(side <= whole <= 96 for side, whole in zip(crop, size, strict=True))
+
+
+def test_rates_for_random_weights_apply_without_weights_only():
+    cfg = typed(SMALL_DETECTOR)
+    assert cfg.optim_wrapper.paramwise_cfg.decay_rate == 0.7
+    cfg = typed(SMALL_DETECTOR, model__backbone__init_cfg=None)
+    assert cfg.optim_wrapper.paramwise_cfg.decay_rate == 1.0
+    assert "from_scratch" not in cfg
+    options = {"model.backbone.init_cfg": None, "optim_wrapper.optimizer.lr": 7.0}
+    assert typed(SMALL_DETECTOR, **options).optim_wrapper.optimizer.lr == 7.0
+
+
+def test_published_recipes_stay_as_they_are_without_the_options(tmp_path):
+    own = Config.fromfile(DETECTOR)
+    cfg = typed(DETECTOR, write_detection(tmp_path))
+    for key in ("param_scheduler", "train_cfg", "optim_wrapper", "train_pipeline"):
+        assert cfg[key] == own[key]
