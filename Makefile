@@ -1,6 +1,7 @@
 # Everything from a bare checkout: Python 3.10 or newer, pip and venv are all that is needed.
 #   make train PYTHON=python3.12      another interpreter
 #   make test VENV=/path/to/env       an existing environment, used as it is
+#   make fuzz MINUTES=30              made-up inputs for half an hour
 #   make train TORCH_INDEX=URL        another index for torch and torchvision
 # A target installs what it needs and no more: `make train` leaves out the tools of the tests.
 
@@ -31,7 +32,7 @@ TEST_OLDEST = $(VENV_OLDEST)/.convnext_backbone-test
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help train train-segmentation test test-onedl test-oldest coverage lint docs docs-run \
-    release format clean
+    release fuzz format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -110,6 +111,9 @@ docs-run: $(TEST) ## Run the commands of the tutorials as they are printed; abou
 release: $(TEST) ## Build wheel and sdist into dist/, and check them in a clean environment
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet build twine
 	PYTHON=$(BIN)/python sh tools/check_release.sh dist
+
+fuzz: $(TEST) ## Give readers and command lines made-up inputs for MINUTES (5) and count what happens
+	$(BIN)/python tests/fuzz/run.py --minutes $(or $(MINUTES),5)
 
 format: $(TEST) ## Rewrite the sources in the house style
 	$(BIN)/python -m ruff check --fix .

@@ -9,7 +9,9 @@ Axes: C channels, H height, W width, in pixels.
 """
 
 import os
+import struct
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
@@ -34,7 +36,7 @@ def load_image(source: str | os.PathLike[str] | BinaryIO, name: str | None = Non
         name = os.fspath(source) if isinstance(source, str | os.PathLike) else "the open file"
     try:
         with Image.open(source) as image:
-            _check_pixels(image)
+            _check_claims(image)
             image.load()
             return ImageOps.exif_transpose(image)
     except FileNotFoundError as error:
@@ -44,7 +46,9 @@ def load_image(source: str | os.PathLike[str] | BinaryIO, name: str | None = Non
         raise ValueError(f"cannot read image {name!r}: {reason}") from error
 
 
-def _check_pixels(image: Image.Image) -> None:
+def _check_claims(image: Image.Image) -> None:
+    if image.format == "EPS":  # a program, which Pillow gives to Ghostscript
+        raise ValueError("PostScript is not read; convert it to PNG")
     limit, pixels = Image.MAX_IMAGE_PIXELS, image.width * image.height
     if limit is not None and pixels > limit:
         raise ValueError(
@@ -55,8 +59,9 @@ def _check_pixels(image: Image.Image) -> None:
 
 # What Pillow's decoders raise on files that are cut short, damaged or made to do harm.
 DECODE_ERRORS: tuple[type[BaseException], ...] = (
-    *(OSError, ValueError, TypeError, SyntaxError, EOFError, IndexError, KeyError),
-    *(OverflowError, NotImplementedError, Image.DecompressionBombError),
+    *(OSError, ValueError, TypeError, SyntaxError, EOFError, LookupError, AssertionError),
+    *(ArithmeticError, AttributeError, MemoryError, RuntimeError, struct.error, zlib.error),
+    Image.DecompressionBombError,
 )
 
 

@@ -1,4 +1,4 @@
-"""How many pixels an image may have."""
+"""What an image file may claim: its pixels, and that it is no program."""
 
 import numpy as np
 import pytest
@@ -48,3 +48,12 @@ def test_the_command_line_sets_the_limit_for_a_command(image, tmp_path, capsys):
     assert main([*command, "20000"]) == 0
     assert main([*command, "0"]) == 2
     assert before == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.parametrize("name", ["image.eps", "image.jpg"])
+def test_postscript_is_not_given_to_ghostscript(name, tmp_path, monkeypatch):
+    Image.fromarray(np.zeros((10, 10, 3), np.uint8)).save(tmp_path / name, "EPS")
+    monkeypatch.setattr("subprocess.check_call", None)
+    monkeypatch.setattr("PIL.EpsImagePlugin.has_ghostscript", lambda: True)
+    with pytest.raises(ValueError, match="PostScript is not read"):
+        load_image(tmp_path / name)
