@@ -295,6 +295,8 @@ def _network() -> bytes:
 
 def command_line(chance: random.Random, folder: Path) -> bool:
     """Run a made-up command in a folder of sound and broken files: one line, or a result."""
+    folder = folder / "here"  # `../` leads no further
+    folder.mkdir()
     (folder / "folder").mkdir()
     (folder / "w.safetensors").write_bytes(_network())
     (folder / "w.pth").write_bytes(mutate(torch_seed(False)[0][1], chance))
