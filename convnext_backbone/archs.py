@@ -2,7 +2,8 @@
 
 Papers: ConvNeXt (Liu et al. 2022, arXiv 2201.03545, section 2) for V1, ConvNeXt V2 (Woo et al.
 2023, arXiv 2301.00808, appendix A.1) for V2. Names of architectures are timm's without the tag; the
-V1 sizes below tiny are timm's, xxlarge is OpenCLIP's. DINOv3's ConvNeXts are V1's tiny to large.
+V1 sizes below tiny and the variants are timm's, xxlarge is OpenCLIP's, the isotropic ones
+(section 3.3) facebookresearch's. DINOv3's ConvNeXts are V1's tiny to large.
 """
 
 from collections.abc import Mapping
@@ -78,6 +79,7 @@ FAMILIES: Mapping[str, Family] = {family.model_type: family for family in _FAMIL
 
 # size: (depths, hidden_sizes)
 _SIZES = {
+    "zepto": ((2, 2, 4, 2), (32, 64, 128, 256)),
     "atto": ((2, 2, 6, 2), (40, 80, 160, 320)),
     "femto": ((2, 2, 6, 2), (48, 96, 192, 384)),
     "pico": ((2, 2, 6, 2), (64, 128, 256, 512)),
@@ -89,29 +91,68 @@ _SIZES = {
     "xlarge": ((3, 3, 27, 3), (256, 512, 1024, 2048)),
     "huge": ((3, 3, 27, 3), (352, 704, 1408, 2816)),
     "xxlarge": ((3, 4, 30, 3), (384, 768, 1536, 3072)),
+    "test": ((1, 2, 4, 2), (24, 32, 48, 64)),
+    "test2": ((1, 1, 1, 1), (32, 64, 96, 128)),
+    "iso_small": ((18,), (384,)),
+    "iso_base": ((18,), (768,)),
+    "iso_large": ((36,), (1024,)),
 }
 _MOST_SIZES = ("atto", "femto", "pico", "nano", "tiny", "small", "base", "large")
-_SIZES_OF = {
-    "convnext": (*_MOST_SIZES, "xlarge", "xxlarge"),
-    "convnextv2": (*_MOST_SIZES, "huge"),
+_TEST = {"norm_eps": 1e-5, "hidden_act": "gelu_pytorch_tanh"}
+_TIERED = {"stem_type": "overlap_tiered"}
+_ISOTROPIC = {"stem_type": "patch_no_norm", "patch_size": 16, "layer_scale_init_value": 0.0}
+# arch: (size, fields other than the family's)
+_ROWS: Mapping[str, tuple[str, Mapping[str, object]]] = {
+    **{f"convnext_{size}": (size, {}) for size in (*_MOST_SIZES, "xlarge")},
+    "convnext_xxlarge": ("xxlarge", {"norm_eps": 1e-5}),
+    **{f"convnextv2_{size}": (size, {}) for size in (*_MOST_SIZES, "huge")},
+    "convnext_zepto_rms": ("zepto", {"norm_layer": "simplenorm"}),
+    "convnext_zepto_rms_ols": (
+        "zepto",
+        {"norm_layer": "simplenorm", "stem_type": "overlap_act"},
+    ),
+    "convnext_atto_ols": ("atto", _TIERED),
+    "convnext_atto_rms": ("atto", {"norm_layer": "rmsnorm"}),
+    "convnext_femto_ols": ("femto", _TIERED),
+    "convnext_pico_ols": ("pico", _TIERED),
+    "convnext_nano_ols": ("nano", {"stem_type": "overlap"}),
+    "convnext_tiny_hnf": ("tiny", {"head_norm_first": True}),
+    "convnext_large_mlp": ("large", {"head_hidden_size": 1536}),
+    "test_convnext": ("test", _TEST),
+    "test_convnext2": ("test2", _TEST),
+    "test_convnext3": ("test2", {**_TEST, "hidden_act": "silu", "kernel_size": (7, 5, 5, 3)}),
+    "convnext_iso_small": ("iso_small", _ISOTROPIC),
+    "convnext_iso_base": ("iso_base", _ISOTROPIC),
+    "convnext_iso_large": ("iso_large", _ISOTROPIC),
 }
-_NORM_EPS = {"xxlarge": 1e-5}  # the only size trained with another epsilon
 
-ARCHS: Mapping[str, Mapping[str, object]] = {
-    f"{model_type}_{size}": {
+
+def _fields(arch: str) -> dict[str, object]:
+    size, others = _ROWS[arch]
+    family = FAMILIES["convnextv2" if arch.startswith("convnextv2") else "convnext"]
+    return {
         "depths": _SIZES[size][0],
         "hidden_sizes": _SIZES[size][1],
-        "norm_eps": _NORM_EPS.get(size, 1e-6),
-        "use_grn": FAMILIES[model_type].use_grn,
-        "layer_scale_init_value": FAMILIES[model_type].layer_scale_init_value,
+        "norm_eps": 1e-6,
+        "use_grn": family.use_grn,
+        "layer_scale_init_value": family.layer_scale_init_value,
+        **others,
     }
-    for model_type, sizes in _SIZES_OF.items()
-    for size in sizes
-}
+
+
+ARCHS: Mapping[str, Mapping[str, object]] = {arch: _fields(arch) for arch in _ROWS}
+# Fields that the tensors of a file do not show, and their usual values.
+UNSEEN: Mapping[str, object] = {"norm_eps": 1e-6, "hidden_act": "gelu", "norm_layer": "layernorm"}
+
+
+def unseen_fields(arch: str | None) -> dict[str, object]:
+    """Return what the tensors of an architecture do not show of it; {} for an unknown one."""
+    fields = ARCHS.get(arch or "")
+    return {} if fields is None else {k: fields.get(k, usual) for k, usual in UNSEEN.items()}
 
 
 def list_archs() -> tuple[str, ...]:
-    """Name every architecture that `arch=` accepts, smallest first within a family.
+    """Name every architecture that `arch=` accepts: V1 and V2 by size, then their variants.
 
     Example:
         >>> list_archs()[:2]
@@ -127,5 +168,5 @@ def arch_fields(arch: str) -> dict[str, object]:
         ValueError: `arch` is not in `list_archs()`.
     """
     if not isinstance(arch, str) or arch not in ARCHS:
-        raise ValueError(f"arch must be one of {list_archs()}, got {arch!r}")
+        raise ValueError(f"arch must be one of {list_archs()}, got {arch!r}{_hint(arch)}")
     return dict(ARCHS[arch])

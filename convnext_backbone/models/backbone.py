@@ -16,7 +16,7 @@ from typing_extensions import Self, Unpack
 
 from ..weights import LOAD_OPTIONS, load_weights
 from .config import ConfigFields, ConvNextConfig, resolve_config, show_config_fields
-from .layers import LayerNorm2d
+from .layers import build_norm2d
 from .outputs import BackboneOutput, FeatureMaps, ShapeSpec
 from .pretrained import PretrainedTrunk
 
@@ -162,7 +162,8 @@ class ConvNextBackbone(PretrainedTrunk):
         """Return the normed map of each requested stage.
 
         Stages after the last requested one are not run, unless their hidden states are asked for.
-        Where a stride does not divide a side, the size of the map is rounded down.
+        Where a stride does not divide a side, the size of the map is rounded down, or up with
+        `pad_to_stride`.
 
         Args:
             pixel_values: Images (N, num_channels, H, W), floating point.
@@ -248,7 +249,8 @@ class ConvNextBackbone(PretrainedTrunk):
         norms = dict(self.norms)
         for name in self.out_features:
             if name not in norms:
-                norm = LayerNorm2d(self.out_feature_channels[name], eps=self.config.norm_eps)
+                width, c = self.out_feature_channels[name], self.config
+                norm = build_norm2d(c.norm_layer, width, c.norm_eps)
                 norms[name] = norm.to(like.device, like.dtype).train(self.training)
         self.norms = nn.ModuleDict({name: norms[name] for name in self.out_features})
         # Copies: the lists of the config may be edited in place.

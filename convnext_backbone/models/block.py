@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from .config import ConvNextConfig
-from .layers import ACTIVATIONS, DepthwiseConv2d, DropPath, GlobalResponseNorm
+from .layers import ACTIVATIONS, DepthwiseConv2d, DropPath, GlobalResponseNorm, build_norm
 
 _MLP_RATIO = 4  # hidden width of the block over its width, in every published ConvNeXt
 WITH_CP = (False, "selective", True)
@@ -37,16 +37,22 @@ class Block(nn.Module):
         config: The architecture.
         channels: C.
         drop_path_rate: Probability with which a sample skips the block in training.
+        kernel_size: Side of the depthwise kernel.
         dilation: Of the depthwise convolution.
     """
 
     def __init__(
-        self, config: ConvNextConfig, channels: int, drop_path_rate: float, dilation: int = 1
+        self,
+        config: ConvNextConfig,
+        channels: int,
+        drop_path_rate: float,
+        kernel_size: int = 7,
+        dilation: int = 1,
     ) -> None:
         super().__init__()
         hidden = _MLP_RATIO * channels
-        self.dwconv = DepthwiseConv2d(channels, config.kernel_size, dilation)
-        self.norm = nn.LayerNorm(channels, eps=config.norm_eps)
+        self.dwconv = DepthwiseConv2d(channels, kernel_size, dilation, config.conv_bias)
+        self.norm = build_norm(config.norm_layer, channels, config.norm_eps)
         self.pwconv1 = nn.Linear(channels, hidden)
         self.act = ACTIVATIONS[config.hidden_act]()
         self.grn = GlobalResponseNorm(hidden) if config.use_grn else nn.Identity()

@@ -5,6 +5,7 @@ models/dinov3_convnext/modeling_dinov3_convnext.py); the loss is its `ForSequenc
 (loss/loss_utils.py).
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from .config import ConfigFields, ConvNextConfig, resolve_config, show_config_fields
+from .layers import build_norm, build_norm2d
 from .outputs import BaseModelOutput, ImageClassifierOutput
 from .pretrained import PretrainedTrunk, if_given
 
@@ -31,7 +33,11 @@ class _PooledTrunk(PretrainedTrunk):
         **fields: Unpack[ConfigFields],
     ) -> None:
         super().__init__(resolve_config(type(self), config, arch, **fields), with_cp=with_cp)
-        self.norm = nn.LayerNorm(self.config.hidden_sizes[-1], eps=self.config.layer_norm_eps)
+        c, width = self.config, self.config.hidden_sizes[-1]
+        if c.head_norm_first:
+            self.norm_pre = build_norm2d(c.norm_layer, width, c.layer_norm_eps)
+        else:
+            self.norm = build_norm(c.norm_layer, width, c.layer_norm_eps)
         self._build_head()
         self.reset_parameters()
 
@@ -59,6 +65,8 @@ class _PooledTrunk(PretrainedTrunk):
 
     def _summarize(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return `last_hidden_state` and `pooler_output` of the last map (N, C, H, W)."""
+        if self.config.head_norm_first:
+            return x, self.norm_pre(x).mean(dim=(-2, -1))
         average = x.mean(dim=(-2, -1))  # (N, C)
         if not self._is_dinov3:
             return x, self.norm(average)
@@ -115,7 +123,7 @@ class ConvNextModel(_PooledTrunk):
 
 
 class ConvNextForImageClassification(_PooledTrunk):
-    """A ConvNeXt with a linear layer over its pooled features.
+    """A ConvNeXt with a linear layer, or `head_hidden_size` and two, over its pooled features.
 
     The number of classes and their names are the fields `num_labels`, `id2label` and `label2id` of
     the config. Zero classes give the pooled features as logits. Arguments: `ConvNextModel`'s.
@@ -128,6 +136,10 @@ class ConvNextForImageClassification(_PooledTrunk):
 
     def _build_head(self) -> None:
         channels, labels = self.config.hidden_sizes[-1], self.num_labels
+        hidden = self.config.head_hidden_size
+        if hidden:
+            layers = {"fc": nn.Linear(channels, hidden), "act": nn.GELU()}
+            self.pre_logits, channels = nn.Sequential(OrderedDict(layers)), hidden
         self.head = nn.Linear(channels, labels) if labels else nn.Identity()
 
     @property
@@ -189,7 +201,8 @@ class ConvNextForImageClassification(_PooledTrunk):
             TypeError: The images are not a floating-point tensor.
         """
         base = self._run(pixel_values, output_hidden_states)
-        logits = self.head(base.pooler_output)
+        pooled = base.pooler_output
+        logits = self.head(self.pre_logits(pooled) if self.config.head_hidden_size else pooled)
         labels = if_given(labels)
         loss = None if labels is None else self._loss(logits, labels.to(logits.device))
         output = ImageClassifierOutput(loss=loss, logits=logits, hidden_states=base.hidden_states)

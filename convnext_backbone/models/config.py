@@ -18,11 +18,11 @@ from typing import Any, TypedDict, TypeVar
 from typing_extensions import Self, Unpack
 
 from ..archs import FAMILIES, arch_fields
-from ..utils.checks import check_choice
+from ..utils.checks import check_choice, check_min
 from ..utils.files import read_json, write_json
 from ..weights.source import resolve
 from .labels import align_labels, check_problem_type
-from .layers import ACTIVATIONS
+from .layers import ACTIVATIONS, NORMS
 
 CONFIG_NAME = "config.json"
 _NORM_EPS = _LAYER_SCALE = 1e-6
@@ -39,12 +39,25 @@ _SUPERSEDES: Mapping[str, tuple[str, ...]] = {
     "num_labels": ("id2label", "label2id"),
     "id2label": ("num_labels", "label2id"),
     "label2id": ("num_labels",),
+    "output_stride": ("dilations",),
+    "dilations": ("output_stride",),
 }
 # Fields whose value in a file or table counts as the user's only where it is not the default.
 _FOLLOWING = (
     "num_stages", "use_grn", "layer_scale_init_value", "layer_norm_eps", "norm_eps",
-    "out_features", "out_indices", "output_stride",
+    "out_features", "out_indices", "output_stride", "dilations",
 )  # fmt: skip
+# timm's names, and "patch_no_norm", the stem of facebookresearch's isotropic ConvNeXts.
+STEM_TYPES = ("patch", "overlap", "overlap_tiered", "overlap_act", "patch_no_norm")
+# What most ConvNeXts have; config.json holds other values only.
+STANDARD = {
+    "stem_type": "patch",
+    "norm_layer": "layernorm",
+    "conv_bias": True,
+    "head_norm_first": False,
+    "head_hidden_size": 0,
+    "pad_to_stride": False,
+}
 # What models return where a call leaves it open; config.json holds other values only.
 _OUTPUT_DEFAULTS = {"output_hidden_states": False, "return_dict": True}
 # The largest value of each number field.
@@ -74,8 +87,15 @@ class ConfigFields(TypedDict, total=False):
     image_size: int
     use_grn: bool
     norm_eps: float
-    kernel_size: int
+    kernel_size: int | Sequence[int]
     output_stride: int
+    dilations: Sequence[int]
+    pad_to_stride: bool
+    stem_type: str
+    norm_layer: str
+    conv_bias: bool
+    head_norm_first: bool
+    head_hidden_size: int
     out_features: Sequence[str]
     out_indices: Sequence[int]
     model_type: str
@@ -115,10 +135,24 @@ class ConvNextConfig:
         use_grn: Build the V2 block, with Global Response Normalization; by default, the family's.
         norm_eps: Epsilon of every norm but the final one (1e-6; xxlarge was trained with 1e-5). In
             DINOv3, which has one epsilon, by default that of the final norm.
-        kernel_size: Side of the depthwise kernel, odd, in pixels.
+        kernel_size: Side of the depthwise kernel, odd, in pixels; or one for each stage.
         output_stride: The largest stride, by default that of the last stage. Stages that would
             exceed a smaller one (8, 16) keep the size of the map and dilate their convolutions
             instead, with the same weights, as in timm.
+        dilations: The same for each stage, by default what `output_stride` asks for: 1 for the
+            first, and for every other that of the stage before it (which is then downsampled) or
+            twice that (the map keeps its size). (1, 1, 2, 4) is `output_stride` 8.
+        pad_to_stride: Pad images with zeros, on the right and below, to a multiple of the largest
+            stride, and crop the maps to ceil(side / stride). By default the border that a stride
+            does not fill is left out, as in every other implementation.
+        stem_type: timm's: "patch", a convolution of patches; "overlap", two of kernel 3 and stride
+            2; "overlap_tiered", with half the width between them; "overlap_act", with the
+            activation. "patch_no_norm" has no norm, as the isotropic ConvNeXts.
+        norm_layer: timm's: "layernorm", "rmsnorm" or "simplenorm", of which the last two have no
+            bias and do not centre.
+        conv_bias: Whether convolutions have a bias; pointwise layers always have.
+        head_norm_first: Whether the final norm comes before the pooling (timm's "_hnf").
+        head_hidden_size: Width of a hidden layer with GELU in the classifier; 0 builds none.
         out_features: Names of the outputs, out of `stage_names`, in their order.
         out_indices: The same outputs as positions in `stage_names`; negative ones count from the
             end. With neither given the last stage is the output; with both, they must agree.
@@ -157,8 +191,15 @@ class ConvNextConfig:
     image_size: int = 224
     use_grn: bool = _DERIVED
     norm_eps: float = _DERIVED
-    kernel_size: int = 7
+    kernel_size: int | Sequence[int] = 7
     output_stride: int = _DERIVED
+    dilations: Sequence[int] = _DERIVED
+    pad_to_stride: bool = False
+    stem_type: str = "patch"
+    norm_layer: str = "layernorm"
+    conv_bias: bool = True
+    head_norm_first: bool = False
+    head_hidden_size: int = 0
     out_features: Sequence[str] = _DERIVED
     out_indices: Sequence[int] = _DERIVED
     model_type: str = _DERIVED
@@ -202,8 +243,7 @@ class ConvNextConfig:
         if self.norm_eps is None:
             self.norm_eps = self.layer_norm_eps if family.single_eps else _NORM_EPS
         for name in ("use_grn", *_OUTPUT_DEFAULTS):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+            _check_bool(name, getattr(self, name))
         if self.use_grn != family.use_grn:
             raise ValueError(f"use_grn={self.use_grn} does not fit model_type {self.model_type!r}")
 
@@ -221,17 +261,61 @@ class ConvNextConfig:
                 f"got {self.num_stages!r}"
             )
         self.num_stages = len(self.depths)
-        for name in ("num_channels", "patch_size", "image_size", "kernel_size"):
+        for name in ("num_channels", "patch_size", "image_size"):
             _check_positive(name, getattr(self, name))
-        if self.kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, got {self.kernel_size}")
         for name, upper in _UPPER_BOUNDS.items():
             _check_number(name, getattr(self, name), upper)
         check_choice("hidden_act", self.hidden_act, tuple(ACTIVATIONS))
-        strides = tuple(self.patch_size * 2**i for i in range(self.num_stages))
-        if self.output_stride is None:
-            self.output_stride = strides[-1]
-        check_choice("output_stride", self.output_stride, strides)
+        self._check_variant()
+        self._resolve_dilations()
+
+    def _check_variant(self) -> None:
+        """Check what only some ConvNeXts have otherwise than most."""
+        sides = self.kernel_size
+        if isinstance(sides, int) and not isinstance(sides, bool):
+            sides = (sides,) * self.num_stages
+        sides = _positive_ints("kernel_size", sides)
+        if any(side % 2 == 0 for side in sides):
+            raise ValueError(f"kernel_size must be odd, got {self.kernel_size}")
+        _check_per_stage("kernel_size", sides, self.depths)
+        self.kernel_size = sides[0] if len(set(sides)) == 1 else sides
+        for name in ("conv_bias", "head_norm_first", "pad_to_stride"):
+            _check_bool(name, getattr(self, name))
+        check_choice("stem_type", self.stem_type, STEM_TYPES)
+        check_choice("norm_layer", self.norm_layer, tuple(NORMS))
+        check_min("head_hidden_size", self.head_hidden_size, 0)
+        if self.stem_type.startswith("overlap") and self.patch_size != 4:
+            raise ValueError(
+                f"patch_size must be 4 with stem_type {self.stem_type!r}, got {self.patch_size}"
+            )
+        if self.head_norm_first and (self.head_hidden_size or self.model_type == "dinov3_convnext"):
+            raise ValueError(
+                "head_norm_first=True does not fit "
+                f"head_hidden_size={self.head_hidden_size} and model_type {self.model_type!r}"
+            )
+
+    def _resolve_dilations(self) -> None:
+        if self.dilations is None:
+            strides = tuple(self.patch_size * 2**i for i in range(self.num_stages))
+            if self.output_stride is None:
+                self.output_stride = strides[-1]
+            check_choice("output_stride", self.output_stride, strides)
+            self.dilations = tuple(max(1, stride // self.output_stride) for stride in strides)
+            return
+        self.dilations = _positive_ints("dilations", self.dilations)
+        _check_per_stage("dilations", self.dilations, self.depths)
+        steps = zip((1, *self.dilations), self.dilations, strict=False)
+        if self.dilations[0] != 1 or any(new not in (old, 2 * old) for old, new in steps):
+            raise ValueError(
+                "dilations must start with 1, and each be that of the stage before or twice that, "
+                f"got {self.dilations}"
+            )
+        if self.output_stride not in (None, self.strides[-1]):
+            raise ValueError(
+                f"dilations={self.dilations} make the output_stride {self.strides[-1]}, got "
+                f"output_stride={self.output_stride}"
+            )
+        self.output_stride = self.strides[-1]
 
     @property
     def stage_names(self) -> list[str]:
@@ -245,10 +329,10 @@ class ConvNextConfig:
         return (p, *(p * 2**i // dilation for i, dilation in enumerate(self.dilations)))
 
     @property
-    def dilations(self) -> tuple[int, ...]:
-        """The dilation of each stage's depthwise convolutions: 1 up to `output_stride`."""
-        strides = (self.patch_size * 2**i for i in range(len(self.depths)))
-        return tuple(max(1, stride // self.output_stride) for stride in strides)
+    def kernel_sizes(self) -> tuple[int, ...]:
+        """The side of the depthwise kernel of each stage."""
+        sides = self.kernel_size
+        return (sides,) * len(self.depths) if isinstance(sides, int) else tuple(sides)
 
     @property
     def use_return_dict(self) -> bool:
@@ -361,9 +445,10 @@ class ConvNextConfig:
     def _unwritten(self) -> set[str]:
         """Return the fields that transformers derives, or whose value is its default."""
         names = {"num_labels", *FAMILIES[self.model_type].derived}
-        names |= {name for name, value in _OUTPUT_DEFAULTS.items() if getattr(self, name) == value}
+        standard = {**_OUTPUT_DEFAULTS, **STANDARD}
+        names |= {name for name, value in standard.items() if getattr(self, name) == value}
         if max(self.dilations) == 1:
-            names.add("output_stride")
+            names |= {"output_stride", "dilations"}
         if self.problem_type is None:
             names.add("problem_type")
         if (self.id2label, self.label2id) == align_labels(None, None, None)[1:]:
@@ -382,6 +467,16 @@ class ConvNextConfig:
         """Write `directory`/config.json, replacing it in one step."""
         Path(directory).mkdir(parents=True, exist_ok=True)
         self.to_json_file(Path(directory) / CONFIG_NAME)
+
+
+def half_width(width: int) -> int:
+    """Return half the width, as a multiple of 8 that is at least nine tenths of it, as timm does.
+
+    Source: `make_divisible` of timm (layers/helpers.py).
+    """
+    half = width // 2
+    rounded = max(8, (half + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * half else rounded
 
 
 def _apply_changes(
@@ -460,6 +555,16 @@ def _positive_ints(name: str, value: object) -> tuple[int, ...]:
     if min(items) < 1:
         raise ValueError(f"{name} must be positive, got {value!r}")
     return items
+
+
+def _check_per_stage(name: str, values: Sequence[int], depths: Sequence[int]) -> None:
+    if len(values) != len(depths):
+        raise ValueError(f"{name} must have one entry per stage, got {values} and depths={depths}")
+
+
+def _check_bool(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
 def _check_positive(name: str, value: object) -> None:

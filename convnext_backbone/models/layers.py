@@ -1,4 +1,4 @@
-"""The layers that torch lacks: channel LayerNorm on maps, Global Response Norm, DropPath.
+"""The layers that torch lacks: norms of the channels of maps, Global Response Norm, DropPath.
 
 Papers: ConvNeXt (arXiv 2201.03545), ConvNeXt V2 (arXiv 2301.00808, section 3.3 and algorithm 1),
 stochastic depth (arXiv 1603.09382).
@@ -22,6 +22,7 @@ ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "gelu_new": _gelu_tanh,
     "gelu_pytorch_tanh": _gelu_tanh,
+    "gelu_tanh": _gelu_tanh,  # timm's name
     "relu": nn.ReLU,
     "silu": nn.SiLU,
     "swish": nn.SiLU,
@@ -55,9 +56,12 @@ class DepthwiseConv2d(Conv2d):
         channels: C.
         kernel_size: Side of the kernel, odd, in pixels.
         dilation: Distance of its taps, in pixels.
+        bias: Whether there is one.
     """
 
-    def __init__(self, channels: int, kernel_size: int, dilation: int = 1) -> None:
+    def __init__(
+        self, channels: int, kernel_size: int, dilation: int = 1, bias: bool = True
+    ) -> None:
         super().__init__(
             channels,
             channels,
@@ -65,6 +69,7 @@ class DepthwiseConv2d(Conv2d):
             padding=dilation * (kernel_size // 2),
             dilation=dilation,
             groups=channels,
+            bias=bias,
         )
 
     def forward(self, input: Tensor) -> Tensor:
@@ -118,6 +123,56 @@ class LayerNorm2d(nn.LayerNorm):
         x = input.permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
         x = F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
         return x.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
+
+
+class RMSNorm2d(nn.RMSNorm):
+    """torch's RMSNorm over the channels of every pixel: (N, C, H, W) to (N, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` (N, C, H, W)."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class SimpleNorm(nn.RMSNorm):
+    """Division by the standard deviation of the last axis, without centring: (..., C) to the same.
+
+    `y = weight * x / sqrt(var(x) + eps)` with the unbiased variance. Source: timm
+    (layers/norm.py), whose zepto models have it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` (..., C)."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        eps = torch.finfo(dtype).eps if self.eps is None else self.eps
+        scale = torch.rsqrt(x.to(dtype).var(dim=-1, keepdim=True) + eps)
+        return (x * scale).to(x.dtype) * self.weight
+
+
+class SimpleNorm2d(SimpleNorm):
+    """SimpleNorm over the channels of every pixel: (N, C, H, W) to (N, C, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` (N, C, H, W)."""
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+# timm's names -> the norm of the last axis, and that of the channels of a map.
+NORMS: Mapping[str, tuple[type[nn.Module], type[nn.Module]]] = {
+    "layernorm": (nn.LayerNorm, LayerNorm2d),
+    "rmsnorm": (nn.RMSNorm, RMSNorm2d),
+    "simplenorm": (SimpleNorm, SimpleNorm2d),
+}
+NORM_CLASSES = (nn.LayerNorm, nn.RMSNorm)  # the bases of all of them
+
+
+def build_norm(name: str, channels: int, eps: float) -> nn.Module:
+    """Build the norm of the last axis."""
+    return NORMS[name][0](channels, eps=eps)
+
+
+def build_norm2d(name: str, channels: int, eps: float) -> nn.Module:
+    """Build the norm of the channels of a map."""
+    return NORMS[name][1](channels, eps=eps)
 
 
 class GlobalResponseNorm(nn.Module):

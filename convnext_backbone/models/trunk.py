@@ -11,16 +11,18 @@ a copy.
 
 import copy
 from collections.abc import Collection, Iterator
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..inference import OptimizedModule, optimize_for_inference
 from ..weights import convert_state_dict_
 from .block import WITH_CP, Block, Stage
-from .config import ConvNextConfig
-from .layers import Conv2d, GlobalResponseNorm, LayerNorm2d
+from .config import ConvNextConfig, half_width
+from .layers import ACTIVATIONS, NORM_CLASSES, Conv2d, GlobalResponseNorm, build_norm2d
 
 # Parameters of a layer by their names, with the stage from 0 and the block: what timm's optimizers
 # (`group_matcher`) and our layer decay go by.
@@ -52,11 +54,14 @@ class ConvNextTrunk(nn.Module):
         widths = config.hidden_sizes
         # A list of floats, not a tensor: the constructor must work under a meta-device context.
         rates = iter(_linear_rates(config.drop_path_rate, sum(config.depths)))
-        downsamples = map(self._downsample, widths, widths[1:], config.dilations[1:])
+        downsamples = map(
+            self._downsample, widths, widths[1:], config.dilations, config.dilations[1:]
+        )
         self.downsample_layers = nn.ModuleList([self._stem(), *downsamples])
+        shapes = zip(widths, config.depths, config.kernel_sizes, config.dilations, strict=True)
         self.stages = nn.ModuleList(
-            Stage(*(Block(config, width, next(rates), dilation) for _ in range(depth)))
-            for width, depth, dilation in zip(widths, config.depths, config.dilations, strict=True)
+            Stage(*(Block(config, width, next(rates), kernel, dilation) for _ in range(depth)))
+            for width, depth, kernel, dilation in shapes
         )
         self.with_cp = with_cp
 
@@ -75,18 +80,32 @@ class ConvNextTrunk(nn.Module):
                 module.with_cp = value
 
     def _stem(self) -> nn.Sequential:
-        c = self.config
-        conv = Conv2d(c.num_channels, c.hidden_sizes[0], c.patch_size, stride=c.patch_size)
-        return nn.Sequential(conv, LayerNorm2d(c.hidden_sizes[0], eps=c.norm_eps))
+        c, width = self.config, self.config.hidden_sizes[0]
+        conv = partial(Conv2d, bias=c.conv_bias)
+        layers: list[nn.Module] = []
+        if c.stem_type.startswith("patch"):
+            layers.append(conv(c.num_channels, width, c.patch_size, stride=c.patch_size))
+        else:
+            middle = half_width(width) if c.stem_type == "overlap_tiered" else width
+            layers.append(conv(c.num_channels, middle, 3, stride=2, padding=1))
+            if c.stem_type == "overlap_act":
+                layers.append(ACTIVATIONS[c.hidden_act]())
+            layers.append(conv(middle, width, 3, stride=2, padding=1))
+        if c.stem_type != "patch_no_norm":
+            layers.append(build_norm2d(c.norm_layer, width, c.norm_eps))
+        return nn.Sequential(*layers)
 
-    def _downsample(self, before: int, after: int, dilation: int) -> nn.Sequential:
-        norm = LayerNorm2d(before, eps=self.config.norm_eps)
-        if dilation == 1:
-            return nn.Sequential(norm, Conv2d(before, after, 2, stride=2))
-        # The maps keep their size; the taps lie as far apart as pixels of the map before would
-        # lie in the map that is not downsampled, which is how timm loads the same weights.
-        previous = dilation // 2
-        return nn.Sequential(norm, Conv2d(before, after, 2, padding="same", dilation=previous))
+    def _downsample(self, before: int, after: int, previous: int, dilation: int) -> nn.Sequential:
+        c = self.config
+        norm = build_norm2d(c.norm_layer, before, c.norm_eps)
+        conv = partial(Conv2d, before, after, 2, bias=c.conv_bias)
+        if dilation == previous == 1:
+            return nn.Sequential(norm, conv(stride=2))
+        if dilation > previous:
+            # The maps keep their size; the taps lie as far apart as pixels of the map before would
+            # lie in the map that is not downsampled, which is how timm loads the same weights.
+            return nn.Sequential(norm, conv(padding="same", dilation=previous))
+        return nn.Sequential(norm, conv(stride=2, padding=previous // 2, dilation=previous))
 
     def reset_parameters(self) -> None:
         """Initialize every parameter: truncated normal weights, zero biases, norms of identity.
@@ -102,7 +121,7 @@ class ConvNextTrunk(nn.Module):
             nn.init.trunc_normal_(module.weight, std=self.config.initializer_range)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):
+        elif isinstance(module, NORM_CLASSES):
             module.reset_parameters()
         elif isinstance(module, GlobalResponseNorm):
             nn.init.zeros_(module.gamma)
@@ -139,15 +158,18 @@ class ConvNextTrunk(nn.Module):
             TypeError: `pixel_values` is not a floating-point tensor.
             ValueError: It is not (N, num_channels, H, W), or too small for stage `last`.
         """
-        channels, least = self.config.num_channels, self.config.strides[last]
+        channels = self.config.num_channels
+        least = 1 if self.config.pad_to_stride else self.config.strides[last]
         _check_images(pixel_values, channels, least, self.config.stage_names[last])
-        x = self.downsample_layers[0](pixel_values)
-        yield x
-        for index in range(last):
+        is_padded = self.config.pad_to_stride
+        x = _pad(pixel_values, self.config.strides[-1]) if is_padded else pixel_values
+        x = self.downsample_layers[0](x)
+        for index, stride in enumerate(self.config.strides[: last + 1]):
+            if index > 1:
+                x = self.downsample_layers[index - 1](x)
             if index > 0:
-                x = self.downsample_layers[index](x)
-            x = self.stages[index](x)
-            yield x
+                x = self.stages[index - 1](x)
+            yield _crop(x, pixel_values, stride) if is_padded else x
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -161,6 +183,20 @@ class ConvNextTrunk(nn.Module):
 def _linear_rates(last: float, num: int) -> list[float]:
     """Return `num` rates from 0 to `last`, evenly spaced; a lone block gets 0."""
     return [last * i / max(num - 1, 1) for i in range(num)]
+
+
+@torch.fx.wrap  # a leaf of symbolic tracing, which has no shapes to compute with
+def _pad(x: Tensor, stride: int) -> Tensor:
+    """Pad `x` (N, C, H, W) with zeros, on the right and below, to multiples of the stride."""
+    height, width = x.shape[-2:]
+    return F.pad(x, (0, -width % stride, 0, -height % stride))
+
+
+@torch.fx.wrap
+def _crop(x: Tensor, images: Tensor, stride: int) -> Tensor:
+    """Crop a map of padded images (N, C, H, W) to ceil(H / stride) and ceil(W / stride)."""
+    height, width = images.shape[-2:]
+    return x[..., : -(-height // stride), : -(-width // stride)]
 
 
 @torch.fx.wrap  # a leaf of symbolic tracing, which has no shapes to compare

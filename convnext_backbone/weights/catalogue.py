@@ -28,13 +28,6 @@ _NORMALIZATIONS = {
 DINOV3 = "DINOv3-License"
 NON_COMMERCIAL = ("CC-BY-NC-4.0", "FAIR-Noncommercial-Research-License")
 
-# Fields of a timm architecture that its tensors and keys do not show.
-_EPS_1E5 = {"norm_eps": 1e-5, "layer_norm_eps": 1e-5}
-TIMM_FIELDS: Mapping[str, Mapping[str, Any]] = {
-    "convnext_xxlarge": _EPS_1E5,
-    **{f"test_convnext{n}": {**_EPS_1E5, "hidden_act": "gelu_pytorch_tanh"} for n in ("", 2, 3)},
-}
-
 
 @dataclass(frozen=True)
 class WeightEntry:

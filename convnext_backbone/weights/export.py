@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..archs import FAMILIES
-from ..models.config import ConvNextConfig
+from ..models.config import STANDARD, ConvNextConfig
 from ..utils.checks import check_choice, shorten_list
 from ..utils.files import atomic_write, write_json
 from .layouts import LAYOUTS, Layout, restore
-from .native import TRUNK, NativeWeights, arch_name, infer_fields, trunk_shapes
+from .native import STEM, TRUNK, NativeWeights, arch_name, infer_fields, trunk_shapes
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 # Target -> its layouts; the first whose marks the written keys have is taken, else the last.
@@ -31,6 +31,8 @@ _LAYOUTS_OF = {
 TARGETS = tuple(_LAYOUTS_OF)
 POINTWISE = {"linear": "linear", "conv": "conv1x1_to_linear"}
 
+# Fields that only timm's layout and this package's own have names for.
+_VARIANT = ("stem_type", "norm_layer", "conv_bias", "head_norm_first", "head_hidden_size")
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 
 
@@ -52,13 +54,13 @@ def save_pretrained(module: nn.Module, directory: str | os.PathLike[str]) -> Non
             package will read the files as they were meant.
     """
     config: ConvNextConfig = module.config  # type: ignore[assignment]
-    gaps = transformers_gaps(config)
+    state = {key: tensor.detach().cpu() for key, tensor in module.state_dict().items()}
+    gaps = transformers_gaps(config, state)
     if gaps:
         warnings.warn(
             f"transformers will not compute what this module computes: {'; '.join(gaps)}",
             stacklevel=3,
         )
-    state = {key: tensor.detach().cpu() for key, tensor in module.state_dict().items()}
     tensors, values = to_transformers(state, config)
     _write_folder(Path(directory), tensors, values)
 
@@ -73,7 +75,11 @@ def _write_folder(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[s
 def to_transformers(
     state: Mapping[str, Tensor], config: ConvNextConfig
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and the config.json of transformers for a native state dict."""
+    """Return the tensors and the config.json of transformers for a native state dict.
+
+    What transformers has no names for keeps those of this package, so that it will not be taken for
+    another network there.
+    """
     is_backbone = any(key.startswith("norms.") for key in state)
     is_classifier = "head.weight" in state
     family = FAMILIES[config.model_type]
@@ -81,18 +87,31 @@ def to_transformers(
         family = FAMILIES["convnext"]
         config = config.replace(model_type=family.model_type, layer_norm_eps=config.layer_norm_eps)
     kind = "Backbone" if is_backbone else "ForImageClassification" if is_classifier else "Model"
-    tensors = restore(state, LAYOUTS[family.layout], prefix=None if is_classifier else "")
+    layout = LAYOUTS["native" if _variant(state, config) else family.layout]
+    tensors = restore(state, layout, prefix=None if is_classifier else "")
     return tensors, {**config.to_dict(), "architectures": [family.class_prefix + kind]}
 
 
-def transformers_gaps(config: ConvNextConfig) -> list[str]:
-    """List what of this architecture transformers' classes of its family do not have."""
+def _variant(state: Mapping[str, Tensor], config: ConvNextConfig) -> dict[str, Any]:
+    """Return the fields of `_VARIANT` that this network has otherwise than most."""
+    heads = {"head_norm_first": "norm_pre.weight", "head_hidden_size": "pre_logits.fc.weight"}
+    return {
+        name: getattr(config, name)
+        for name in _VARIANT
+        if getattr(config, name) != STANDARD[name] and (heads.get(name, STEM) in state)
+    }
+
+
+def transformers_gaps(config: ConvNextConfig, state: Mapping[str, Tensor]) -> list[str]:
+    """List what of this network transformers' classes of its family do not have."""
     family = FAMILIES[config.model_type]
     fixed = dict(family.fixed)
     if family.single_eps:
         fixed["norm_eps"] = config.layer_norm_eps
     if max(config.dilations) > 1:
         fixed["output_stride"] = config.patch_size * 2 ** (config.num_stages - 1)
+    for name in ("pad_to_stride", *_variant(state, config)):
+        fixed[name] = STANDARD[name]
     return [
         f"{name} must be {value}, is {getattr(config, name)}"
         for name, value in fixed.items()
@@ -146,6 +165,10 @@ def convert_weights(
             f"destination must end in .safetensors or one of {_TORCH_SUFFIXES}, got {path.name!r}"
         )
     layout = _choose_layout(weights, to)
+    variant = _variant(weights.tensors, ConvNextConfig(**weights.fields()))
+    if variant and layout.name not in _holders(variant):
+        values = ", ".join(f"{name} {value}" for name, value in variant.items())
+        raise ValueError(f"{weights.source}: the layout {layout.name} cannot hold it: {values}")
     tensors = _in_layout(weights, layout, pointwise)
     is_wrapped = layout.wrapper and path.suffix != ".safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -155,7 +178,7 @@ def convert_weights(
 
 def _to_huggingface(weights: NativeWeights, path: Path) -> Path:
     config = ConvNextConfig(**weights.fields())
-    gaps = transformers_gaps(config)
+    gaps = transformers_gaps(config, weights.tensors)
     if gaps:
         raise ValueError(f"{weights.source}: transformers cannot hold it: {'; '.join(gaps)}")
     tensors, values = to_transformers(weights.tensors, config)
@@ -170,9 +193,18 @@ def _to_huggingface(weights: NativeWeights, path: Path) -> Path:
     return _write_folder(path, tensors, values)
 
 
+def _holders(variant: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the layouts that have names for the parts of a variant."""
+    if variant.get("stem_type") == "patch_no_norm":
+        return ("native", "facebook-isotropic")
+    return ("native", "timm")
+
+
 def _choose_layout(weights: NativeWeights, to: str) -> Layout:
     """Return the layout of the target in which weights of this family and content are published."""
     model_type = weights.match.layout.model_type
+    if to == "facebook" and weights.fields()["stem_type"] == "patch_no_norm":
+        return LAYOUTS["facebook-isotropic"]
     layouts = [LAYOUTS[name] for name in _LAYOUTS_OF[to]]
     for layout in layouts:
         keys = layout.source_keys(weights.tensors, prefix="")
@@ -186,12 +218,16 @@ def _refuse_incomplete(weights: NativeWeights) -> None:
     """Refuse to write a file of which a part is missing or cut, with a ValueError."""
     tensors, fields = weights.tensors, weights.fields()
     shapes, last = trunk_shapes(fields), fields["hidden_sizes"][-1]
-    shapes |= {key: (last,) for key in ("norm.weight", "norm.bias") if key in tensors}
+    shapes |= {k: (last,) for k in tensors if k.startswith(("norm.", "norm_pre."))}
+    if hidden := fields["head_hidden_size"]:
+        shapes["pre_logits.fc.weight"], last = (hidden, last), hidden
     if weights.num_labels is not None:
         shapes["head.weight"] = (weights.num_labels, last)
     # Of a norm or a head there is nothing, or both its tensors.
-    others = [key.rpartition(".")[0] for key in tensors if not key.startswith(TRUNK)]
-    pairs = [f"{name}.{part}" for name in dict.fromkeys(others) for part in ("weight", "bias")]
+    others = dict.fromkeys(k.rpartition(".")[0] for k in tensors if not k.startswith(TRUNK))
+    has_bias = fields["norm_layer"] == "layernorm"
+    pairs = [f"{name}.weight" for name in others]
+    pairs += [f"{name}.bias" for name in others if has_bias or not name.startswith("norm")]
     expected = dict.fromkeys((*shapes, *pairs))
     problems = {
         "missing": [key for key in expected if key not in tensors],

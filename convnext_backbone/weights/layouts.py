@@ -33,9 +33,10 @@ _AS_NATIVE = {"same", "flat", "linear"}
 # What a native tensor is, by its key; the first that fits. A vector is everything else.
 _KINDS: Mapping[str, re.Pattern[str]] = {
     "conv": re.compile(r"downsample_layers\.(0\.0|[1-9]\d*\.1)\.weight"),
+    "stem": re.compile(r"downsample_layers\.0\.[1-9]\.weight"),
     "depthwise": re.compile(r"stages\.\d+\.\d+\.dwconv\.weight"),
     "pointwise": re.compile(r"stages\.\d+\.\d+\.pwconv[12]\.weight"),
-    "head": re.compile(r"head\.weight"),
+    "head": re.compile(r"(head|pre_logits\.fc)\.weight"),
     "scale": re.compile(r"stages\.\d+\.\d+\.gamma"),
     "grn": re.compile(r"stages\.\d+\.\d+\.grn\.(gamma|beta)"),
     "vector": re.compile(".*"),
@@ -62,9 +63,13 @@ _BLOCK = re.compile(r"stages\.(\d{1,9})\.(\d{1,9})\.")
 _MAX_PREFIXES = 100
 
 
-def kind_of(native_key: str) -> str:
-    """Return the kind of tensor that a native key names: conv, depthwise, pointwise, head, ..."""
-    return next(kind for kind, regex in _KINDS.items() if regex.fullmatch(native_key))
+def kind_of(native_key: str, rank: int) -> str:
+    """Return the kind of tensor that a native key names: conv, depthwise, pointwise, head, ...
+
+    In the stem of several convolutions, the rank of a tensor tells them from the norm.
+    """
+    kind = next(kind for kind, regex in _KINDS.items() if regex.fullmatch(native_key))
+    return kind if kind != "stem" else "conv" if rank > 2 else "vector"
 
 
 # ------------------------------------------------------------------------------ layouts
@@ -85,7 +90,6 @@ class Layout:
     model_type: str | None = None  # the only family stored so; None where it holds several
     # Of the final norm, where the published models have another epsilon than in other norms.
     layer_norm_eps: float | None = None
-    unsupported_head: tuple[str, ...] = ()  # of a head that this package's classifier cannot hold
     trunk_prefix: str = ""  # in published files
     is_native: bool = False  # whether the names are those of this package's own modules
     # Whether the norm after the last stage has one name before and after the pooling. It is the
@@ -189,14 +193,16 @@ _HUGGINGFACE_BLOCK = "encoder.stages.{s}.layers.{b}.dwconv.weight"
 _HUGGINGFACE = _rows("huggingface", "huggingface norms")
 _HUGGINGFACE_OUTER = _rows("huggingface head", "huggingface norms", "huggingface first upernet")
 _MMPRETRAIN = {"dwconv": "depthwise_conv", "pwconv": "pointwise_conv"}
+# OpenCLIP's last layer has no bias, which is a bias of zeros.
+_PROJECTIONS = ("head.proj.weight", "head.mlp.fc2.weight")
 _JOINED = {"stem.": "stem_", "stages.": "stages_"}  # as `features_only` names stages
 _NUMBERED = {"{kernel}": "{number}", "{gamma}": "{number}", "{v}": "0"}
 
 # transformers alone gives the final norm of V1 and V2 an epsilon of its own.
 _HF_EPS = FAMILIES["convnext"].layer_norm_eps
-# timm builds the small sizes with 1x1 convolutions for the pointwise layers.
-_SMALL = tuple(arch for arch in ARCHS if arch.endswith(("_atto", "_femto", "_pico", "_nano")))
-_TIMM_HEADS = ("norm_pre.{p}", "head.pre_logits.{*}", "head.mlp.{*}")
+# timm builds the small sizes and one variant with 1x1 convolutions for the pointwise layers.
+_SMALL = re.compile(r"convnext(v2)?_((zepto|atto|femto|pico|nano)(_\w+)?|tiny_hnf)")
+_CONV_POINTWISE = tuple(filter(_SMALL.fullmatch, ARCHS))
 
 # Order decides where two layouts fit: the more specific one stands first.
 _LAYOUTS = (
@@ -214,18 +220,21 @@ _LAYOUTS = (
     Layout("facebook-dense", _rows("facebook", "numbered norms"), _STEM,
            requires=(_FACEBOOK_BLOCK, "norm{s}.weight"), storage=_GRN4, trunk_prefix="backbone.",
            wrapper="model"),
-    Layout("native", _rows("facebook", "facebook top", "native norms"), _STEM,
+    Layout("native", _rows("facebook", "facebook top", "native norms", "native variants"), _STEM,
            requires=(_FACEBOOK_BLOCK, "norms.{v}.weight"), is_native=True),
     Layout("facebook-v2", _rows("facebook", "facebook top", "facebook decoder"), _STEM,
            requires=(_FACEBOOK_BLOCK, "stages.{s}.{b}.grn.gamma", "norm.weight"), storage=_GRN4,
            wrapper="model"),
     Layout("facebook-fcmae", _rows("facebook", "facebook decoder"), _STEM,
            requires=(_FACEBOOK_BLOCK, "stages.{s}.{b}.grn.gamma"), storage=_GRN4, wrapper="model"),
-    Layout("facebook-v1", _rows("facebook", "facebook top"), _STEM, requires=(_FACEBOOK_BLOCK,),
-           wrapper="model"),
+    # A classifier of this package has these names as well, and two more where it is a variant.
+    Layout("facebook-v1", _rows("facebook", "facebook top", "native variants"), _STEM,
+           requires=(_FACEBOOK_BLOCK,), wrapper="model"),
+    Layout("facebook-isotropic", _rows("facebook isotropic", "facebook top"), "stem.weight",
+           requires=("blocks.{b}.dwconv.weight",), wrapper="model"),
     Layout("timm", _rows("timm", "timm top"), "stem.0.weight",
            requires=("stages.{s}.blocks.{b}.conv_dw.weight",),
-           unsupported_head=_TIMM_HEADS, conv_pointwise=_SMALL),
+           outer=_rows("open_clip head"), conv_pointwise=_CONV_POINTWISE),
     Layout("timm-features", _rows("timm", replacing=_JOINED), "stem_0.weight",
            requires=("stages_{s}.blocks.{b}.conv_dw.weight",)),
     Layout("torchvision", _rows("torchvision"), "features.0.0.weight",
@@ -257,19 +266,6 @@ _LAYOUTS = (
 )  # fmt: skip
 LAYOUTS: Mapping[str, Layout] = {layout.name: layout for layout in _LAYOUTS}
 
-# Relatives of ConvNeXt that the trunk cannot hold: the stem, and patterns that must and must not be
-# there.
-_UNSUPPORTED: tuple[tuple[str, str, str | None, str], ...] = (
-    ("stem.0.weight", "stem.2.weight", None,
-     "an overlapping stem of several convolutions (timm's stem_type 'overlap', '_ols' models)"),
-    ("stem.0.weight", "stem.1.weight", "stem.1.bias",
-     "norms without a bias (timm's rmsnorm2d and simplenorm, '_rms' models)"),
-    ("stem.0.weight", "stages.{s}.blocks.{b}.conv_dw.weight", "stages.{s}.blocks.{b}.conv_dw.bias",
-     "depthwise convolutions without a bias (timm's conv_bias=False)"),
-    ("stem.weight", "blocks.{b}.dwconv.weight", None,
-     "the isotropic ConvNeXt, which has one stage at stride 16 and no norm after its stem"),
-)  # fmt: skip
-
 
 # ------------------------------------------------------------------------------ recognition
 
@@ -295,15 +291,13 @@ def recognise(shapes: Mapping[str, Shape], prefix: str | None = None) -> LayoutM
 
     Raises:
         UnknownLayoutError: There is no ConvNeXt under the keys.
-        ValueError: It is a relative that the trunk cannot hold, or there are several and `prefix`
-            does not name one.
+        ValueError: There are several, and `prefix` does not name one.
     """
     if not shapes:
         raise UnknownLayoutError("there are no tensors in it")
     if prefix and not prefix.endswith((".", "/")):
         prefix += "."
     keys = list(shapes)
-    _refuse_unsupported(keys)
     found: dict[str, LayoutMatch] = {}
     for layout in _LAYOUTS:
         starts = layout.prefixes(keys)
@@ -330,18 +324,6 @@ def _model_name(layout: Layout, keys: Iterable[str]) -> str | None:
     if "n" not in pattern.names:
         return None
     return next((values["n"] for key in keys if (values := pattern.read(key))), None)
-
-
-def _refuse_unsupported(keys: Sequence[str]) -> None:
-    # timm's `features_only` joins indices with "_".
-    keys = [re.sub(r"\b(stem|stages)_(?=\d)", r"\1.", key) for key in keys]
-    for anchor, required, forbidden, what in _UNSUPPORTED:
-        probe = Layout(what, {}, anchor, (required,))
-        for start in probe.prefixes(keys):
-            inner = [key[len(start) :] for key in keys if key.startswith(start)]
-            is_other = forbidden is not None and _any_fits(forbidden, inner)
-            if probe.fits(inner) and not is_other and any("dw" in key for key in inner):
-                raise ValueError(f"it has {what}, which ConvNextBackbone does not support")
 
 
 def _not_a_convnext(keys: list[str], prefix: str | None) -> str:
@@ -380,7 +362,6 @@ class NativeStateDict:
     dropped: tuple[str, ...]  # left out on purpose: heads, decoders, mask tokens, other modules
     reshaped: Mapping[str, str]  # source keys whose tensors changed form, and how
     unexpected: tuple[str, ...]  # under the prefix, and not known to the layout
-    unsupported_head: tuple[str, ...]  # of a head that this package's classifier cannot hold
 
     @property
     def last_norm(self) -> str:
@@ -443,12 +424,10 @@ def convert(state_dict: Mapping[str, Tensor], match: LayoutMatch) -> NativeState
         if key in dropped and native not in tensors:
             dropped.remove(key)
             tensors[native], sources[native] = state_dict[key], key
-    heads = [
-        key
-        for key in dropped
-        if key.startswith(match.prefix)
-        and any(_any_fits(h, [key[len(match.prefix) :]]) for h in layout.unsupported_head)
-    ]
+    projection = sources.get("head.weight", "")
+    if projection.endswith(_PROJECTIONS) and "head.bias" not in tensors:
+        tensors["head.bias"] = tensors["head.weight"].new_zeros(len(tensors["head.weight"]))
+        sources["head.bias"], storage["head.bias"] = projection, "zeros: it has no bias"
     converted = NativeStateDict(
         tensors=tensors,
         sources=sources,
@@ -456,7 +435,6 @@ def convert(state_dict: Mapping[str, Tensor], match: LayoutMatch) -> NativeState
         dropped=tuple(dropped),
         reshaped={sources[k]: how for k, how in storage.items() if how not in _AS_NATIVE},
         unexpected=tuple(unexpected),
-        unsupported_head=tuple(heads),
     )
     return _name_final_norm(converted) if layout.shared_final_norm else converted
 
@@ -492,7 +470,7 @@ def locate_key(key: str, match: LayoutMatch) -> tuple[bool, str | None]:
 
 def storage_of(layout: Layout, native_key: str, shape: Shape, key: str) -> str:
     """Return the key of `STORAGES` for a tensor of `shape`; ValueError where there is none."""
-    for name in layout.storage[kind_of(native_key)]:
+    for name in layout.storage[kind_of(native_key, len(shape))]:
         if STORAGES[name].fits(shape):
             return name
     raise ValueError(f"{key} has the shape {shape}, which {layout.name} does not store so")
@@ -522,7 +500,7 @@ def restore(
     chosen = storage or {}
     out: dict[str, Tensor] = {}
     for native_key, tensor in native.items():
-        kind = kind_of(native_key)
+        kind = kind_of(native_key, tensor.dim())
         name = chosen.get(native_key) or chosen.get(kind) or layout.storage[kind][0]
         out[keys[native_key]] = STORAGES[name].from_native(tensor).contiguous()
     return out

@@ -139,6 +139,7 @@ def load_native(
         del tensors[key]
     _refuse_misfits(module, weights, tensors, fit, adapt_in_channels)
     notes += _warn_not_finite(tensors, weights)
+    notes += _warn_other_fields(module, weights)
     _fill(module, tensors, fit.fresh, weights.mmap)
     report = LoadReport(
         source=weights.source,
@@ -148,6 +149,7 @@ def load_native(
         dropped=tuple(assigned.dropped),
         reshaped=dict(weights.converted.reshaped),
         notes=tuple(notes),
+        assumed=str(weights.unseen()),
     )
     if hasattr(module, "load_report"):
         # mmengine's init_weights, which comes after the building, must not draw the values anew.
@@ -194,7 +196,6 @@ def _refuse_misfits(
     adapted: bool,
 ) -> None:
     converted, sources = weights.converted, weights.converted.sources
-    is_classifier = "head.weight" in module.state_dict()
     problems: dict[str, Sequence[str]] = {
         "missing": fit.missing,
         "unexpected": (*converted.unexpected, *fit.unexpected),
@@ -207,9 +208,6 @@ def _refuse_misfits(
             for key, tensor in tensors.items()
             if not tensor.is_floating_point()
         ],
-        "part of a head that this classifier does not have": (
-            converted.unsupported_head if is_classifier else ()
-        ),
     }
     if not any(problems.values()) and tensors:
         return
@@ -251,6 +249,25 @@ def _warn_not_finite(tensors: Mapping[str, Tensor], weights: NativeWeights) -> l
         return []
     note = f"{len(bad)} tensors hold NaN or infinity: {shorten_list(bad, 4)}"
     warnings.warn(f"{weights.source}: {note}", stacklevel=5)
+    return [note]
+
+
+def _warn_other_fields(module: nn.Module, weights: NativeWeights) -> list[str]:
+    """Note where the module has another epsilon, activation or norm than the weights.
+
+    Where a tag or config.json states them, it is a warning as well.
+    """
+    config, unseen = getattr(module, "config", None), weights.unseen()
+    differing = [
+        f"{name}={value} and the module has {getattr(config, name)}"
+        for name, value in unseen.values.items()
+        if isinstance(config, ConvNextConfig) and getattr(config, name) != value
+    ]
+    if not differing:
+        return []
+    note = f"the weights are for {', for '.join(differing)} ({unseen.origin})"
+    if unseen.is_stated:
+        warnings.warn(f"{weights.source}: {note}", stacklevel=5)
     return [note]
 
 

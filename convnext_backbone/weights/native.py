@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..archs import ARCHS, FAMILIES
-from ..models.config import ConvNextConfig
+from ..archs import ARCHS, FAMILIES, UNSEEN, unseen_fields
+from ..models.config import ConvNextConfig, half_width
 from ..utils.checks import shorten_list
-from .catalogue import TIMM_FIELDS, WeightEntry
+from .catalogue import WeightEntry
 from .layouts import (
     LayoutMatch,
     NativeStateDict,
@@ -32,7 +32,20 @@ STEM, TRUNK = "downsample_layers.0.0.weight", ("downsample_layers.", "stages.")
 _READ_FROM_TENSORS = {
     *("num_channels", "patch_size", "num_stages", "hidden_sizes", "depths", "kernel_size"),
     *("use_grn", "layer_scale_init_value", "model_type", "num_labels", "id2label", "label2id"),
+    *("stem_type", "conv_bias", "head_norm_first", "head_hidden_size"),
 }
+# What sets architectures of the same sizes apart, and its usual value.
+_VARIANT: Mapping[str, Any] = {
+    "use_grn": False,
+    "patch_size": 4,
+    "kernel_size": 7,
+    "stem_type": "patch",
+    "conv_bias": True,
+    "head_norm_first": False,
+    "head_hidden_size": 0,
+}
+_GAMMA = re.compile(r"stages\.\d+\.\d+\.gamma")
+_NORM_BIAS = re.compile(r"stages\.\d+\.\d+\.norm\.bias")
 
 
 @dataclass(frozen=True)
@@ -78,14 +91,42 @@ class NativeWeights:
         with _prefix_errors(self.source):
             found = infer_fields(self.tensors)
         layout = self.match.layout
+        usual = {**UNSEEN, "norm_layer": found["norm_layer"]}
+        found |= {**usual, **unseen_fields(_published(found)[0])}
         found |= _fields_from_config_json(self.config)
         if self.entry is not None:
-            found |= self.entry.fields
+            found |= {**unseen_fields(self.entry.arch), **self.entry.fields}
         if layout.model_type is not None:
             found.setdefault("model_type", layout.model_type)
         found |= _labels(self.config, self.num_labels)
         found.setdefault("layer_norm_eps", layout.layer_norm_eps or found["norm_eps"])
         return found
+
+    def unseen(self) -> "Unseen":
+        """Return the fields that the tensors do not show, and where their values are from."""
+        fields, arch = self.fields(), self.entry.arch if self.entry else None
+        values = {name: fields[name] for name in UNSEEN}
+        if unseen_fields(arch):
+            return Unseen(values, f"of {arch}, which the tag names", True)
+        if _fields_from_config_json(self.config):
+            return Unseen(values, "of config.json", True)
+        name, why = _published(fields)
+        if name is not None:
+            return Unseen(values, f"of {name}, {why}", False)
+        return Unseen(values, "the usual ones, since no published model has these sizes", False)
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """Fields of `ConvNextConfig` that tensors do not show."""
+
+    values: Mapping[str, Any]
+    origin: str  # where the values are from
+    is_stated: bool  # by the tag or by config.json, and not concluded from the sizes
+
+    def __str__(self) -> str:
+        values = ", ".join(f"{name} {value}" for name, value in self.values.items())
+        return f"{values}: {self.origin}"
 
 
 @contextmanager
@@ -140,59 +181,96 @@ def infer_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     ValueError: the stem or a whole stage is missing.
     """
     depths = depths_of(tensors)
-    sizes = _sizes_of_stages(tensors)
-    widths = tuple(_most_common(sizes.get(stage, ())) for stage in range(len(depths)))
-    kernels = _most_common(t.shape[-1] for k, t in tensors.items() if k.endswith(".dwconv.weight"))
-    if STEM not in tensors or None in (*widths, kernels) or not depths:
+    stages = range(len(depths))
+    sizes, sides = _sizes_of_stages(tensors)
+    widths = tuple(_most_common(sizes.get(stage, ())) for stage in stages)
+    kernels = tuple(_most_common(sides.get(stage, ())) for stage in stages)
+    if STEM not in tensors or None in (*widths, *kernels) or not depths:
         raise ValueError(f"the architecture cannot be read from {len(tensors)} tensors of it")
-    stem = tensors[STEM].shape
-    fields: dict[str, Any] = {
+    stem, hidden = tensors[STEM].shape, tensors.get("pre_logits.fc.weight")
+    stem_type = _stem_type(tensors, len(depths))
+    has_norm_bias = any(_NORM_BIAS.fullmatch(key) for key in tensors)
+    return {
         "num_channels": stem[1],
-        "patch_size": stem[-1],
+        "patch_size": stem[-1] if stem_type.startswith("patch") else 4,
+        "stem_type": stem_type,
         "hidden_sizes": widths,
         "depths": depths,
         "use_grn": any(".grn." in key for key in tensors),
-        "kernel_size": kernels,
+        "kernel_size": kernels[0] if len(set(kernels)) == 1 else kernels,
+        "conv_bias": any(key.endswith(".dwconv.bias") for key in tensors),
+        "norm_layer": "layernorm" if has_norm_bias else "rmsnorm",
+        "layer_scale_init_value": 1e-6 if any(map(_GAMMA.fullmatch, tensors)) else 0.0,
+        "head_norm_first": "norm_pre.weight" in tensors,
+        "head_hidden_size": 0 if hidden is None else hidden.shape[0],
     }
-    scaled = any(re.fullmatch(r"stages\.\d+\.\d+\.gamma", key) for key in tensors)
-    fields["layer_scale_init_value"] = 1e-6 if scaled else 0.0
-    arch = arch_name(fields)
-    fields["norm_eps"] = ARCHS[arch]["norm_eps"] if arch else 1e-6
-    return fields
+
+
+def _stem_type(tensors: Mapping[str, Tensor], num_stages: int) -> str:
+    weights = {i: tensors.get(f"downsample_layers.0.{i}.weight") for i in range(4)}
+    convs = [index for index, weight in weights.items() if weight is not None and weight.ndim == 4]
+    if convs == [0, 2]:
+        return "overlap_act"
+    if convs == [0, 1]:
+        middle, width = (weights[i].shape[0] for i in convs)  # type: ignore[union-attr]
+        return "overlap" if middle == width else "overlap_tiered"
+    # A cut file must not pass for an isotropic network.
+    has_norm = any(key.startswith("downsample_layers.0.1.") for key in tensors)
+    return "patch" if has_norm or num_stages > 1 else "patch_no_norm"
+
+
+def stem_shapes(fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every native weight of the stem of an architecture."""
+    c, channels, stem_type = fields["hidden_sizes"][0], fields["num_channels"], fields["stem_type"]
+    if stem_type.startswith("patch"):
+        side = fields["patch_size"]
+        shapes: list[tuple[int, ...]] = [(c, channels, side, side)]
+    else:
+        middle = half_width(c) if stem_type == "overlap_tiered" else c
+        shapes = [(middle, channels, 3, 3), (c, middle, 3, 3)]
+    shapes += [] if stem_type == "patch_no_norm" else [(c,)]
+    places = (0, 2, 3) if stem_type == "overlap_act" else range(3)
+    return {f"downsample_layers.0.{i}": shape for i, shape in zip(places, shapes, strict=False)}
 
 
 def trunk_shapes(fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return the shape of every native tensor of the stem and the stages of an architecture."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    before, side, k = fields["num_channels"], fields["patch_size"], fields["kernel_size"]
-    for stage, (c, depth) in enumerate(zip(fields["hidden_sizes"], fields["depths"], strict=True)):
-        conv, norm, normed = (0, 1, c) if stage == 0 else (1, 0, before)
-        weights = {
-            f"downsample_layers.{stage}.{conv}": (c, before, side, side),
-            f"downsample_layers.{stage}.{norm}": (normed,),
-        }
-        for index in range(depth):
-            block = f"stages.{stage}.{index}"
+    widths, depths, kernels = fields["hidden_sizes"], fields["depths"], fields["kernel_size"]
+    kernels = (kernels,) * len(depths) if isinstance(kernels, int) else kernels
+    weights, shapes = stem_shapes(fields), {}
+    for stage, (c, depth, k) in enumerate(zip(widths, depths, kernels, strict=True)):
+        if stage > 0:
+            before = widths[stage - 1]
+            weights[f"downsample_layers.{stage}.0"] = (before,)
+            weights[f"downsample_layers.{stage}.1"] = (c, before, 2, 2)
+        for block in (f"stages.{stage}.{index}" for index in range(depth)):
             weights |= {f"{block}.dwconv": (c, 1, k, k), f"{block}.norm": (c,)}
             weights |= {f"{block}.pwconv1": (4 * c, c), f"{block}.pwconv2": (c, 4 * c)}
             if fields["layer_scale_init_value"]:
                 shapes[f"{block}.gamma"] = (c,)
             if fields["use_grn"]:
                 shapes |= {f"{block}.grn.{name}": (4 * c,) for name in ("gamma", "beta")}
-        for layer, shape in weights.items():
-            shapes |= {f"{layer}.weight": shape, f"{layer}.bias": shape[:1]}
-        before, side = c, 2
+    has_bias = {1: fields["norm_layer"] == "layernorm", 2: True, 4: fields["conv_bias"]}
+    for layer, shape in weights.items():
+        shapes[f"{layer}.weight"] = shape
+        if has_bias[len(shape)]:
+            shapes[f"{layer}.bias"] = shape[:1]
     return shapes
 
 
-def _sizes_of_stages(tensors: Mapping[str, Tensor]) -> dict[int, list[int]]:
-    """Return the width of each stage by every tensor that has it."""
+def _sizes_of_stages(
+    tensors: Mapping[str, Tensor],
+) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
+    """Return the width of each stage by every tensor that has it, and the side of its kernels."""
     pattern = re.compile(r"stages\.(\d+)\.\d+\.(dwconv\.weight|dwconv\.bias|norm\.\w+|gamma)")
     sizes: dict[int, list[int]] = {}
+    sides: dict[int, list[int]] = {}
     for key, tensor in tensors.items():
         if found := pattern.fullmatch(key):
             sizes.setdefault(int(found[1]), []).append(tensor.shape[0])
-    return sizes
+            if tensor.ndim == 4:
+                sides.setdefault(int(found[1]), []).append(tensor.shape[-1])
+    return sizes, sides
 
 
 def _most_common(values: Iterable[int]) -> int | None:
@@ -202,20 +280,36 @@ def _most_common(values: Iterable[int]) -> int | None:
 
 
 def arch_name(fields: Mapping[str, Any]) -> str | None:
-    """Name the architecture of `list_archs()` that has these widths, depths and blocks."""
-    wanted = {k: fields[k] for k in ("depths", "hidden_sizes", "use_grn")}
-    if fields["kernel_size"] != 7 or fields["patch_size"] != 4:
-        return None
-    return next(
-        (name for name, arch in ARCHS.items() if all(arch[k] == v for k, v in wanted.items())), None
-    )
+    """Name the architecture of `list_archs()` that has these sizes, this stem, norm and head."""
+    return next((a for a in _similar(fields) if ARCHS[a]["depths"] == fields["depths"]), None)
+
+
+def _similar(fields: Mapping[str, Any]) -> list[str]:
+    """Name the architectures that differ from `fields` in depths at most, as far as tensors show."""
+    is_layernorm = fields["norm_layer"] == "layernorm"
+    return [
+        name
+        for name, arch in ARCHS.items()
+        if arch["hidden_sizes"] == fields["hidden_sizes"]
+        and all(arch.get(k, usual) == fields[k] for k, usual in _VARIANT.items())
+        and (unseen_fields(name)["norm_layer"] == "layernorm") == is_layernorm
+    ]
+
+
+def _published(fields: Mapping[str, Any]) -> tuple[str | None, str]:
+    """Name the published architecture that tells what the tensors do not, and why it does."""
+    if name := arch_name(fields):
+        return name, "the published model of these sizes"
+    similar = _similar(fields)
+    agree = all(unseen_fields(a) == unseen_fields(similar[0]) for a in similar)
+    return (similar[0], "the published model of these widths") if similar and agree else (None, "")
 
 
 def _fields_from_config_json(config: Mapping[str, Any]) -> dict[str, Any]:
     """Take what tensors do not show from a config.json of transformers or of timm."""
     family = FAMILIES.get(str(config.get("model_type")))
     if family is None:
-        return dict(TIMM_FIELDS.get(str(config.get("architecture")), {}))
+        return unseen_fields(str(config.get("architecture")))
     names = {field.name for field in dataclasses.fields(ConvNextConfig)}
     names -= _READ_FROM_TENSORS
     known = {k: v for k, v in config.items() if k in names and v is not None}
@@ -240,6 +334,7 @@ def describe(weights: NativeWeights) -> str:
     fields = weights.fields()
     depths, widths = ("-".join(map(str, fields[name])) for name in ("depths", "hidden_sizes"))
     family = "V2 (GRN)" if fields["use_grn"] else "V1"
+    variant = [f"{k} {fields[k]}" for k in [*_VARIANT][3:] if fields[k] != _VARIANT[k]]
     scale = "layer scale" if fields["layer_scale_init_value"] else "no layer scale"
     trunk = [t for k, t in weights.tensors.items() if k.startswith(TRUNK)]
     parts = {
@@ -253,7 +348,8 @@ def describe(weights: NativeWeights) -> str:
         ("layout", str(weights.match)),
         ("architecture", arch_name(fields) or "no named one"),
         ("", f"depths {depths}, widths {widths}"),
-        ("", f"{family}, {scale}, depthwise kernel {fields['kernel_size']}"),
+        ("", ", ".join([family, scale, f"depthwise kernel {fields['kernel_size']}", *variant])),
+        ("assumed", str(weights.unseen())),
         ("input", f"{fields['num_channels']} channels, patches of {fields['patch_size']} pixels"),
         ("besides", ", ".join(name for name, there in parts.items() if there) or "nothing"),
         ("parameters", f"{_count(weights.tensors.values()):,} ({_count(trunk):,} in the trunk)"),

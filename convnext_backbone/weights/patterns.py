@@ -1,7 +1,7 @@
 """The two tools of the layout tables: key patterns that read and write, and ways to store a tensor.
 
 Placeholders of a pattern: `{s}` stage, `{b}` block, `{t}` transition into stage t >= 1 (each with
-arithmetic, `{2s+1}`), `{i}` 0 or 1, `{j}` 1 or 2, `{p}` weight or bias, `{g}` gamma or beta, `{n}`
+arithmetic, `{2s+1}`), `{i}` 0 to 3, `{j}` 1 or 2, `{p}` weight or bias, `{g}` gamma or beta, `{n}`
 a model name that is the same in the whole file, `{v}` any one name, `{*}` anything. `{kernel}`,
 `{gamma}`, `{number}` and `{weight}` are other names of a weight and bias, or of a gamma and beta.
 """
@@ -18,7 +18,7 @@ Shape = tuple[int, ...]
 # ------------------------------------------------------------------------------ patterns
 
 _SYMBOLS: Mapping[str, str] = {
-    "i": "[01]",
+    "i": "[0-3]",
     "j": "[12]",
     "p": "weight|bias",
     "g": "gamma|beta",

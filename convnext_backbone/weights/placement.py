@@ -2,11 +2,14 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import product
 
 from torch import Tensor
 
 from ..archs import STAGE
 from .layouts import LayoutMatch, NativeStateDict
+
+_TOP = ("norms.", "head.", "pre_logits.")  # what a module may do without
 
 
 @dataclass
@@ -34,15 +37,18 @@ def assign_to_target(
     # Without a classifier, a norm of this shared name is the norm of the map.
     is_of_map = layout.shared_final_norm and "head.weight" not in tensors
     goes_to = final_norm or (STAGE if is_of_map else layout.final_norm)
-    for part in ("weight", "bias"):
-        if f"norm.{part}" in tensors and f"norm.{part}" not in target:
-            tensor = tensors.pop(f"norm.{part}")
+    for name, part in product(("norm", "norm_pre"), ("weight", "bias")):
+        key = f"{name}.{part}"
+        if key in tensors and key not in target:
+            tensor = tensors.pop(key)
             if goes_to == STAGE and last + part in target:
                 tensors[last + part] = tensor
                 notes += [f"the final norm is the norm of {last[6:-1]}"] * (part == "weight")
             else:
-                dropped.append(converted.source_of(f"norm.{part}", last + part))
-    for key in [k for k in tensors if k not in target and k.startswith(("norms.", "head."))]:
+                dropped.append(converted.source_of(key, last + part))
+    # A classifier without the hidden layer of the source's would give other logits.
+    optional = _TOP[:2] if "head.weight" in target else _TOP
+    for key in [k for k in tensors if k not in target and k.startswith(optional)]:
         del tensors[key]
         dropped.append(converted.source_of(key))
     return Assignment(tensors, dropped, notes)

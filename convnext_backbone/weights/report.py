@@ -23,6 +23,8 @@ class LoadReport:
         dropped: Source keys that were left out on purpose: heads, decoders, other modules.
         reshaped: Source key -> how its tensor changed form.
         notes: What else a user should know.
+        assumed: Fields of the architecture that tensors do not show, with their values, and where
+            these are from: the tag, config.json, or the published model of these sizes.
     """
 
     source: str
@@ -32,6 +34,7 @@ class LoadReport:
     dropped: tuple[str, ...] = ()
     reshaped: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    assumed: str = ""
 
     def __str__(self) -> str:
         reshaped = [f"{key} ({how})" for key, how in self.reshaped.items()]
@@ -46,5 +49,6 @@ class LoadReport:
             (name, f"{len(keys):>5}  {shorten_list([*keys], show) if show else ''}")
             for name, keys, show in counted
         ]
+        rows += [("assumed", self.assumed)] if self.assumed else []
         rows += [("note", note) for note in self.notes]
         return "\n".join(f"{name:<17} {text}".rstrip() for name, text in rows)
