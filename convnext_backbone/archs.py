@@ -6,8 +6,12 @@ V1 sizes below tiny and the variants are timm's, xxlarge is OpenCLIP's, the isot
 (section 3.3) facebookresearch's. DINOv3's ConvNeXts are V1's tiny to large.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+from .utils.checks import did_you_mean
 
 # Where the norm after the last stage goes in a backbone, by the published recipe.
 DROP, STAGE = "drop", "stage"
@@ -143,6 +147,18 @@ def _fields(arch: str) -> dict[str, object]:
 ARCHS: Mapping[str, Mapping[str, object]] = {arch: _fields(arch) for arch in _ROWS}
 # Fields that the tensors of a file do not show, and their usual values.
 UNSEEN: Mapping[str, object] = {"norm_eps": 1e-6, "hidden_act": "gelu", "norm_layer": "layernorm"}
+# What most architectures have, and their rows leave out.
+USUAL: Mapping[str, Any] = {
+    **UNSEEN,
+    "num_channels": 3,
+    "use_grn": False,
+    "patch_size": 4,
+    "kernel_size": 7,
+    "stem_type": "patch",
+    "conv_bias": True,
+    "head_norm_first": False,
+    "head_hidden_size": 0,
+}
 
 
 def unseen_fields(arch: str | None) -> dict[str, object]:
@@ -168,5 +184,60 @@ def arch_fields(arch: str) -> dict[str, object]:
         ValueError: `arch` is not in `list_archs()`.
     """
     if not isinstance(arch, str) or arch not in ARCHS:
-        raise ValueError(f"arch must be one of {list_archs()}, got {arch!r}{_hint(arch)}")
+        hint = did_you_mean(arch, ARCHS)
+        if isinstance(arch, str) and re.search(r"[./]", arch):
+            hint = f"; weights are loaded by from_pretrained({arch!r}), or by init_cfg in a config"
+        raise ValueError(f"arch must be one of {list_archs()}, got {arch!r}{hint}")
     return dict(ARCHS[arch])
+
+
+# ------------------------------------------------------------------------------ shapes
+
+
+def half_width(width: int) -> int:
+    """Return half the width, as a multiple of 8 that is at least nine tenths of it, as timm does.
+
+    Source: `make_divisible` of timm (layers/helpers.py).
+    """
+    half = width // 2
+    rounded = max(8, (half + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * half else rounded
+
+
+def _stem_shapes(fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every native weight of the stem of an architecture."""
+    c, channels, stem_type = fields["hidden_sizes"][0], fields["num_channels"], fields["stem_type"]
+    if stem_type.startswith("patch"):
+        side = fields["patch_size"]
+        shapes: list[tuple[int, ...]] = [(c, channels, side, side)]
+    else:
+        middle = half_width(c) if stem_type == "overlap_tiered" else c
+        shapes = [(middle, channels, 3, 3), (c, middle, 3, 3)]
+    shapes += [] if stem_type == "patch_no_norm" else [(c,)]
+    places = (0, 2, 3) if stem_type == "overlap_act" else range(3)
+    return {f"downsample_layers.0.{i}": shape for i, shape in zip(places, shapes, strict=False)}
+
+
+def trunk_shapes(fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every native tensor of the stem and the stages of an architecture."""
+    widths, depths, kernels = fields["hidden_sizes"], fields["depths"], fields["kernel_size"]
+    kernels = (kernels,) * len(depths) if isinstance(kernels, int) else kernels
+    weights, shapes = _stem_shapes(fields), dict[str, tuple[int, ...]]()
+    for stage, (c, depth, k) in enumerate(zip(widths, depths, kernels, strict=True)):
+        if stage > 0:
+            before = widths[stage - 1]
+            weights[f"downsample_layers.{stage}.0"] = (before,)
+            weights[f"downsample_layers.{stage}.1"] = (c, before, 2, 2)
+        for block in (f"stages.{stage}.{index}" for index in range(depth)):
+            weights |= {f"{block}.dwconv": (c, 1, k, k), f"{block}.norm": (c,)}
+            weights |= {f"{block}.pwconv1": (4 * c, c), f"{block}.pwconv2": (c, 4 * c)}
+            if fields["layer_scale_init_value"]:
+                shapes[f"{block}.gamma"] = (c,)
+            if fields["use_grn"]:
+                shapes |= {f"{block}.grn.{name}": (4 * c,) for name in ("gamma", "beta")}
+    has_bias = {1: fields["norm_layer"] == "layernorm", 2: True, 4: fields["conv_bias"]}
+    for layer, shape in weights.items():
+        shapes[f"{layer}.weight"] = shape
+        if has_bias[len(shape)]:
+            shapes[f"{layer}.bias"] = shape[:1]
+    return shapes

@@ -17,6 +17,7 @@ from ..models.layers import GlobalResponseNorm
 def fold_block(block: Block) -> Block:
     """Return a folded copy of an unmodified block: no layer scale, no affine part of the norm."""
     folded = copy.deepcopy(block)
+    assert isinstance(folded.norm, nn.LayerNorm)
     _fold_norm(folded.norm, folded.pwconv1)
     weight, bias = _weight_and_bias(folded.pwconv2)
     if isinstance(folded.grn, GlobalResponseNorm):

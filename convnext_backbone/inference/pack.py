@@ -149,6 +149,7 @@ class PackedBlock(nn.Module):
         self.dwconv = PackedDepthwiseConv(block.dwconv)
         self.pwconv1 = PackedLinear(block.pwconv1.weight, block.pwconv1.bias)
         self.pwconv2 = PackedLinear(block.pwconv2.weight, block.pwconv2.bias)
+        assert isinstance(block.norm, nn.LayerNorm)
         self._norm_eps, self._approximate = block.norm.eps, str(block.act.approximate)
         row_bytes = block.pwconv1.out_features * block.pwconv1.weight.element_size()
         self._tile_rows = max(_MIN_ROWS, _TILE // row_bytes)

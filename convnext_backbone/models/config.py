@@ -11,14 +11,13 @@ import math
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
 from typing_extensions import Self, Unpack
 
-from ..archs import FAMILIES, arch_fields
-from ..utils.checks import check_choice, check_min
+from ..archs import FAMILIES, USUAL, arch_fields
+from ..utils.checks import check_choice, check_min, did_you_mean
 from ..utils.files import read_json, write_json
 from ..weights.source import resolve
 from .labels import align_labels, check_problem_type
@@ -50,16 +49,38 @@ _FOLLOWING = (
 # timm's names, and "patch_no_norm", the stem of facebookresearch's isotropic ConvNeXts.
 STEM_TYPES = ("patch", "overlap", "overlap_tiered", "overlap_act", "patch_no_norm")
 # What most ConvNeXts have; config.json holds other values only.
-STANDARD = {
-    "stem_type": "patch",
-    "norm_layer": "layernorm",
-    "conv_bias": True,
-    "head_norm_first": False,
-    "head_hidden_size": 0,
+_VARIANT = ("stem_type", "norm_layer", "conv_bias", "head_norm_first", "head_hidden_size")
+STANDARD: Mapping[str, Any] = {
+    **{name: USUAL[name] for name in _VARIANT},
     "pad_to_stride": False,
 }
 # What models return where a call leaves it open; config.json holds other values only.
 _OUTPUT_DEFAULTS = {"output_hidden_states": False, "return_dict": True}
+# Arguments of timm, mmpretrain and facebookresearch, and what says the same here.
+_NAMED_HERE = {
+    "in_chans": "num_channels",
+    "in_channels": "num_channels",
+    "num_classes": "num_labels",
+    "dims": "hidden_sizes",
+    "kernel_sizes": "kernel_size",
+    "act_layer": "hidden_act",
+    "ls_init_value": "layer_scale_init_value",
+    "stem_patch_size": "patch_size",
+    "drop_path": "drop_path_rate",
+}
+_ELSEWHERE = {
+    **{name: f"it is named {here!r} here" for name, here in _NAMED_HERE.items()},
+    "pretrained": (
+        "ConvNextBackbone.from_pretrained('convnext_tiny.fb_in1k') loads weights, a config has "
+        "init_cfg=dict(type='Pretrained', checkpoint='convnext_tiny.fb_in1k')"
+    ),
+    "features_only": (
+        "ConvNextBackbone returns maps, those of out_features; ConvNextForImageClassification has "
+        "logits"
+    ),
+    "gap_before_final_norm": "ConvNextBackbone norms maps; head_norm_first is the classifier's",
+    "global_pool": "maps are not pooled; ConvNextModel returns their average as pooler_output",
+}
 # The largest value of each number field.
 _UPPER_BOUNDS = {
     "initializer_range": math.inf,
@@ -469,16 +490,6 @@ class ConvNextConfig:
         self.to_json_file(Path(directory) / CONFIG_NAME)
 
 
-def half_width(width: int) -> int:
-    """Return half the width, as a multiple of 8 that is at least nine tenths of it, as timm does.
-
-    Source: `make_divisible` of timm (layers/helpers.py).
-    """
-    half = width // 2
-    rounded = max(8, (half + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * half else rounded
-
-
 def _apply_changes(
     given: Mapping[str, Any], current: Mapping[str, Any], changes: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -589,8 +600,7 @@ def check_names(owner: str, names: Iterable[str], choices: Collection[str]) -> N
     """
     for name in names:
         if name not in choices:
-            close = get_close_matches(name, choices, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            hint = f" ({_ELSEWHERE[name]})" if name in _ELSEWHERE else did_you_mean(name, choices)
             raise TypeError(
                 f"{owner} has no argument {name!r}{hint}; its arguments are {tuple(choices)}, "
                 "most of them fields of ConvNextConfig"

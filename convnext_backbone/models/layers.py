@@ -156,21 +156,21 @@ class SimpleNorm2d(SimpleNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+Norm = nn.LayerNorm | nn.RMSNorm
 # timm's names -> the norm of the last axis, and that of the channels of a map.
-NORMS: Mapping[str, tuple[type[nn.Module], type[nn.Module]]] = {
+NORMS: Mapping[str, tuple[type[Norm], type[Norm]]] = {
     "layernorm": (nn.LayerNorm, LayerNorm2d),
     "rmsnorm": (nn.RMSNorm, RMSNorm2d),
     "simplenorm": (SimpleNorm, SimpleNorm2d),
 }
-NORM_CLASSES = (nn.LayerNorm, nn.RMSNorm)  # the bases of all of them
 
 
-def build_norm(name: str, channels: int, eps: float) -> nn.Module:
+def build_norm(name: str, channels: int, eps: float) -> Norm:
     """Build the norm of the last axis."""
     return NORMS[name][0](channels, eps=eps)
 
 
-def build_norm2d(name: str, channels: int, eps: float) -> nn.Module:
+def build_norm2d(name: str, channels: int, eps: float) -> Norm:
     """Build the norm of the channels of a map."""
     return NORMS[name][1](channels, eps=eps)
 

@@ -18,11 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..archs import half_width
 from ..inference import OptimizedModule, optimize_for_inference
 from ..weights import convert_state_dict_
 from .block import WITH_CP, Block, Stage
-from .config import ConvNextConfig, half_width
-from .layers import ACTIVATIONS, NORM_CLASSES, Conv2d, GlobalResponseNorm, build_norm2d
+from .config import ConvNextConfig
+from .layers import ACTIVATIONS, Conv2d, GlobalResponseNorm, build_norm2d
 
 # Parameters of a layer by their names, with the stage from 0 and the block: what timm's optimizers
 # (`group_matcher`) and our layer decay go by.
@@ -121,7 +122,7 @@ class ConvNextTrunk(nn.Module):
             nn.init.trunc_normal_(module.weight, std=self.config.initializer_range)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        elif isinstance(module, NORM_CLASSES):
+        elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
             module.reset_parameters()
         elif isinstance(module, GlobalResponseNorm):
             nn.init.zeros_(module.gamma)

@@ -29,6 +29,7 @@ _BLOCKS_PER_LAYER = 3  # how many blocks of the deep third stage share one rate
 _GROUP_NUM_LAYERS = 12  # `group` of the ImageNet recipes, whatever the depth
 _NORMS = (
     nn.LayerNorm,
+    nn.RMSNorm,
     nn.GroupNorm,
     nn.modules.batchnorm._NormBase,  # every BatchNorm, SyncBatchNorm and InstanceNorm
     GlobalResponseNorm,

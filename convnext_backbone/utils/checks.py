@@ -1,6 +1,7 @@
 """Checks of arguments that many constructors share, and texts of errors and long lists."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 # What importing packages that do not fit together has been seen to raise.
@@ -19,6 +20,12 @@ def shorten_list(names: Sequence[str], most: int = 5) -> str:
     """List the first names, and count the others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def did_you_mean(value: Any, choices: Iterable[str]) -> str:
+    """Return " (did you mean ...?)" with the choice that is spelt most like `value`, or ""."""
+    close = get_close_matches(value, list(choices), n=1) if isinstance(value, str) else []
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:

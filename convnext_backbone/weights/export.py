@@ -11,12 +11,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..archs import FAMILIES
+from ..archs import FAMILIES, trunk_shapes
 from ..models.config import STANDARD, ConvNextConfig
 from ..utils.checks import check_choice, shorten_list
 from ..utils.files import atomic_write, write_json
 from .layouts import LAYOUTS, Layout, restore
-from .native import STEM, TRUNK, NativeWeights, arch_name, infer_fields, trunk_shapes
+from .native import STEM, TRUNK, NativeWeights, arch_name, infer_fields
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 # Target -> its layouts; the first whose marks the written keys have is taken, else the last.

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..archs import ARCHS, FAMILIES, UNSEEN, unseen_fields
-from ..models.config import ConvNextConfig, half_width
+from ..archs import ARCHS, FAMILIES, UNSEEN, USUAL, unseen_fields
+from ..models.config import ConvNextConfig
 from ..utils.checks import shorten_list
 from .catalogue import WeightEntry
 from .layouts import (
@@ -34,16 +34,11 @@ _READ_FROM_TENSORS = {
     *("use_grn", "layer_scale_init_value", "model_type", "num_labels", "id2label", "label2id"),
     *("stem_type", "conv_bias", "head_norm_first", "head_hidden_size"),
 }
-# What sets architectures of the same sizes apart, and its usual value.
-_VARIANT: Mapping[str, Any] = {
-    "use_grn": False,
-    "patch_size": 4,
-    "kernel_size": 7,
-    "stem_type": "patch",
-    "conv_bias": True,
-    "head_norm_first": False,
-    "head_hidden_size": 0,
-}
+# What sets architectures of the same sizes apart.
+_VARIANT = (
+    *("use_grn", "patch_size", "kernel_size", "stem_type", "conv_bias"),
+    *("head_norm_first", "head_hidden_size"),
+)
 _GAMMA = re.compile(r"stages\.\d+\.\d+\.gamma")
 _NORM_BIAS = re.compile(r"stages\.\d+\.\d+\.norm\.bias")
 
@@ -219,45 +214,6 @@ def _stem_type(tensors: Mapping[str, Tensor], num_stages: int) -> str:
     return "patch" if has_norm or num_stages > 1 else "patch_no_norm"
 
 
-def stem_shapes(fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every native weight of the stem of an architecture."""
-    c, channels, stem_type = fields["hidden_sizes"][0], fields["num_channels"], fields["stem_type"]
-    if stem_type.startswith("patch"):
-        side = fields["patch_size"]
-        shapes: list[tuple[int, ...]] = [(c, channels, side, side)]
-    else:
-        middle = half_width(c) if stem_type == "overlap_tiered" else c
-        shapes = [(middle, channels, 3, 3), (c, middle, 3, 3)]
-    shapes += [] if stem_type == "patch_no_norm" else [(c,)]
-    places = (0, 2, 3) if stem_type == "overlap_act" else range(3)
-    return {f"downsample_layers.0.{i}": shape for i, shape in zip(places, shapes, strict=False)}
-
-
-def trunk_shapes(fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every native tensor of the stem and the stages of an architecture."""
-    widths, depths, kernels = fields["hidden_sizes"], fields["depths"], fields["kernel_size"]
-    kernels = (kernels,) * len(depths) if isinstance(kernels, int) else kernels
-    weights, shapes = stem_shapes(fields), {}
-    for stage, (c, depth, k) in enumerate(zip(widths, depths, kernels, strict=True)):
-        if stage > 0:
-            before = widths[stage - 1]
-            weights[f"downsample_layers.{stage}.0"] = (before,)
-            weights[f"downsample_layers.{stage}.1"] = (c, before, 2, 2)
-        for block in (f"stages.{stage}.{index}" for index in range(depth)):
-            weights |= {f"{block}.dwconv": (c, 1, k, k), f"{block}.norm": (c,)}
-            weights |= {f"{block}.pwconv1": (4 * c, c), f"{block}.pwconv2": (c, 4 * c)}
-            if fields["layer_scale_init_value"]:
-                shapes[f"{block}.gamma"] = (c,)
-            if fields["use_grn"]:
-                shapes |= {f"{block}.grn.{name}": (4 * c,) for name in ("gamma", "beta")}
-    has_bias = {1: fields["norm_layer"] == "layernorm", 2: True, 4: fields["conv_bias"]}
-    for layer, shape in weights.items():
-        shapes[f"{layer}.weight"] = shape
-        if has_bias[len(shape)]:
-            shapes[f"{layer}.bias"] = shape[:1]
-    return shapes
-
-
 def _sizes_of_stages(
     tensors: Mapping[str, Tensor],
 ) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
@@ -285,13 +241,13 @@ def arch_name(fields: Mapping[str, Any]) -> str | None:
 
 
 def _similar(fields: Mapping[str, Any]) -> list[str]:
-    """Name the architectures that differ from `fields` in depths at most, as far as tensors show."""
+    """Name the architectures that, as far as tensors show, differ from `fields` in depths only."""
     is_layernorm = fields["norm_layer"] == "layernorm"
     return [
         name
         for name, arch in ARCHS.items()
         if arch["hidden_sizes"] == fields["hidden_sizes"]
-        and all(arch.get(k, usual) == fields[k] for k, usual in _VARIANT.items())
+        and all(arch.get(k, USUAL[k]) == fields[k] for k in _VARIANT)
         and (unseen_fields(name)["norm_layer"] == "layernorm") == is_layernorm
     ]
 
@@ -334,7 +290,7 @@ def describe(weights: NativeWeights) -> str:
     fields = weights.fields()
     depths, widths = ("-".join(map(str, fields[name])) for name in ("depths", "hidden_sizes"))
     family = "V2 (GRN)" if fields["use_grn"] else "V1"
-    variant = [f"{k} {fields[k]}" for k in [*_VARIANT][3:] if fields[k] != _VARIANT[k]]
+    variant = [f"{k} {fields[k]}" for k in _VARIANT[3:] if fields[k] != USUAL[k]]
     scale = "layer scale" if fields["layer_scale_init_value"] else "no layer scale"
     trunk = [t for k, t in weights.tensors.items() if k.startswith(TRUNK)]
     parts = {
@@ -353,7 +309,7 @@ def describe(weights: NativeWeights) -> str:
         ("input", f"{fields['num_channels']} channels, patches of {fields['patch_size']} pixels"),
         ("besides", ", ".join(name for name, there in parts.items() if there) or "nothing"),
         ("parameters", f"{_count(weights.tensors.values()):,} ({_count(trunk):,} in the trunk)"),
-        ("licence", entry.licence if entry else "unknown: not a source of the catalogue"),
+        ("licence", entry.licences if entry else "unknown: not a source of the catalogue"),
     ]
     rows += [("trained on", entry.data)] if entry else []
     others = {"left out": weights.converted.dropped, "unexpected": weights.converted.unexpected}

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from ..utils.checks import first_line
 from ..utils.files import WEIGHT_SUFFIXES, check_source
-from .catalogue import WEIGHTS, WeightEntry, get_weight
+from .catalogue import WEIGHTS, WeightEntry, get_weight, suggest
 from .download import URL, DownloadError, fetch_url
 from .read import DIRECTORY_FILES, INDEX_SUFFIX, shard_names
 
@@ -65,7 +65,7 @@ class LocalSource(Source):
         if not self.path.exists():
             raise FileNotFoundError(
                 f"{self.name}: there is no such file or directory, and it is not a URL, a Hugging "
-                "Face id or a name of list_weights() either"
+                f"Face id or a name of list_weights() either{suggest(self.name)}"
             )
         return self.path
 
@@ -89,7 +89,12 @@ class UrlSource(Source):
 
     def weights(self) -> Path:
         """Return the local copy, whose hash is checked where it is known."""
-        return fetch_url(self.url, sha256=self.entry.sha256 if self.entry else None)
+        try:
+            return fetch_url(self.url, sha256=self.entry.sha256 if self.entry else None)
+        except DownloadError as error:
+            if self.entry is not None and self.entry.hub_id:
+                error.args = (f"{error}; the hub has a copy, {self.entry.hub_id}", *error.args[1:])
+            raise
 
     def file(self, name: str) -> Path:
         """Return the local copy of a JSON file; other URLs have no files beside them."""
@@ -231,8 +236,6 @@ def resolve(
 
 
 def _source_of_entry(entry: WeightEntry) -> Source:
-    if entry.unsupported:
-        raise ValueError(f"{entry.name} cannot be held by ConvNextBackbone: {entry.unsupported}")
     if entry.url:
         return UrlSource(entry.name, entry, entry.url)
     if entry.hub_id:

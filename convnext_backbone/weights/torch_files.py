@@ -21,7 +21,7 @@ from .containers import DAMAGED, ZIP_START, CheckpointError, check_allocations, 
 from .numpy_types import numpy_types
 
 # Entries of a checkpoint that hold its tensors, and those of their moving averages.
-WRAPPERS = ("model", "state_dict", "module", "net", "network", "backbone")
+WRAPPERS = ("model", "state_dict", "module", "net", "network", "backbone", "train_model")
 EMA_WRAPPERS = ("model_ema", "ema_state_dict", "state_dict_ema", "ema")
 # torch names what it refused in one of these forms, followed by advice to load without protection.
 _REFUSED = re.compile(

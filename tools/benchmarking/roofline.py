@@ -19,14 +19,15 @@ def work_of(cell: Cell) -> dict[str, float]:
     flops = moved = 0.0
     height, width = (side // config.patch_size for side in cell.size)
     before, kernel = config.num_channels, config.patch_size
-    for index, (c, depth) in enumerate(zip(config.hidden_sizes, config.depths, strict=True)):
+    shapes = zip(config.hidden_sizes, config.depths, config.kernel_sizes, strict=True)
+    for index, (c, depth, side) in enumerate(shapes):
         if index > 0:
             height, width, kernel = height // 2, width // 2, 2
         pixels = cell.batch * height * width
         flops += 2 * pixels * c * before * kernel**2
         moved += size * pixels * (before * kernel**2 + c)
-        flops += depth * 2 * pixels * c * (config.kernel_size**2 + 8 * c)
-        moved += depth * size * (pixels * c * (2 + 5 + 6) + c * (config.kernel_size**2 + 8 * c))
+        flops += depth * 2 * pixels * c * (side**2 + 8 * c)
+        moved += depth * size * (pixels * c * (2 + 5 + 6) + c * (side**2 + 8 * c))
         before = c
     times = 3 if cell.mode == "training" else 1
     return {"flops": times * flops, "bytes": times * moved}
