@@ -292,10 +292,11 @@ class ConvNextConfig:
 
     def _check_variant(self) -> None:
         """Check what only some ConvNeXts have otherwise than most."""
-        sides = self.kernel_size
-        if isinstance(sides, int) and not isinstance(sides, bool):
-            sides = (sides,) * self.num_stages
-        sides = _positive_ints("kernel_size", sides)
+        if isinstance(self.kernel_size, Iterable):
+            sides = _positive_ints("kernel_size", self.kernel_size)
+        else:
+            _check_positive("kernel_size", self.kernel_size)
+            sides = (self.kernel_size,) * self.num_stages
         if any(side % 2 == 0 for side in sides):
             raise ValueError(f"kernel_size must be odd, got {self.kernel_size}")
         _check_per_stage("kernel_size", sides, self.depths)

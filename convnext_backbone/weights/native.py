@@ -27,12 +27,12 @@ from .read import read_checkpoint
 from .source import Source, resolve
 
 STEM, TRUNK = "downsample_layers.0.0.weight", ("downsample_layers.", "stages.")
-# What the tensors themselves show, and the labels. Every other field of a config.json is taken from
+# What the tensors themselves show (of the head, only those of a classifier), and the labels. Every other field of a config.json is taken from
 # it, so that a new field of `ConvNextConfig` needs no mention here.
 _READ_FROM_TENSORS = {
     *("num_channels", "patch_size", "num_stages", "hidden_sizes", "depths", "kernel_size"),
     *("use_grn", "layer_scale_init_value", "model_type", "num_labels", "id2label", "label2id"),
-    *("stem_type", "conv_bias", "head_norm_first", "head_hidden_size"),
+    *("stem_type", "conv_bias"),
 }
 # What sets architectures of the same sizes apart.
 _VARIANT = (
@@ -179,7 +179,8 @@ def infer_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     stages = range(len(depths))
     sizes, sides = _sizes_of_stages(tensors)
     widths = tuple(_most_common(sizes.get(stage, ())) for stage in stages)
-    kernels = tuple(_most_common(sides.get(stage, ())) for stage in stages)
+    usual_side = _most_common(side for found in sides.values() for side in found)
+    kernels = tuple(_most_common(sides.get(stage, ())) or usual_side for stage in stages)
     if STEM not in tensors or None in (*widths, *kernels) or not depths:
         raise ValueError(f"the architecture cannot be read from {len(tensors)} tensors of it")
     stem, hidden = tensors[STEM].shape, tensors.get("pre_logits.fc.weight")

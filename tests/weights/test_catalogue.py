@@ -1,12 +1,18 @@
 """The catalogue agrees with timm and names every weight once."""
 
+import copy
+import json
+import pickle
 import warnings
 
 import pytest
+import timm
+import torch
 from timm.models import convnext as timm_convnext
 
-from convnext_backbone import list_weights
-from convnext_backbone.archs import ARCHS
+from convnext_backbone import list_archs, list_weights
+from convnext_backbone.archs import ARCHS, unseen_fields
+from convnext_backbone.models.layers import ACTIVATIONS
 from convnext_backbone.weights import WEIGHTS
 from convnext_backbone.weights.catalogue import get_weight, hash_in_name
 
@@ -30,37 +36,48 @@ TIMM = {
 @pytest.mark.parametrize("name", TIMM)
 def test_weights_of_timm_are_as_timm_describes_them(name):
     entry, theirs = get_weight(name), TIMM[name].to_dict()
-    assert entry.url == theirs.get("url", "") or entry.hub_id == f"timm/{name}"
-    if theirs.get("url"):
-        assert entry.url == theirs["url"]
+    assert entry.url == theirs.get("url", "")
+    assert entry.hub_id == f"timm/{name}"
     assert (3, entry.input_size, entry.input_size) == theirs["input_size"]
+    second = entry.test_input_size
+    assert (second and (3, second, second)) == theirs.get("test_input_size")
+    assert entry.test_crop_pct == theirs.get("test_crop_pct")
     assert (entry.mean, entry.std) == (theirs["mean"], theirs["std"])
     assert entry.interpolation == theirs["interpolation"]
     assert entry.crop_pct == theirs["crop_pct"]
     assert entry.crop_mode == theirs["crop_mode"]
     assert entry.num_classes == theirs["num_classes"]
+    assert (entry.hub_licence or entry.licence).lower() == theirs["license"]
 
 
-@pytest.mark.parametrize("name", [n for n in TIMM if n not in ARCHS])
-def test_licence_is_never_looser_than_timms(name):
-    strict = {"cc-by-nc-4.0", "dinov3-license", "fair-noncommercial-research-license"}
-    theirs = TIMM[name].license
-    if theirs in strict:
-        assert get_weight(name).licence.lower() == theirs
-    else:
-        assert get_weight(name).licence in ("MIT", "Apache-2.0")
+@pytest.mark.parametrize("arch", timm.list_models(module="convnext"))
+def test_architectures_are_timms(arch):
+    """Depths, widths and shapes are compared in test_layouts, by the tensors of both."""
+    with torch.device("meta"):
+        theirs = timm.create_model(arch)
+    ours, block = unseen_fields(arch), theirs.stages[0].blocks[0]
+    assert block.norm.eps == theirs.stem[-1].eps == theirs.stages[1].downsample[0].eps
+    assert ours["norm_eps"] == block.norm.eps
+    names = {"LayerNorm": "layernorm", "RmsNorm": "rmsnorm", "SimpleNorm": "simplenorm"}
+    assert ours["norm_layer"] == names[type(block.norm).__name__.removesuffix("2d")]
+    x = torch.linspace(-3, 3, 50)
+    assert torch.allclose(ACTIVATIONS[ours["hidden_act"]]()(x), block.mlp.act(x), atol=1e-6)
+    with torch.device("meta"):
+        trunk = sum(p.numel() for part in (theirs.stem, theirs.stages) for p in part.parameters())
+    parameters = {w.parameters for w in list_weights(f"{arch}.*")}
+    assert parameters <= {trunk}
 
 
-@pytest.mark.parametrize("entry", WEIGHTS.values(), ids=lambda e: e.name)
-def test_every_weight_has_one_source_and_a_licence(entry):
+@pytest.mark.parametrize("entry", WEIGHTS.values(), ids=str)
+def test_every_weight_can_be_had_has_a_licence_and_a_known_architecture(entry):
     assert entry.licence in LICENCES
+    assert entry.hub_licence in {"", *LICENCES} - {entry.licence}
     assert entry.data
     assert entry.url.startswith("https://") or not entry.url
     assert entry.url or entry.hub_id or (entry.gated and entry.file_name)
     assert entry.task in ("classification", "features", "detection", "segmentation")
-    known = entry.arch in ARCHS or entry.unsupported
-    derived = entry.arch in ("convnext_large_mlp", "convnext_tiny_hnf")
-    assert known or derived or entry.arch.startswith("test_convnext")
+    assert entry.arch in ARCHS
+    assert entry.top1 is None or 60 < entry.top1 < 90 or "test_" in entry
 
 
 def test_no_two_weights_share_an_address_or_a_cached_file():
@@ -136,3 +153,36 @@ def test_free_licence_says_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         get_weight("convnext_tiny.fb_in1k").warn_once()
+
+
+def test_entries_are_the_names_with_attributes():
+    (entry,) = list_weights("convnext_tiny.fb_in1k_coco_m*")
+    assert entry == "convnext_tiny.fb_in1k_coco_mask_rcnn"
+    assert {entry: 1}["convnext_tiny.fb_in1k_coco_mask_rcnn"] == 1
+    assert (entry.arch, entry.task, entry.licence, entry.gated) == (
+        "convnext_tiny", "detection", "MIT", False,
+    )  # fmt: skip
+    assert entry.is_backbone
+    assert not entry.is_classifier
+    for copied in (copy.deepcopy(entry), pickle.loads(pickle.dumps(entry))):
+        assert copied == entry
+        assert copied.to_dict() == entry.to_dict()
+    assert json.loads(json.dumps(entry.to_dict()))["tag"] == entry
+    assert repr(entry) == repr(str(entry))
+    best = max((w for w in list_weights() if w.top1), key=lambda w: w.top1)
+    assert best == "convnextv2_huge.fcmae_ft_in22k_in1k_512"
+
+
+def test_both_licences_are_named_where_the_copy_has_another():
+    entry = get_weight("convnext_tiny.fb_in1k")
+    assert (entry.licence, entry.hub_licence) == ("MIT", "Apache-2.0")
+    assert entry.licences == "MIT (timm/convnext_tiny.fb_in1k: Apache-2.0)"
+    assert "MIT (timm/convnext_tiny.fb_in1k: Apache-2.0)" in entry.describe()
+
+
+def test_an_architecture_leads_to_its_weights():
+    with pytest.raises(ValueError, match=r"is an architecture, whose weights are convnext_atto\."):
+        get_weight("convnext_atto")
+    assert {w.arch for w in list_weights()} | {"convnext_atto_rms", "convnextv2_small"} == set(
+        list_archs()
+    )
