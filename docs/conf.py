@@ -111,12 +111,13 @@ def _catalogue() -> str:
 
 
 def _row(entry: WeightEntry) -> str:
-    where = entry.hub_id or re.sub(r"^https?://([^/]+)/.*", r"\1", entry.url) or "by a form"
+    server = re.sub(r"^https?://([^/]+)/.*", r"\1", entry.url)
+    where = ", ".join(filter(None, (server, entry.hub_id))) or "by a form"
     if entry.gated:
         where += " (gated)"
     cells = (
         *(f"<code>{entry.name}</code>", entry.data, entry.task, str(entry.input_size)),
-        *(entry.licence, "no" if entry.non_commercial else "", html.escape(where)),
+        *(entry.licences, "no" if entry.non_commercial else "", html.escape(where)),
     )
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 

@@ -27,8 +27,9 @@ from .read import read_checkpoint
 from .source import Source, resolve
 
 STEM, TRUNK = "downsample_layers.0.0.weight", ("downsample_layers.", "stages.")
-# What the tensors themselves show (of the head, only those of a classifier), and the labels. Every other field of a config.json is taken from
-# it, so that a new field of `ConvNextConfig` needs no mention here.
+# What the tensors themselves show, and the labels. Every other field of a config.json is taken from
+# it, so that a new field of `ConvNextConfig` needs no mention here. A backbone's tensors do not show
+# the fields of the head.
 _READ_FROM_TENSORS = {
     *("num_channels", "patch_size", "num_stages", "hidden_sizes", "depths", "kernel_size"),
     *("use_grn", "layer_scale_init_value", "model_type", "num_labels", "id2label", "label2id"),

@@ -20,6 +20,9 @@ from convnext_backbone import (
 )
 from convnext_backbone.models.layers import NORMS
 from convnext_backbone.weights import convert_weights, open_weights
+from convnext_backbone.weights.layouts import convert, recognise
+from convnext_backbone.weights.native import NativeWeights
+from convnext_backbone.weights.source import LocalSource
 
 ENTRY_POINTS = timm.list_models(module="convnext")
 # Those whose widths or kernels alone tell what the tensors do not.
@@ -65,7 +68,9 @@ def build(cls, name):
 
 
 def assert_equal(got, expected, tolerance=1e-5):
-    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
+    """Per unit of scale: maps of random weights may be large."""
+    atol = tolerance * max(1.0, expected.abs().max().item())
+    torch.testing.assert_close(got, expected, rtol=0.0, atol=atol)
 
 
 def bare_maps(backbone, x):
@@ -109,20 +114,12 @@ def test_every_entry_point_of_timm_loads(name, as_file, tmp_path):
 
 @pytest.mark.parametrize("name", ["convnext_xxlarge", "convnext_zepto_rms", "test_convnext"])
 def test_published_sizes_tell_what_tensors_do_not(name, tmp_path):
-    """Full sizes, as tensors without memory of their own."""
+    """Full sizes, as tensors without memory."""
     with torch.device("meta"):
         state = timm.create_model(name).state_dict()
-    state = {k: torch.zeros(1).expand(v.shape) for k, v in state.items()}
-    torch.save(state, tmp_path / "w.pth")
-    weights = open_weights(tmp_path / "w.pth") if name != "convnext_xxlarge" else None
-    if weights is None:  # views of more than is stored are refused in files
-        from convnext_backbone.weights.native import NativeWeights
-        from convnext_backbone.weights.layouts import convert, recognise
-        from convnext_backbone.weights.source import LocalSource
-
-        match = recognise({k: tuple(v.shape) for k, v in state.items()})
-        source = LocalSource("w.pth", None, tmp_path / "w.pth")
-        weights = NativeWeights(source, match, convert(state, match), {}, ())
+    match = recognise({k: tuple(v.shape) for k, v in state.items()})
+    source = LocalSource("w.pth", None, tmp_path / "w.pth")
+    weights = NativeWeights(source, match, convert(state, match), {}, ())
     theirs = timm.create_model(name, depths=(1, 1, 1, 1), dims=(8, 8, 8, 8)).stages[0].blocks[0]
     assert weights.fields()["norm_eps"] == theirs.norm.eps
     assert f"of {name}, the published model of these sizes" in str(weights.unseen())
@@ -233,7 +230,10 @@ def test_the_backbone_of_an_lt_detr_detector_is_taken_out_of_it(tmp_path):
     prefix = "ema_model.model.backbone._model_wrapper._model."
     state = {prefix + k: v for k, v in V1.state_dict().items() if not k.startswith("head.")}
     norm = {f"{prefix}norms.3.{k}": v for k, v in V1.norm.state_dict().items()}
-    other = {"ema_model.model.decoder.query.weight": torch.ones(3), "ema_model.decay": torch.ones(1)}
+    other = {
+        "ema_model.model.decoder.query.weight": torch.ones(3),
+        "ema_model.decay": torch.ones(1),
+    }
     file = {"model_class_path": "a.B", "model_init_args": {"model_name": "x"}}
     torch.save({**file, "train_model": {**state, **norm, **other}}, tmp_path / "w.pt")
     ours = ConvNextBackbone.from_pretrained(tmp_path / "w.pt", out_indices=(1, 2, 3, 4))
@@ -260,7 +260,6 @@ def test_variants_are_saved_optimized_copied_and_loaded_in_place(cls, name, tmp_
     assert not again.load_report.fresh
     for got, want in zip(again(x).to_tuple(), expected.to_tuple(), strict=True):
         assert_equal(got, want, 0.0)
-    # A half precision never passes through, so the folded network is as exact as its dtype.
     fast = ours.optimize_for_inference()
     for got, want in zip(fast(x).to_tuple(), expected.to_tuple(), strict=True):
         assert_equal(got, want, 1e-3)
