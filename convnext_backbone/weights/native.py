@@ -28,8 +28,8 @@ from .source import Source, resolve
 
 STEM, TRUNK = "downsample_layers.0.0.weight", ("downsample_layers.", "stages.")
 # What the tensors themselves show, and the labels. Every other field of a config.json is taken from
-# it, so that a new field of `ConvNextConfig` needs no mention here. A backbone's tensors do not show
-# the fields of the head.
+# it, so that a new field of `ConvNextConfig` needs no mention here. The fields of the head are
+# among them: the tensors of a backbone do not show these.
 _READ_FROM_TENSORS = {
     *("num_channels", "patch_size", "num_stages", "hidden_sizes", "depths", "kernel_size"),
     *("use_grn", "layer_scale_init_value", "model_type", "num_labels", "id2label", "label2id"),

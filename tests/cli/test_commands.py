@@ -36,6 +36,7 @@ SURFACE = {
     "visualize": {"IMAGE", "--method", "--point", "--out", "--serve", "--port", *NETWORK},
     "convert": {"SRC", "DST", "--to", "--pointwise", "--ema", "--prefix"},
     "info": {"SRC", "--ema", "--prefix"},
+    "list": {"PATTERN", "--json"},
     "doctor": set(),
     "export": {"W", "OUT", "--to", "--features", "--logits", "--opset", "--precision"},
 }
