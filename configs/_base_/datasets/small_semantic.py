@@ -5,7 +5,7 @@ _base_ = "./ade20k_512x512.py"
 custom_dataset = dict(image_size=512, batch_size=8, iters=4000)
 scale = (512, 512)
 train_pipeline = _base_.train_pipeline
-train_pipeline[2].scale = scale
+train_pipeline[2].update(scale=scale, ratio_range=(0.5, 1.5))
 train_pipeline[3].crop_size = (384, 384)
 test_pipeline = _base_.test_pipeline
 test_pipeline[1].scale = scale

@@ -7,7 +7,6 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from ..config_walk import split_datasets
-from .coco import forget_coco
 from .coco_checks import check_coco, check_evaluators
 from .data_report import DataReport
 from .datasets import LABEL_MAP_DEFAULTS, count_training_images, dataset_class
@@ -47,7 +46,6 @@ def check_data_contents(
         num_images = count_training_images(cfg)
         for text in schedule_warnings(cfg, num_images) if num_images else ():
             report.warn(text)
-    forget_coco()
     return report
 
 

@@ -145,6 +145,11 @@ def _read_labels(path: str) -> np.ndarray:
             f"label map {path!r} has {labels.shape[2]} channels; a label map has one, whose values "
             "are the classes"
         )
+    if labels.dtype != np.bool_ and not 0 <= labels.min() <= labels.max() < _VALUES:
+        raise UsageError(
+            f"label map {path!r} holds values from {labels.min()} to {labels.max()}; "
+            f"mmsegmentation reads them modulo {_VALUES}"
+        )
     return labels.astype(np.uint8)
 
 

@@ -21,6 +21,7 @@ from mmengine.runner import Runner
 
 from ...utils.commandline import EXIT_USAGE, OneLineParser, print_error
 from .checkpoint_checks import check_checkpoint, check_start
+from .coco import forget_coco
 from .config import NEEDED, load_config
 from .errors import BUILD_ERRORS, UsageError, describe_error
 from .flags import (
@@ -182,10 +183,10 @@ def check_before_run(cfg: Config, args: argparse.Namespace, command: str) -> Non
     Raises:
         UsageError: A check found a mistake.
     """
-    if args.no_check or not is_main_process():
-        return
-    for warning in check_run(cfg, command):
-        print_once(f"warning: {warning}")
+    if is_main_process() and not args.no_check:
+        for warning in check_run(cfg, command):
+            print_once(f"warning: {warning}")
+    forget_coco()
 
 
 @contextmanager

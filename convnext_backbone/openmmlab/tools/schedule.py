@@ -109,15 +109,18 @@ def _scale_schedulers(
 ) -> None:
     """Convert the schedulers to iterations of a training that was `before` and is `total` long."""
     schedulers = [s for s, where in _iter_schedulers(cfg) if not typed.covers(where)]
-    warm_up_ends: dict[int, int] = {}  # the published one -> the new one
-    for scheduler in filter(is_warm_up, schedulers):
+    warm_ups = [scheduler for scheduler in schedulers if is_warm_up(scheduler)]
+    others = [scheduler for scheduler in schedulers if not is_warm_up(scheduler)]
+    ends: dict[int, int] = {}  # of warm-ups: the published one -> the new one
+    for scheduler in warm_ups:
         end = _in_iterations(scheduler, scheduler.end, per_epoch)
         most = max(1, min(_MAX_WARM_UP, int(total * _MAX_WARM_UP_PART)))
-        warm_up_ends[end] = scheduler.end = min(end, most)
+        ends[end] = scheduler.end = min(end, most)
+        if scheduler.end == 1:  # mmengine would stay at the first factor
+            scheduler.start_factor = scheduler.get("end_factor", 1.0)
         _count_iterations(scheduler)
-    for scheduler in schedulers:
-        if not is_warm_up(scheduler):
-            _scale_scheduler(scheduler, before, total, warm_up_ends)
+    for scheduler in others:
+        _scale_scheduler(scheduler, before, total, ends)
 
 
 def _scale_scheduler(

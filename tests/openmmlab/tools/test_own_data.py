@@ -11,10 +11,14 @@ from PIL import Image
 
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
-pytestmark = pytest.mark.openmmlab
+pytestmark = [
+    pytest.mark.openmmlab,
+    # Of the first import of mmdet's Mask2Former.
+    pytest.mark.filterwarnings("ignore:.*has been moved:ImportWarning"),
+]
 
 from mmengine.config import Config
-from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
+from mmengine.registry import DATASETS, PARAM_SCHEDULERS, init_default_scope
 
 from convnext_backbone.openmmlab.tools.config import load_config
 from convnext_backbone.openmmlab.tools.config_checks import check_model
@@ -362,6 +366,14 @@ def test_a_label_map_of_another_size_is_named(tmp_path):
         checked(typed(SEGMENTOR, data))
 
 
+def test_labels_of_16_bits_that_would_wrap_are_refused(tmp_path):
+    data = write_segmentation(tmp_path)
+    path = tmp_path / "train" / "maps" / "a.png"
+    Image.fromarray(np.full((30, 40), 257, np.uint16)).save(path)
+    with pytest.raises(UsageError, match=r"a\.png' holds values from 257 to 257"):
+        checked(typed(SEGMENTOR, data), "train")
+
+
 def test_a_label_map_damaged_in_the_middle_is_named(tmp_path):
     data = write_segmentation(tmp_path)
     path = tmp_path / "val" / "maps" / "b.png"
@@ -417,6 +429,11 @@ def test_a_curve_ends_with_the_training(path, length, tmp_path):
     assert rates[400] == pytest.approx(0.0, abs=1e-4)
 
 
+def test_a_training_too_short_for_a_warm_up_has_none(tmp_path):
+    data = {**write_segmentation(tmp_path), "iters": 24, "batch_size": 2}
+    assert learning_rates(typed(SMALL_SEGMENTOR, data), 24)[0] == pytest.approx(1.0)
+
+
 def test_a_typed_length_wins_over_the_configs_own(tmp_path):
     cfg = typed(SMALL_DETECTOR, write_detection(tmp_path), train_cfg__max_epochs=100)
     assert cfg.train_cfg.max_epochs == 100
@@ -440,8 +457,6 @@ def test_an_odd_schedule_is_told(tmp_path):
 
 @pytest.mark.parametrize("path", [DETECTOR, QUICK_DETECTOR, SMALL_DETECTOR])
 def test_images_fit_into_the_size_that_was_asked_for(path, tmp_path):
-    from mmdet.registry import DATASETS
-
     data = {**write_detection(tmp_path), "image_size": [64, 48]}
     cfg = typed(path, data)
     init_default_scope("mmdet")
@@ -454,8 +469,6 @@ def test_images_fit_into_the_size_that_was_asked_for(path, tmp_path):
 
 @pytest.mark.parametrize("path", [SEGMENTOR, QUICK_SEGMENTOR, SMALL_SEGMENTOR])
 def test_crops_follow_the_size_of_the_images(path, tmp_path):
-    from mmseg.registry import DATASETS
-
     data = {**write_segmentation(tmp_path), "image_size": [128, 96], "img_suffix": ".jpg"}
     cfg = typed(path, data)
     init_default_scope("mmseg")
@@ -474,6 +487,31 @@ def test_rates_for_random_weights_apply_without_weights_only():
     assert "from_scratch" not in cfg
     options = {"model.backbone.init_cfg": None, "optim_wrapper.optimizer.lr": 7.0}
     assert typed(SMALL_DETECTOR, **options).optim_wrapper.optimizer.lr == 7.0
+
+
+def one_of_each_kind():
+    paths = sorted(CONFIGS.glob("[!_]*/*.py"))
+    return list({(p.parent.name, p.name.split("_")[0]): p for p in paths}.values())
+
+
+@pytest.mark.parametrize("path", one_of_each_kind(), ids=lambda path: path.stem)
+def test_every_recipe_takes_every_option(path, tmp_path):
+    """Loaded, sized and scheduled by options alone; the first images come out as asked for."""
+    cfg = Config.fromfile(path)
+    segments = cfg.default_scope == "mmseg"
+    data = write_segmentation(tmp_path) if segments else write_detection(tmp_path)
+    data |= {"image_size": 128, "batch_size": 1, "epochs": 40}
+    if segments:
+        data["img_suffix"] = ".jpg"
+    cfg = typed(path, data)
+    checked(cfg)
+    init_default_scope(cfg.default_scope)
+    images = DATASETS.build(cfg.val_dataloader.dataset)[0]["inputs"]
+    assert max(images.shape[1:]) == 128
+    assert DATASETS.build(cfg.train_dataloader.dataset)[0]["inputs"].shape[0] == 3
+    ends = [scheduler["end"] for scheduler in cfg.param_scheduler]
+    assert max(ends) == 80  # two images, an iteration each
+    assert all(scheduler["by_epoch"] is False for scheduler in cfg.param_scheduler)
 
 
 def test_published_recipes_stay_as_they_are_without_the_options(tmp_path):
