@@ -19,8 +19,8 @@ pytest.importorskip("mmseg")
 
 from mmengine.config import DictAction
 
-from convnext_backbone.openmmlab.tools.launch import test_parser as build_test_parser
-from convnext_backbone.openmmlab.tools.launch import train_parser as build_train_parser
+from convnext_backbone.openmmlab.tools.arguments import test_parser as build_test_parser
+from convnext_backbone.openmmlab.tools.arguments import train_parser as build_train_parser
 
 PARSERS = {"train": build_train_parser, "test": build_test_parser}
 PACKAGES = ("mmdet", "mmseg")

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 from ...utils.commandline import EXIT_USAGE, OneLineParser, print_error
+from .arguments import ConfigOptions
 from .config import load_config
 from .config_checks import check_files, check_types
 from .data_checks import check_data_contents
 from .errors import UsageError
-from .launch import ConfigOptions
 
 PROGRAM = "check_data.py"
 _SPLITS = ("train", "val", "test")

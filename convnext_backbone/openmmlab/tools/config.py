@@ -14,6 +14,7 @@ from ...utils.commandline import one_line
 from ..config_walk import split_datasets
 from .config_options import apply_options
 from .errors import BUILD_ERRORS, CONFIG_ERRORS, UsageError, describe_error
+from .option_checks import check_option_names
 
 SCOPES = ("mmdet", "mmseg")
 # The keys that a command needs.
@@ -43,6 +44,7 @@ def load_config(path: str, options: Mapping[str, Any] | None, needed: Sequence[s
         cfg = Config.fromfile(path)
     except CONFIG_ERRORS as error:
         raise UsageError(f"config {path!r} cannot be read: {describe_error(error)}") from error
+    check_option_names(cfg, options)
     for key, value in (options or {}).items():
         try:
             cfg.merge_from_dict({key: value})

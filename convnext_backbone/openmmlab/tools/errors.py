@@ -3,6 +3,8 @@
 import traceback
 from pathlib import Path
 
+from yaml import YAMLError
+
 from ...utils.commandline import one_line
 
 # What OpenMMLab's constructors raise for wrong arguments.
@@ -16,7 +18,7 @@ BUILD_ERRORS = (
     ValueError,
 )
 # A config is a program: these are what its mistakes raise.
-CONFIG_ERRORS = (*BUILD_ERRORS, ArithmeticError, NameError, RuntimeError, SyntaxError)
+CONFIG_ERRORS = (*BUILD_ERRORS, ArithmeticError, NameError, RuntimeError, SyntaxError, YAMLError)
 
 
 class UsageError(Exception):

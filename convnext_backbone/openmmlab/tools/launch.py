@@ -1,25 +1,23 @@
 """The work behind tools/train.py and tools/test.py: one pair of commands for mmdet and mmseg.
 
-The flags are those of OpenMMLab's own tools (mmdet 3.3.0 and mmseg 1.2.2, tools/train.py and
-tools/test.py), which differ between the two packages in a few meanings; the default scope of the
-config decides which applies. A user's mistake is printed in one line on stderr with exit code 2,
-where possible before anything is built or written. Once the first iteration has started nothing is
-caught: a bug in training shows its traceback.
+A user's mistake is printed in one line on stderr with exit code 2, where possible before anything
+is built or written. Once the first iteration has started nothing is caught but Ctrl-C: a bug in
+training shows its traceback.
 """
 
 import argparse
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
-from mmengine.config import Config, DictAction
-from mmengine.hooks import Hook
+from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from ...utils.commandline import EXIT_USAGE, OneLineParser, print_error
+from ...utils.commandline import EXIT_USAGE, print_error
+from .arguments import test_parser, train_parser
 from .checkpoint_checks import check_checkpoint, check_start
 from .coco import forget_coco
 from .config import NEEDED, load_config
@@ -35,110 +33,13 @@ from .flags import (
     protect_checkpoints,
     set_run,
 )
+from .option_checks import check_folders, check_loop, check_optimizer
 from .preflight import check_run
 from .processes import is_main_process, leave_processes, prepare_processes, print_once
+from .run_hook import RunHook
+from .terminal import QuietRunner, hold_back_chatter
 
-# --------------------------------------------------------------------------- the command line
-
-
-class ConfigOptions(DictAction):
-    """mmengine's `key=value` pairs; one without `=` is a usage error, not a traceback."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        """Collect the pairs into a dict."""
-        try:
-            super().__call__(parser, namespace, values, option_string)
-        except (AssertionError, ValueError) as error:
-            raise argparse.ArgumentError(self, f"must be key=value pairs, got {values}") from error
-
-
-def train_parser() -> argparse.ArgumentParser:
-    """Build the parser of tools/train.py."""
-    parser = OneLineParser(
-        prog="train.py", description="Train a detector (mmdet) or a segmentor (mmseg)."
-    )
-    parser.add_argument("config", help="config file of the training")
-    parser.add_argument("--work-dir", help="folder for logs and checkpoints")
-    parser.add_argument(
-        "--amp",
-        action="store_true",
-        help="mixed precision: bfloat16 where the GPU has it, else float16 with loss scaling, "
-        "and full precision where there is no GPU",
-    )
-    parser.add_argument(
-        "--auto-scale-lr",
-        action="store_true",
-        help="scale the learning rate with the total batch size",
-    )
-    parser.add_argument(
-        "--resume",
-        nargs="?",
-        const="auto",
-        help="go on from this checkpoint, or without a value from the newest in the work dir",
-    )
-    add_shared_arguments(parser)
-    return parser
-
-
-def test_parser() -> argparse.ArgumentParser:
-    """Build the parser of tools/test.py."""
-    parser = OneLineParser(
-        prog="test.py", description="Evaluate a detector (mmdet) or a segmentor (mmseg)."
-    )
-    parser.add_argument("config", help="config file of the test")
-    parser.add_argument("checkpoint", help="checkpoint file")
-    parser.add_argument("--work-dir", help="folder for the log and the metrics")
-    parser.add_argument(
-        "--out",
-        help="detector: pickle file (.pkl, .pickle) to dump the predictions to; "
-        "segmentor: folder to write the predicted label maps to",
-    )
-    parser.add_argument("--show", action="store_true", help="show the predictions in a window")
-    parser.add_argument(
-        "--show-dir",
-        help="folder for pictures of the predictions; of a detector below WORK_DIR/TIMESTAMP "
-        "unless absolute, of a segmentor in SHOW_DIR/vis_data/vis_image",
-    )
-    parser.add_argument(
-        "--wait-time", type=float, default=2, help="how long to show each image, in seconds"
-    )
-    parser.add_argument("--tta", action="store_true", help="test-time augmentation")
-    add_shared_arguments(parser)
-    return parser
-
-
-def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that training and testing share."""
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=ConfigOptions,
-        metavar="KEY=VALUE",
-        help='override settings of the config; lists as key="[a,b]" or key=a,b, nested ones as '
-        'key="[(a,b),(c,d)]", without spaces',
-    )
-    parser.add_argument(
-        "--no-check",
-        action="store_true",
-        help="do not check data, files and model before the run; tools/check_data.py does it alone",
-    )
-    parser.add_argument(
-        "--launcher",
-        choices=("none", "pytorch", "slurm", "mpi"),
-        default="none",
-        help="what started the processes of a distributed run",
-    )
-    # torch.distributed.launch passes the second spelling since torch 2.0.
-    parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
-
-
-# --------------------------------------------------------------------------- the two commands
+EXIT_INTERRUPTED = 130  # a shell's exit code of a program that SIGINT ended
 
 
 def train(argv: Sequence[str] | None = None) -> int:
@@ -157,6 +58,8 @@ def _run(
     prepare: Callable[[Config, argparse.Namespace], None],
 ) -> int:
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    hold_back_chatter()
+    cfg = Config()
     try:
         with late_warnings():
             cfg = load_config(args.config, args.cfg_options, NEEDED[command])
@@ -164,14 +67,19 @@ def _run(
             prepare(cfg, args)
             check_before_run(cfg, args, command)
             prepare_processes(cfg)
-        with build_errors(args.config) as started:
+        hook = RunHook(cfg, partial=command == "train")
+        with build_errors(args.config, hook):
             runner = build_runner(cfg)
-            runner.register_hook(started)
+            runner.register_hook(hook)
             getattr(runner, command)()
     except UsageError as error:
         if is_main_process():
             print_error(f"{command}.py", error)
         return EXIT_USAGE
+    except KeyboardInterrupt:
+        if is_main_process():
+            print(f"{command}.py: stopped{advise_to_resume(cfg, command)}", file=sys.stderr)
+        return EXIT_INTERRUPTED
     finally:
         leave_processes()
     return 0
@@ -187,6 +95,17 @@ def check_before_run(cfg: Config, args: argparse.Namespace, command: str) -> Non
         for warning in check_run(cfg, command):
             print_once(f"warning: {warning}")
     forget_coco()
+
+
+def advise_to_resume(cfg: Config, command: str) -> str:
+    """Return how a stopped run goes on, to follow the word "stopped"."""
+    if command != "train":
+        return ""
+    newest = os.path.join(cfg.get("work_dir") or "", "last_checkpoint")
+    if not os.path.isfile(newest):
+        return " before the first checkpoint"
+    with open(newest, encoding="utf-8") as stream:
+        return f"; the same command with --resume goes on from {stream.read().strip()}"
 
 
 @contextmanager
@@ -213,6 +132,9 @@ def prepare_training(cfg: Config, args: argparse.Namespace) -> None:
     if args.resume is not None:
         cfg.resume = True
         cfg.load_from = None if args.resume == "auto" else args.resume
+    check_loop(cfg)
+    check_optimizer(cfg)
+    check_folders(work_dir=cfg.work_dir)
     check_start(cfg, "--resume" if args.resume is not None else "load_from")
 
 
@@ -223,6 +145,7 @@ def prepare_testing(cfg: Config, args: argparse.Namespace) -> None:
         UsageError: A flag does not fit the config, or the checkpoint is missing or unreadable.
     """
     check_checkpoint(args.checkpoint, "checkpoint")
+    check_folders(work_dir=cfg.work_dir, show_dir=args.show_dir)
     cfg.load_from = args.checkpoint
     cfg.resume = False
     if args.show or args.show_dir:
@@ -236,41 +159,21 @@ def prepare_testing(cfg: Config, args: argparse.Namespace) -> None:
 # --------------------------------------------------------------------------- the run
 
 
-class StartedFlag(Hook):
-    """Records whether the first iteration has begun: until then, an error is the config's."""
-
-    priority = "VERY_LOW"
-
-    def __init__(self) -> None:
-        self.value = False
-
-    def before_train(self, runner: Runner) -> None:
-        """Record that training begins."""
-        self.value = True
-
-    def before_test(self, runner: Runner) -> None:
-        """Record that testing begins."""
-        self.value = True
-
-
 @contextmanager
-def build_errors(path: str) -> Iterator[StartedFlag]:
+def build_errors(path: str, hook: RunHook) -> Iterator[None]:
     """Turn errors of building into one line that names the config `path`.
 
-    Yields the hook to register: once the loop has begun, errors pass through.
-
     Raises:
-        UsageError: Building failed.
+        UsageError: Building failed, before the loop that `hook` watches has begun.
     """
-    started = StartedFlag()
     try:
-        yield started
+        yield
     except BUILD_ERRORS as error:
-        if started.value:
+        if hook.started:
             raise
         raise UsageError(f"config {path!r} cannot be built: {describe_error(error)}") from error
 
 
 def build_runner(cfg: Config) -> Runner:
     """Build mmengine's runner, or the one that the config's `runner_type` names."""
-    return RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+    return RUNNERS.build(cfg) if "runner_type" in cfg else QuietRunner.from_cfg(cfg)

@@ -1,0 +1,94 @@
+"""Load a run's checkpoint into its model, report every tensor, and refuse what does not fit."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.module import _IncompatibleKeys
+
+from ...utils.checks import shorten_list
+from ...weights.report import LoadReport
+from ...weights.torch_files import unwrap
+from .errors import UsageError
+
+# torch names the tensors of another shape in the text of its error only.
+_MISFIT = re.compile(r"size mismatch for (\S+): .*?\[(.*?)\].*?\[(.*?)\]")
+# Counters of batch norm, which files of old releases lack and no result depends on.
+_UNIMPORTANT = "num_batches_tracked"
+
+
+def load_and_report(model: nn.Module, checkpoint: Mapping[str, Any], source: str) -> LoadReport:
+    """Load what fits of a checkpoint, as mmengine does, and return what became of every tensor.
+
+    Args:
+        model: A detector or segmentor; keys are renamed by the modules' own hooks.
+        checkpoint: As read from the file: with a "state_dict" or any known wrapper, or bare.
+        source: The file, for the report.
+
+    Raises:
+        ValueError: The checkpoint holds no tensors.
+    """
+    notes: list[str] = []
+    tensors = checkpoint.get("state_dict") or unwrap(checkpoint, source, False, notes)
+    tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
+    found: list[_IncompatibleKeys] = []
+    # A root's hook runs after those of all children, and before torch raises for shapes.
+    handle = model.register_load_state_dict_post_hook(lambda _, keys: found.append(keys))
+    misfits: list[tuple[str, ...]] = []
+    try:
+        model.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:
+        misfits = [match.groups() for match in _MISFIT.finditer(str(error))]
+        if not misfits:
+            raise
+    finally:
+        handle.remove()
+    unfilled = [*found[0].missing_keys, *(key for key, _, _ in misfits)]
+    notes += [f"{k} is ({there}) in the file, ({here}) in the model" for k, there, here in misfits]
+    return LoadReport(
+        source=source,
+        layout=type(model).__name__,
+        loaded=tuple(key for key in model.state_dict() if key not in unfilled),
+        fresh=tuple(key for key in unfilled if not key.endswith(_UNIMPORTANT)),
+        dropped=tuple(found[0].unexpected_keys),
+        notes=tuple(notes[:4]),
+    )
+
+
+def refuse_incomplete(report: LoadReport, checkpoint: Mapping[str, Any], config: str) -> None:
+    """Refuse a checkpoint that leaves a part of the model without trained values.
+
+    Raises:
+        UsageError: It names the first such tensor, the classes that the checkpoint was trained on,
+            and the config that fits.
+    """
+    if not report.fresh:
+        return
+    reason = next((note for note in report.notes if note.startswith(report.fresh[-1])), "")
+    reason = reason or f"it has no {shorten_list(report.fresh, 2)}"
+    classes = trained_classes(checkpoint)
+    trained = f"; it was trained on {len(classes)} classes ({shorten_list(classes)})"
+    raise UsageError(
+        f"checkpoint {report.source!r} does not fit config {config!r}: {reason}"
+        f"{trained if classes else ''}; {_advise(report.source)}"
+    )
+
+
+def trained_classes(checkpoint: Mapping[str, Any]) -> list[str]:
+    """List the classes that a run's checkpoint was trained on; empty where it does not say."""
+    meta = checkpoint.get("meta") or {}
+    return [str(name) for name in (meta.get("dataset_meta") or {}).get("classes") or ()]
+
+
+def _advise(checkpoint: str) -> str:
+    configs = configs_beside(checkpoint)
+    if configs:
+        return f"use the config of its run, {shorten_list([str(path) for path in configs], 2)}"
+    return "use the config of its run, or its custom_dataset options"
+
+
+def configs_beside(checkpoint: str) -> list[Path]:
+    """List the configs that mmengine dumped into the work directory that holds a checkpoint."""
+    return sorted(Path(checkpoint).parent.glob("*.py"))

@@ -1,0 +1,81 @@
+"""What a run prints on the terminal. The log file gets everything that mmengine logs."""
+
+import logging
+import re
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+from mmengine.logging import MMLogger
+from mmengine.runner import Runner
+
+# Beginnings of mmengine's messages that are for the log file: environment, config, hooks, the
+# options of every parameter, and what the summary of a run says in a line.
+_FILE_ONLY = (
+    "\n" + "-" * 60 + "\nSystem environment:",
+    "Config:\n",
+    "Hooks will be executed in the following order:",
+    "paramwise_options -- ",
+    "Exp name: ",
+    "Checkpoints will be saved to ",
+    "Load checkpoint from ",
+    "Loads checkpoint by ",
+    "Distributed training is not used, all SyncBatchNorm (SyncBN) layers in the model will be ",
+)
+# Whole messages of mmengine, mmcv, mmdet and mmseg about their own code: no user can act on them.
+_NOT_ACTIONABLE: Sequence[str] = (
+    '"FileClient" will be deprecated in future. Please use io functions in '
+    "https://mmengine.readthedocs.io/en/latest/api/fileio.html#file-io",
+    '"HardDiskBackend" is the alias of "LocalBackend" and the former will be deprecated in future.',
+    "Default ``avg_non_ignore`` is False, if you would like to ignore the certain label and "
+    "average loss over non-ignore labels, which is the same with PyTorch official cross_entropy, "
+    "set ``avg_non_ignore=True``.",
+    "In MMCV v1.4.4, we modified the default value of args to align with PyTorch official. "
+    "Previous Implementation: Hsigmoid(x) = min(max((x + 1) / 2, 0), 1). "
+    "Current Implementation: Hsigmoid(x) = min(max((x + 3) / 6, 0), 1).",
+)
+# The same with names in them.
+_NOT_ACTIONABLE_PATTERNS = (
+    r'Failed to search registry with scope "\w+" in the "[\w ]+" registry tree\. As a workaround, '
+    r'the current "[\w ]+" registry in "\w+" is used to build instance\. This may cause unexpected '
+    r'failure when running the built modules\. Please check whether "\w+" is a correct scope, or '
+    r"whether the registry is initialized\.",
+)
+_PATTERNS = [*map(re.escape, _NOT_ACTIONABLE), *_NOT_ACTIONABLE_PATTERNS]
+_HELD_BACK = re.compile("|".join(rf"(?:{pattern})\s*\Z" for pattern in _PATTERNS))
+_PRINTING_MODULES = ("pycocotools.coco", "pycocotools.cocoeval")
+
+
+class TerminalFilter(logging.Filter):
+    """Passes what belongs on the terminal."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether a record is printed."""
+        text = record.getMessage()
+        return not (text.startswith(_FILE_ONLY) or _HELD_BACK.match(text))
+
+
+class QuietRunner(Runner):
+    """mmengine's runner, whose logger prints less than it writes."""
+
+    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+        """Build the logger, and filter what it prints."""
+        logger = super().build_logger(*args, **kwargs)
+        for handler in logger.handlers:
+            if not isinstance(handler, logging.FileHandler):
+                handler.addFilter(TerminalFilter())
+        return logger
+
+
+def hold_back_chatter() -> None:
+    """Drop the warnings above and the prints of pycocotools, in this process."""
+    for pattern in _PATTERNS:
+        warnings.filterwarnings("ignore", message=rf"{pattern}\s*\Z")
+    for name in _PRINTING_MODULES:
+        # Its functions look `print` up in their module first.
+        vars(import_module(name))["print"] = _print_nothing
+
+
+def _print_nothing(*args: Any, **kwargs: Any) -> None:
+    """Stand in for `print` in pycocotools."""

@@ -1,0 +1,62 @@
+"""What of the log is printed, and which warnings are held back."""
+# ruff: noqa: E402 - imports follow the check that OpenMMLab is there
+
+import logging
+import warnings
+
+import pytest
+
+pytestmark = pytest.mark.openmmlab
+pytest.importorskip("mmdet")
+pytest.importorskip("mmseg")
+
+from mmengine.fileio import FileClient
+from mmengine.logging import MMLogger
+
+from convnext_backbone.openmmlab.tools import terminal
+
+
+def is_printed(text, level=logging.INFO):
+    record = logging.LogRecord("mmengine", level, "", 0, text, None, None)
+    return terminal.TerminalFilter().filter(record)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Epoch(train) [1][1/3]  loss: 1.0", "Saving checkpoint at 1 epochs", "Config is odd", "file"],
+)
+def test_what_a_user_follows_is_printed(text):
+    assert is_printed(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["Config:\nmodel = dict()", "paramwise_options -- a.weight:lr=0.1", "Exp name: a_1"]
+)
+def test_what_is_for_the_file_is_not_printed(text):
+    assert not is_printed(text)
+
+
+def test_mmengines_own_deprecations_are_not_printed(monkeypatch):
+    # The texts are those of the installed mmengine, caught as it logs them.
+    logged = []
+    logger = MMLogger.get_instance("deprecations")
+    monkeypatch.setattr(MMLogger, "callHandlers", lambda self, r: logged.append(r.getMessage()))
+    monkeypatch.setattr(FileClient, "_instances", {}, raising=False)
+    FileClient("disk")
+    assert any("FileClient" in text for text in logged)
+    assert not any(is_printed(text, logging.WARNING) for text in logged)
+    assert logger.handlers
+
+
+@pytest.mark.parametrize(("package", "options"), [("mmdet", {"ignore_index": 255}), ("mmseg", {})])
+def test_a_warning_that_nobody_can_act_on_is_held_back_and_no_other(package, options):
+    losses = pytest.importorskip(f"{package}.models.losses")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        losses.CrossEntropyLoss(**options)
+        assert ["avg_non_ignore" in str(warning.message) for warning in caught] == [True]
+        terminal.hold_back_chatter()
+        losses.CrossEntropyLoss(**options)
+        warnings.warn("Default ``avg_non_ignore`` is False, and more", stacklevel=1)
+    assert len(caught) == 2
+    assert "and more" in str(caught[1].message)
