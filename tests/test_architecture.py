@@ -16,8 +16,10 @@ CORE = {
     "torch", "torchvision", "numpy", "PIL", "safetensors", "huggingface_hub", "filelock", "tqdm",
     "typing_extensions",
 }  # fmt: skip
-# OpenCV comes with mmcv.
-OPENMMLAB = {"mmengine", "mmcv", "mmdet", "mmseg", "cv2"}
+# OpenCV comes with mmcv, yaml and matplotlib with mmengine, pycocotools with mmdet.
+OPENMMLAB = {
+    "mmengine", "mmcv", "mmdet", "mmseg", "cv2", "yaml", "matplotlib", "pycocotools"
+}  # fmt: skip
 # Imported inside a function, with an error that names the extra where it is missing.
 OPTIONAL = {"h5py", "onnx", "onnxruntime", "onnxscript", "openvino", "nncf"}
 # What a module of integrations imports, and nothing else of the package imports it.

@@ -37,6 +37,15 @@ SURFACE = {
     "convert": {"SRC", "DST", "--to", "--pointwise", "--ema", "--prefix"},
     "info": {"SRC", "--ema", "--prefix"},
     "list": {"PATTERN", "--json"},
+    "predict": {
+        "[CONFIG] CHECKPOINT IMAGE",
+        "--out",
+        "--score",
+        "--device",
+        "--on-error",
+        "--no-pictures",
+        "--cfg-options",
+    },
     "doctor": set(),
     "export": {"W", "OUT", "--to", "--features", "--logits", "--opset", "--precision"},
 }

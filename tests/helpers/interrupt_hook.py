@@ -17,4 +17,7 @@ class InterruptHook(Hook):
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         """Interrupt at the chosen iteration."""
         if runner.iter + 1 == self.step:
+            signal.signal(
+                signal.SIGINT, signal.default_int_handler
+            )  # a job in the background has none
             os.kill(os.getpid(), signal.SIGINT)

@@ -13,13 +13,14 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 
 from ...utils.post_import import after_import
-from . import mmcv_photometric, mmdet_coco, mmengine_loaders, mmengine_packages
+from . import mmcv_photometric, mmdet_coco, mmdet_palette, mmengine_loaders, mmengine_packages
 
 REPAIRS: Mapping[str, Callable[[ModuleType], None]] = {
     "mmengine.runner.checkpoint": mmengine_loaders.repair,
     "mmengine.utils.package_utils": mmengine_packages.repair,
     "mmcv.image.photometric": mmcv_photometric.repair,
     "mmdet.datasets.api_wrappers.coco_api": mmdet_coco.repair,
+    "mmdet.visualization.palette": mmdet_palette.repair,
 }
 _applied: set[str] = set()
 

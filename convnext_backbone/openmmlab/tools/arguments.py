@@ -6,6 +6,7 @@ few meanings; the default scope of the config decides which applies.
 
 import argparse
 import ast
+from collections.abc import Sequence
 from typing import Any
 
 from mmengine.config import DictAction
@@ -13,17 +14,8 @@ from mmengine.config import DictAction
 from ...utils.commandline import OneLineParser
 
 
-class ConfigOptions(DictAction):
-    """mmengine's `key=value` pairs, and dicts: `key="[dict(type='EMAHook', momentum=0.01)]"`.
-
-    What cannot be read is a usage error, not a traceback.
-    """
-
-    @staticmethod
-    def _parse_iterable(val: str) -> Any:
-        if "dict(" in val or "{" in val:
-            return _read_literal(ast.parse(val.strip(), mode="eval").body)
-        return DictAction._parse_iterable(val)
+class ConfigOptions(argparse.Action):
+    """Collects `key=value` pairs; what cannot be read is a usage error, not a traceback."""
 
     def __call__(
         self,
@@ -32,14 +24,36 @@ class ConfigOptions(DictAction):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        """Collect the pairs into a dict."""
-        keys = [pair.partition("=")[0] for pair in values]
-        if not all(all(key.split(".")) for key in keys):
-            raise argparse.ArgumentError(self, f"must be key=value pairs, got {values}")
+        """Add the pairs to those of an earlier flag."""
         try:
-            super().__call__(parser, namespace, values, option_string)
+            options = {**(getattr(namespace, self.dest) or {}), **read_options(values)}
+        except ValueError as error:
+            raise argparse.ArgumentError(self, str(error)) from error
+        setattr(namespace, self.dest, options)
+
+
+def read_options(pairs: Sequence[str]) -> dict[str, Any]:
+    """Read mmengine's `key=value` pairs, and dicts: `key="[dict(type='EMAHook', momentum=0.1)]"`.
+
+    Raises:
+        ValueError: One is no pair, or its value is neither plain data nor words.
+    """
+    options = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        try:
+            if not equals or not all(key.split(".")):
+                raise ValueError("not key=value")
+            holds_dict = "dict(" in value or "{" in value
+            read = _read_text if holds_dict else DictAction._parse_iterable
+            options[key] = read(value)
         except (AssertionError, RecursionError, SyntaxError, ValueError) as error:
-            raise argparse.ArgumentError(self, f"must be key=value pairs, got {values}") from error
+            raise ValueError(f"must be key=value pairs, got {pair!r}") from error
+    return options
+
+
+def _read_text(text: str) -> Any:
+    return _read_literal(ast.parse(text.strip(), mode="eval").body)
 
 
 def _read_literal(node: ast.expr) -> Any:

@@ -1,6 +1,7 @@
 """Load a run's checkpoint into its model, report every tensor, and refuse what does not fit."""
 
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,9 @@ def load_and_report(model: nn.Module, checkpoint: Mapping[str, Any], source: str
     """
     notes: list[str] = []
     tensors = checkpoint.get("state_dict") or unwrap(checkpoint, source, False, notes)
-    tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
+    versions = getattr(tensors, "_metadata", {})  # modules rename what old ones called otherwise
+    tensors = OrderedDict((k.removeprefix("module."), value) for k, value in tensors.items())
+    vars(tensors)["_metadata"] = versions
     found: list[_IncompatibleKeys] = []
     # A root's hook runs after those of all children, and before torch raises for shapes.
     handle = model.register_load_state_dict_post_hook(lambda _, keys: found.append(keys))
@@ -45,13 +48,14 @@ def load_and_report(model: nn.Module, checkpoint: Mapping[str, Any], source: str
             raise
     finally:
         handle.remove()
+    own = model.state_dict()
     unfilled = [*found[0].missing_keys, *(key for key, _, _ in misfits)]
     notes += [f"{k} is ({there}) in the file, ({here}) in the model" for k, there, here in misfits]
     return LoadReport(
         source=source,
         layout=type(model).__name__,
-        loaded=tuple(key for key in model.state_dict() if key not in unfilled),
-        fresh=tuple(key for key in unfilled if not key.endswith(_UNIMPORTANT)),
+        loaded=tuple(k for k in own if k not in unfilled and not k.endswith(_UNIMPORTANT)),
+        fresh=tuple(k for k in unfilled if not k.endswith(_UNIMPORTANT)),
         dropped=tuple(found[0].unexpected_keys),
         notes=tuple(notes[:4]),
     )

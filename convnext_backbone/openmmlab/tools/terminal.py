@@ -34,6 +34,9 @@ _NOT_ACTIONABLE: Sequence[str] = (
     "In MMCV v1.4.4, we modified the default value of args to align with PyTorch official. "
     "Previous Implementation: Hsigmoid(x) = min(max((x + 1) / 2, 0), 1). "
     "Current Implementation: Hsigmoid(x) = min(max((x + 3) / 6, 0), 1).",
+    "``build_loss`` would be deprecated soon, please use ``mmseg.registry.MODELS.build()``",
+    "Warning: The bbox is out of bounds, the drawn bbox may not be in the image",
+    "Warning: The polygon is out of bounds, the drawn polygon may not be in the image",
 )
 # The same with names in them.
 _NOT_ACTIONABLE_PATTERNS = (

@@ -9,14 +9,17 @@ pytestmark = pytest.mark.openmmlab
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
 
+from mmengine.config import Config
+
 from convnext_backbone.openmmlab.tools import launch
 from convnext_backbone.openmmlab.tools.errors import UsageError
+from convnext_backbone.openmmlab.tools.run_hook import RunHook
 
 
 def fail(error, *, begun):
-    with launch.build_errors("c.py") as started:
-        if begun:
-            started.before_train(None)
+    hook = RunHook(Config(), partial=True)
+    hook.started = begun
+    with launch.build_errors("c.py", hook):
         raise error
 
 

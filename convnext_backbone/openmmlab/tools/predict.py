@@ -1,0 +1,267 @@
+"""Run a trained detector or segmentor on image files: pictures, and one json or label maps."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.device import get_device
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import DATASETS, VISUALIZERS
+from mmengine.runner import CheckpointLoader
+from PIL import Image
+from tqdm import tqdm
+
+from ...images.reading import load_image
+from ...images.sources import name_images
+from ...utils.checks import first_line
+from ...utils.files import atomic_write, errors_naming
+from ..config_walk import iter_datasets
+from .arguments import read_options
+from .checkpoint_checks import check_checkpoint
+from .config import build_model, load_config
+from .errors import UsageError
+from .loading import configs_beside, load_and_report, refuse_incomplete
+from .terminal import hold_back_chatter
+
+CONFIG_SUFFIXES = (".py", ".yml", ".yaml", ".json")
+DRAWERS = {"mmdet": "DetLocalVisualizer", "mmseg": "SegLocalVisualizer"}
+# Files that Pillow reads whole or not at all. OpenCV fills in what a damaged one lacks with grey.
+_CHECKED = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+_ANNOTATIONS = "Annotations"  # in the type of each transform that loads a truth
+
+
+def predict(
+    inputs: Sequence[str],
+    out: str,
+    *,
+    score: float = 0.3,
+    on_error: str = "skip",
+    device: str | None = None,
+    pictures: bool = True,
+    options: Sequence[str] = (),
+    progress: bool = True,
+) -> tuple[int, dict[str, str]]:
+    """Write the predictions of a run's model for image files below the folder `out`.
+
+    A detector gives `predictions.json` in COCO's form (images, categories, annotations with scores,
+    masks as RLE); a segmentor `maps/`, PNG files with the values of the data set's own label maps.
+    Both give `pictures/`.
+
+    Args:
+        inputs: A config, which may be left out where the checkpoint's folder holds the one of its
+            run; a checkpoint; and image files, folders and globs.
+        out: The folder to write.
+        score: Objects below are left out.
+        on_error: "skip" or "raise", about images that cannot be read.
+        device: Where to compute; the GPU where there is one.
+        pictures: Whether to draw.
+        options: `key=value` pairs that override settings of the config.
+        progress: Show a bar.
+
+    Returns:
+        The number of images predicted, and the reason for each that could not be read, by name.
+
+    Raises:
+        UsageError: Config, checkpoint or data do not fit.
+        ValueError: An image cannot be read and `on_error` is "raise"; there is none; or `score` is
+            out of range.
+    """
+    if not 0 <= score <= 1:
+        raise ValueError(f"score must lie in 0 .. 1, got {score!r}")
+    hold_back_chatter()
+    config, checkpoint, sources = _split_inputs(inputs)
+    names = name_images(sources)[1]
+    cfg = load_config(config, read_options(options), ("model", "test_dataloader"))
+    model, metainfo = load_model(cfg, checkpoint, device or get_device())
+    dataset = next(iter_datasets(cfg.test_dataloader.dataset))[0]
+    steps = [step for step in dataset.pipeline if _ANNOTATIONS not in str(step["type"])]
+    pipeline = Compose(steps)
+    folder = Path(out)
+    with errors_naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    draw = _drawer(cfg, metainfo, score) if pictures else None
+    writer = WRITERS[cfg.default_scope](folder, metainfo, score, dataset)
+    failures: dict[str, str] = {}
+    stems = [Path(name).with_suffix("") for name in names]
+    for name, path in tqdm(names.items(), unit="image", disable=not progress):
+        try:
+            data, image = read_image(pipeline, path)
+        except Exception as error:  # any loader of the config's: each raises what it likes
+            if on_error == "raise":
+                raise ValueError(f"cannot read image {str(path)!r}: {first_line(error)}") from error
+            failures[name] = first_line(error)
+            continue
+        with torch.no_grad():
+            batch = {"inputs": [data["inputs"]], "data_samples": [data["data_samples"]]}
+            sample = model.test_step(batch)[0].cpu()
+        stem = Path(name).with_suffix("")
+        target = f"{stem if stems.count(stem) == 1 else name}.png"
+        writer.add(name, target, sample)
+        if draw is not None and image is not None:
+            draw(image, sample, folder / "pictures" / target)
+    writer.close()
+    return len(names) - len(failures), failures
+
+
+def _split_inputs(inputs: Sequence[str]) -> tuple[str, str, Sequence[str]]:
+    has_config = inputs[0].endswith(CONFIG_SUFFIXES)
+    checkpoint, *sources = inputs[has_config:] or [""]
+    if not sources:
+        raise UsageError("give a config (or none), a checkpoint and images")
+    check_checkpoint(checkpoint, "checkpoint")
+    if has_config:
+        return inputs[0], checkpoint, sources
+    beside = configs_beside(checkpoint)
+    if len(beside) != 1:
+        found = ", ".join(map(str, beside)) or "none"
+        raise UsageError(f"give the config of {checkpoint!r}; beside it there is: {found}")
+    return str(beside[0]), checkpoint, sources
+
+
+def load_model(cfg: Config, checkpoint: str, device: str) -> tuple[Any, dict[str, Any]]:
+    """Build the model of a config and load it whole; return it with classes and palette.
+
+    Raises:
+        UsageError: The checkpoint leaves a part of the model without trained values.
+    """
+    for part in ("backbone", None):
+        owner = cfg.model.get(part) if part else cfg.model
+        if owner:
+            owner.pop("init_cfg", None)  # all weights come from the checkpoint
+    model = revert_sync_batchnorm(build_model(cfg, "cpu"))
+    loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location="cpu")
+    report = load_and_report(model, loaded, checkpoint)
+    refuse_incomplete(report, loaded, str(cfg.filename))
+    print(report)
+    dataset = next(iter_datasets(cfg.test_dataloader.dataset))[0]
+    metainfo = dict(DATASETS.build({**dataset, "lazy_init": True}).metainfo)
+    metainfo.update((loaded.get("meta") or {}).get("dataset_meta") or {})
+    return model.to(device).eval(), metainfo
+
+
+def read_image(
+    pipeline: Callable[[dict[str, Any]], dict[str, Any]], path: Path
+) -> tuple[dict[str, Any], np.ndarray | None]:
+    """Run the config's pipeline on a file; return its result and the picture to draw on.
+
+    The picture is RGB `(H, W, 3)`, upright, or None for files that Pillow does not read.
+    """
+    image = None
+    if path.suffix.lower() in _CHECKED:
+        image = np.array(load_image(path).convert("RGB"))
+    else:
+        with suppress(ValueError):
+            image = np.array(load_image(path).convert("RGB"))
+    data = pipeline({"img_path": str(path), "img_id": 0, "seg_fields": []})
+    if data is None:
+        raise ValueError("the config's pipeline drops it")
+    return data, image
+
+
+def _drawer(
+    cfg: Config, metainfo: Mapping[str, Any], score: float
+) -> Callable[[np.ndarray, Any, Path], None]:
+    options = {"pred_score_thr": score} if cfg.default_scope == "mmdet" else {"with_labels": False}
+    visualizer = VISUALIZERS.build({"type": DRAWERS[cfg.default_scope], "name": "predict"})
+    visualizer.dataset_meta = metainfo
+
+    def draw(image: np.ndarray, sample: Any, path: Path) -> None:
+        visualizer.add_datasample("", image, sample, draw_gt=False, **options)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as partial:
+            Image.fromarray(visualizer.get_image()).save(partial, "PNG")
+
+    return draw
+
+
+# --------------------------------------------------------------------------- what is written
+
+
+class CocoWriter:
+    """Collects detections, and writes them as one json in COCO's form."""
+
+    def __init__(
+        self, folder: Path, metainfo: Mapping[str, Any], score: float, dataset: Any
+    ) -> None:
+        self.path = folder / "predictions.json"
+        self.score = score
+        self.images: list[dict[str, Any]] = []
+        self.annotations: list[dict[str, Any]] = []
+        names = metainfo.get("classes") or ()
+        self.categories = [{"id": i, "name": str(name)} for i, name in enumerate(names, 1)]
+
+    def add(self, name: str, target: str, sample: Any) -> None:
+        """Take the objects of one image.
+
+        Raises:
+            UsageError: The model predicts no instances.
+        """
+        if "pred_instances" not in sample:
+            raise UsageError(f"predictions of the kind {sample.keys()} cannot be written as COCO's")
+        height, width = sample.ori_shape
+        image_id = len(self.images) + 1
+        self.images.append({"id": image_id, "file_name": name, "height": height, "width": width})
+        for annotation in iter_annotations(sample.pred_instances, self.score):
+            annotation_id = len(self.annotations) + 1
+            self.annotations.append({"id": annotation_id, "image_id": image_id, **annotation})
+
+    def close(self) -> None:
+        """Write the file."""
+        keys = ("images", "categories", "annotations")
+        with atomic_write(self.path) as partial:
+            partial.write_text(json.dumps({key: getattr(self, key) for key in keys}))
+
+
+def iter_annotations(instances: Any, score: float) -> Iterator[dict[str, Any]]:
+    """Yield the objects of one image in COCO's form: boxes as (x, y, width, height) in pixels."""
+    from pycocotools import mask as coco_mask
+
+    for i in (instances.scores >= score).nonzero().flatten().tolist():
+        x1, y1, x2, y2 = instances.bboxes[i].tolist()
+        annotation = {
+            "category_id": int(instances.labels[i]) + 1,
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "area": (x2 - x1) * (y2 - y1),
+            "score": float(instances.scores[i]),
+            "iscrowd": 0,
+        }
+        if "masks" in instances:
+            mask = np.asfortranarray(instances.masks[i].numpy(), dtype=np.uint8)
+            encoded = coco_mask.encode(mask)
+            encoded["counts"] = encoded["counts"].decode("ascii")
+            annotation.update(segmentation=encoded, area=int(mask.sum()))
+        yield annotation
+
+
+class LabelMapWriter:
+    """Writes a segmentor's label map of each image, with the data set's own values."""
+
+    def __init__(
+        self, folder: Path, metainfo: Mapping[str, Any], score: float, dataset: Any
+    ) -> None:
+        self.folder = folder / "maps"
+        # Where 0 means "not labelled" in the data set's files, the first class is 1.
+        self.first = int(bool(metainfo.get("reduce_zero_label")))
+
+    def add(self, name: str, target: str, sample: Any) -> None:
+        """Write one map."""
+        labels = sample.pred_sem_seg.data[0].numpy() + self.first
+        path = self.folder / target
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as partial:
+            Image.fromarray(labels.astype(np.uint8)).save(partial, "PNG")
+
+    def close(self) -> None:
+        """Do nothing: every map is written."""
+
+
+WRITERS: Mapping[str, Callable[..., CocoWriter | LabelMapWriter]] = {
+    "mmdet": CocoWriter,
+    "mmseg": LabelMapWriter,
+}
