@@ -14,30 +14,35 @@ from typing import Any
 
 def repair(coco_api: ModuleType) -> None:
     """Let `mmdet.datasets.api_wrappers.coco_api.COCO` mend the annotations that it reads."""
-    original = coco_api.COCO.createIndex
+    original_init, original_index = coco_api.COCO.__init__, coco_api.COCO.createIndex
+
+    def init(self: Any, annotation_file: str | None = None) -> None:
+        self.annotation_file = annotation_file
+        original_init(self, annotation_file)
 
     def create_index(self: Any) -> None:
-        mend_annotations(self.dataset.get("annotations") or ())
-        original(self)
+        mend_annotations(self.dataset.get("annotations") or (), self.annotation_file)
+        original_index(self)
 
-    coco_api.COCO.createIndex = create_index
+    coco_api.COCO.__init__, coco_api.COCO.createIndex = init, create_index
 
 
-def mend_annotations(annotations: Sequence[MutableMapping[str, Any]]) -> None:
+def mend_annotations(annotations: Sequence[MutableMapping[str, Any]], path: str | None) -> None:
     """Shift ids that begin at 0 by one, and take a missing `iscrowd` for 0, with a warning."""
     if any(annotation.get("id") == 0 for annotation in annotations):
         warnings.warn(
-            "annotation ids begin at 0, which pycocotools takes for no match: they are shifted by "
-            "one in memory",
-            stacklevel=2,
+            f"annotation file {path!r}: its ids begin at 0, which pycocotools takes for no match; "
+            "they are shifted by one in memory",
+            stacklevel=3,
         )
         for annotation in annotations:
             annotation["id"] += 1
     without = [annotation for annotation in annotations if "iscrowd" not in annotation]
     if without:
         warnings.warn(
-            f"{len(without)} annotations have no 'iscrowd', which pycocotools needs: taken as 0",
-            stacklevel=2,
+            f"annotation file {path!r}: {len(without)} annotations have no 'iscrowd', which "
+            "pycocotools needs; it is taken as 0",
+            stacklevel=3,
         )
         for annotation in without:
             annotation["iscrowd"] = 0

@@ -142,10 +142,11 @@ def _iter_strides(model: ConfigDict) -> Iterator[tuple[str, list[int]]]:
     for part, where in iter_named_dicts(model, "model"):
         anchors = where.endswith(("anchor_generator", "prior_generator"))
         head = str(part.get("type")).rpartition(".")[-1] in _HEADS
-        key = "strides" if anchors or head else "featmap_strides"
-        strides = _plain_strides(part.get(key))
-        if strides:
-            yield f"{where}.{key}", strides
+        keys = ("feature_strides", "featmap_strides", *(["strides"] if anchors or head else []))
+        for key in keys:
+            strides = _plain_strides(part.get(key))
+            if strides:
+                yield f"{where}.{key}", strides
 
 
 def _pyramid_strides(neck: Mapping[str, Any], backbone: ConvNextBackbone) -> list[int] | None:

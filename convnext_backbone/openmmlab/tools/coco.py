@@ -9,11 +9,18 @@ from typing import Any
 from ..config_walk import is_remote
 from .errors import UsageError
 
-# What mmdet and pycocotools read of each entry.
-_KEYS: Mapping[str, tuple[str, ...]] = {
-    "images": ("id", "file_name", "width", "height"),
-    "annotations": ("id", "image_id", "category_id", "bbox", "area"),
-    "categories": ("id", "name"),
+_ID, _NUMBER = (int, float, str), (int, float)
+# What mmdet and pycocotools read of each entry. Boxes and areas are checked with their ids.
+_KEYS: Mapping[str, Mapping[str, Any]] = {
+    "images": {"id": _ID, "file_name": str, "width": _NUMBER, "height": _NUMBER},
+    "annotations": {
+        "id": _ID,
+        "image_id": _ID,
+        "category_id": _ID,
+        "bbox": object,
+        "area": object,
+    },
+    "categories": {"id": _ID, "name": object},
 }
 
 
@@ -52,12 +59,18 @@ def _read(path: str, mtime: int, size: int) -> dict[str, Any]:
             continue
         if not isinstance(entries, list):
             raise UsageError(f"annotation file {path!r} is not in COCO's format: no {kind!r}")
-        for key in keys:
+        for key, types in keys.items():
             lacking = [i for i, e in enumerate(entries) if not isinstance(e, dict) or key not in e]
             if lacking:
                 raise UsageError(
                     f"annotation file {path!r}: {len(lacking)} of its {kind} have no {key!r}, "
                     f"the first at position {lacking[0]}"
+                )
+            wrong = [i for i, e in enumerate(entries) if not isinstance(e[key], types)]
+            if wrong:
+                raise UsageError(
+                    f"annotation file {path!r}: the {key} of {kind}, position {wrong[0]}, is "
+                    f"{entries[wrong[0]][key]!r}"
                 )
     return values
 

@@ -149,7 +149,7 @@ def _check_annotations(
     kept_ids = kept_categories(coco, classes)
     sizes = {image["id"]: (image["width"], image["height"]) for image in coco["images"]}
     own = [a for a in coco.get("annotations", []) if a["category_id"] in kept_ids]
-    for annotation in own:
+    for annotation in show_progress(own, f"checking the annotations of {path}"):
         _check_box(annotation, path)
     kept = [a for a in own if _is_kept(a, *sizes[a["image_id"]])]
     trains = not dataset.get("test_mode")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from mmengine.fileio import list_dir_or_file
 from PIL import Image
 
 from ...utils.checks import shorten_list
@@ -34,7 +35,7 @@ def check_label_maps(dataset: Mapping[str, Any], where: str, report: DataReport)
         return
     settings = label_map_settings(dataset)
     image_suffix, map_suffix = settings["img_suffix"], settings["seg_map_suffix"]
-    _check_suffixes(images, image_suffix, bool(stems), where, report)
+    _check_suffixes(images, maps, image_suffix, bool(stems), where, report)
     check_exist(images, [stem + image_suffix for stem in stems], images)
     check_exist(maps, [stem + map_suffix for stem in stems], images)
     classes = class_names(dataset)
@@ -72,6 +73,8 @@ def check_label_maps(dataset: Mapping[str, Any], where: str, report: DataReport)
     if void:
         report.warn(f"{where}: {len(void)} label maps are void throughout, such as {void[0]!r}")
     per_class = values.per_class(counts)
+    if report.split == "train" and counts.sum() > per_class.sum():
+        _check_class_weights(report)
     (common, _), *_ = sizes.most_common(1)
     lines = [
         f"{where}: {images}, {len(stems):,} images"
@@ -92,21 +95,25 @@ def _reads_label_maps(dataset: Mapping[str, Any]) -> bool:
     return bool(loads) and not any(step.get("imdecode_backend") == "tifffile" for step in loads)
 
 
-def _check_suffixes(images: str, suffix: str, found: bool, where: str, report: DataReport) -> None:
+def _check_suffixes(
+    images: str, maps: str, suffix: str, found: bool, where: str, report: DataReport
+) -> None:
     if not os.path.isdir(images):
         return
-    others: Counter[str] = Counter()
-    with os.scandir(images) as entries:
-        for entry in entries:
-            if not entry.name.startswith(".") and not entry.name.endswith(suffix):
-                others[os.path.splitext(entry.name)[1]] += entry.is_file()
+    # Label maps may lie in a folder inside that of the images.
+    inside = os.path.relpath(maps, images) + os.sep
+    others = Counter(
+        os.path.splitext(name)[1]
+        for name in list_dir_or_file(images, list_dir=False, recursive=True)
+        if not name.endswith(suffix) and not name.startswith(inside)
+    )
     option = report.option(where, "img_suffix", "img_suffix")
     if not found:
-        kinds = ", ".join(sorted(kind for kind in +others)) or "no file at all"
+        kinds = ", ".join(sorted(kind for kind in others)) or "no file at all"
         raise UsageError(
             f"folder {images!r} has no image named *{suffix} (it has {kinds}); set {option}"
         )
-    left_out = {k: n for k, n in others.items() if k.lower() in _IMAGE_SUFFIXES and n}
+    left_out = {k: n for k, n in others.items() if k.lower() in _IMAGE_SUFFIXES}
     if left_out:
         kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(left_out.items()))
         report.warn(
@@ -130,6 +137,22 @@ def _check_classes(classes: Sequence[str], where: str, report: DataReport) -> No
                     f"{option} has one class, for which the softmax of {place} is 1 and its "
                     "loss 0, whatever the image: name the background too, or set "
                     f"{place}.use_sigmoid=True"
+                )
+
+
+def _check_class_weights(report: DataReport) -> None:
+    """Refuse class weights where there is void.
+
+    mmsegmentation 1.2.2 looks up the weight of each pixel's label, of void's 255 too, and stops
+    with an IndexError in the first iteration.
+    """
+    for head, where in iter_heads(report.cfg.model):
+        for loss, place in iter_named_dicts(head.get("loss_decode"), f"{where}.loss_decode"):
+            weighted = isinstance(loss.get("class_weight"), Sequence)
+            if weighted and loss.get("type") == "CrossEntropyLoss" and not loss.get("use_sigmoid"):
+                raise UsageError(
+                    f"{place}.class_weight: mmsegmentation has no weight for the void pixels of "
+                    f"the label maps; set {place}.class_weight=None"
                 )
 
 

@@ -132,6 +132,7 @@ def test_weights_of_other_classes_do_not_stay(path, tmp_path):
         (SEGMENTOR, {"out_indices": [0, 1, 2, 3]}),
         (SEGMENTOR, {"out_features": ["stage3", "stage4"]}),
         (MASK2FORMER, {"out_indices": [0, 1, 2, 3]}),
+        (DETECTOR, {"output_stride": 16}),
     ],
 )  # fmt: skip
 def test_maps_of_other_strides_are_refused_with_the_index_base(path, options):
@@ -140,6 +141,19 @@ def test_maps_of_other_strides_are_refused_with_the_index_base(path, options):
         options["model.backbone.out_features"] = None
     with pytest.raises(UsageError, match=r"stage\d \(stride \d+\)"):
         typed(path, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model.neck.num_outs": 4},
+        {"model.rpn_head.anchor_generator.strides": [8, 16, 32, 64, 128]},
+        {"model.roi_head.mask_roi_extractor.featmap_strides": [8, 16, 32, 64]},
+    ],
+)
+def test_levels_and_strides_that_disagree_are_refused(options):
+    with pytest.raises(UsageError, match="the levels that it reads have the strides"):
+        typed(DETECTOR, **options)
 
 
 def test_levels_that_fit_are_left_alone():
@@ -190,6 +204,20 @@ def test_a_model_that_computes_with_tensors_while_it_is_built_passes(tmp_path):
 def test_a_broken_annotation_is_named_with_file_and_id(changes, message, tmp_path):
     with pytest.raises(UsageError, match=rf"train\.json'.*{message}"):
         checked(typed(DETECTOR, detection(tmp_path, **changes)), "train")
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [("images", {"width": None}), ("annotations", {"category_id": [7]}), ("images", {"id": None})],
+)
+def test_a_field_of_another_type_is_named(kind, change, tmp_path):
+    data = write_detection(tmp_path)
+    values = coco()
+    values[kind][1] |= change
+    (tmp_path / "train.json").write_text(json.dumps(values))
+    ((name, _),) = change.items()
+    with pytest.raises(UsageError, match=rf"train\.json': the {name} of {kind}, position 1, is "):
+        typed(DETECTOR, data)
 
 
 def test_normalised_boxes_are_recognised(tmp_path):
@@ -357,6 +385,16 @@ def test_classes_that_cannot_be_told_apart_are_refused(classes, message, tmp_pat
     data = write_segmentation(tmp_path, highest=len(classes))
     with pytest.raises(UsageError, match=rf"custom_dataset\.classes .*{message}"):
         checked(typed(SEGMENTOR, {**data, "classes": classes}), "train")
+
+
+def test_class_weights_beside_void_pixels_are_refused(tmp_path):
+    data = write_segmentation(tmp_path)
+    weights = {"model.decode_head.loss_decode.class_weight": [1.0, 2.0]}
+    with pytest.raises(UsageError, match=r"loss_decode\.class_weight=None"):
+        checked(typed(SEGMENTOR, data, **weights), "train")
+    for split in ("train", "val"):
+        write_maps(tmp_path, split, [1, 2], [2, 1])
+    checked(typed(SEGMENTOR, data, **weights), "train")
 
 
 def test_a_label_map_of_another_size_is_named(tmp_path):
