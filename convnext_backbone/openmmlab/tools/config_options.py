@@ -104,6 +104,11 @@ def apply_custom_dataset(cfg: Config, typed: TypedOptions) -> None:
     num_images = count_training_images(cfg) if {"epochs", "iters"} & set(options) else None
     if num_images is not None:
         fit_schedule(cfg, options, num_images, typed)
+    # The config that a run dumps is fitted already, and is read where the data is not.
+    for name in _TRAINING:
+        cfg.custom_dataset.pop(name, None)
+    if classes is not None:
+        cfg.custom_dataset.classes = classes
 
 
 def _check_options(options: Mapping[str, Any], known: Sequence[str]) -> None:

@@ -47,7 +47,10 @@ def fit_schedule(
     """
     unit, key = ("epochs", "max_epochs") if is_by_epoch(cfg) else ("iters", "max_iters")
     per_epoch = iterations_per_epoch(cfg, num_images)
-    before = _published_length(cfg, key)
+    # The length of the loop may have been typed; the schedulers are made for the published one.
+    ends = {by_epoch: _last_end(cfg, by_epoch) for by_epoch in (True, False)}
+    before = ends[unit == "epochs"] or cfg.train_cfg[key]
+    ends[unit == "epochs"] = before
     _set_length(cfg, options, per_epoch, unit, key, typed)
     after = cfg.train_cfg[key]
     ratio = after / before
@@ -64,19 +67,14 @@ def fit_schedule(
     for hook, where in iter_named_dicts(cfg.get("custom_hooks") or (), "custom_hooks"):
         if "switch_epoch" in hook:
             typed.fill_in(hook, "switch_epoch", _scale(hook.switch_epoch, ratio), where=where)
-    _scale_schedulers(cfg, before, total, per_epoch, typed)
+    _scale_schedulers(cfg, ends, total, per_epoch, typed)
 
 
-def _published_length(cfg: Config, key: str) -> int:
-    """Return the length that the schedulers are made for; that of the loop may have been typed."""
-    ends = [
-        scheduler["end"]
-        for scheduler, _ in _iter_schedulers(cfg)
-        if "end" in scheduler
-        and not is_warm_up(scheduler)
-        and scheduler.get("by_epoch", True) == is_by_epoch(cfg)
-    ]
-    return max(ends, default=cfg.train_cfg[key])
+def _last_end(cfg: Config, by_epoch: bool) -> int | None:
+    """Return where the schedulers end that count epochs, or those that count iterations."""
+    schedulers = [s for s, _ in _iter_schedulers(cfg) if "end" in s and not is_warm_up(s)]
+    found = [s["end"] for s in schedulers if s.get("by_epoch", True) == by_epoch]
+    return max(found, default=None)
 
 
 def _set_length(
@@ -105,22 +103,27 @@ def _scale(interval: int, ratio: float) -> int:
 
 
 def _scale_schedulers(
-    cfg: Config, before: int, total: int, per_epoch: int, typed: TypedOptions
+    cfg: Config, ends: Mapping[bool, int | None], total: int, per_epoch: int, typed: TypedOptions
 ) -> None:
-    """Convert the schedulers to iterations of a training that was `before` and is `total` long."""
+    """Convert the schedulers to iterations of a training of `total` iterations.
+
+    `ends` is the length that they were made for, in epochs (True) and in iterations (False).
+    """
     schedulers = [s for s, where in _iter_schedulers(cfg) if not typed.covers(where)]
     warm_ups = [scheduler for scheduler in schedulers if is_warm_up(scheduler)]
     others = [scheduler for scheduler in schedulers if not is_warm_up(scheduler)]
-    ends: dict[int, int] = {}  # of warm-ups: the published one -> the new one
+    warm_up_ends: dict[int, int] = {}  # the published one -> the new one
     for scheduler in warm_ups:
         end = _in_iterations(scheduler, scheduler.end, per_epoch)
         most = max(1, min(_MAX_WARM_UP, int(total * _MAX_WARM_UP_PART)))
-        ends[end] = scheduler.end = min(end, most)
+        warm_up_ends[end] = scheduler.end = min(end, most)
         if scheduler.end == 1:  # mmengine would stay at the first factor
             scheduler.start_factor = scheduler.get("end_factor", 1.0)
         _count_iterations(scheduler)
     for scheduler in others:
-        _scale_scheduler(scheduler, before, total, ends)
+        before = ends[scheduler.get("by_epoch", True)]
+        if before is not None:
+            _scale_scheduler(scheduler, before, total, warm_up_ends)
 
 
 def _scale_scheduler(

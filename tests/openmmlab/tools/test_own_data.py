@@ -527,6 +527,20 @@ def test_rates_for_random_weights_apply_without_weights_only():
     assert typed(SMALL_DETECTOR, **options).optim_wrapper.optimizer.lr == 7.0
 
 
+@pytest.mark.parametrize("path", [DETECTOR, SMALL_DETECTOR])
+def test_the_config_that_a_run_dumps_is_the_same_config_without_the_data(path, tmp_path):
+    data = {**write_detection(tmp_path), "image_size": 64, "epochs": 7, "batch_size": 1}
+    cfg = typed(path, data)
+    cfg.dump(tmp_path / "dumped.py")
+    (tmp_path / "train.json").unlink()
+    again = typed(tmp_path / "dumped.py")
+    assert again.to_dict() == cfg.to_dict()
+    (tmp_path / "train.json").write_text(json.dumps(coco()))
+    longer = typed(tmp_path / "dumped.py", {"epochs": 14})
+    for before, after in zip(cfg.param_scheduler[1:], longer.param_scheduler[1:], strict=True):
+        assert after["end"] == 2 * before["end"]
+
+
 def one_of_each_kind():
     paths = sorted(CONFIGS.glob("[!_]*/*.py"))
     return list({(p.parent.name, p.name.split("_")[0]): p for p in paths}.values())
