@@ -50,8 +50,8 @@ copybutton_prompt_text = r"\$ |>>> "
 copybutton_prompt_is_regexp = True
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "signature"
-autodoc_default_options = {"members": True, "show-inheritance": False}
+autodoc_typehints = "none"  # the text says what a value is; the signature has the defaults
+autodoc_default_options = {"members": True}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
@@ -94,7 +94,7 @@ def _help(command: list[str]) -> str:
 
 
 def _catalogue() -> str:
-    head = ("name", "trained on", "task", "side", "licence", "commercial use", "from")
+    head = ("name", "parameters", "top-1", "trained on", "task", "side", "licence", "from")
     rows = "\n".join(map(_row, sorted(WEIGHTS.values(), key=lambda entry: entry.name)))
     cells = "".join(f"<th>{name}</th>" for name in head)
     return (
@@ -116,8 +116,10 @@ def _row(entry: WeightEntry) -> str:
     if entry.gated:
         where += " (gated)"
     cells = (
-        *(f"<code>{entry.name}</code>", entry.data, entry.task, str(entry.input_size)),
-        *(entry.licences, "no" if entry.non_commercial else "", html.escape(where)),
+        *(f"<code>{entry.name}</code>", f"{entry.parameters / 1e6:.1f} M"),
+        *("" if entry.top1 is None else f"{entry.top1:.1f}", entry.data, entry.task),
+        *(str(entry.input_size),),
+        *(entry.licences + ", non-commercial" * entry.non_commercial, html.escape(where)),
     )
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
