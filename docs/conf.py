@@ -101,8 +101,8 @@ def _catalogue() -> str:
         f"# The {len(WEIGHTS)} weights of the catalogue\n\n"
         "Any of these names is a source: `ConvNextBackbone.from_pretrained(name)`, "
         '`init_cfg=dict(type="Pretrained", checkpoint=name)`, '
-        "`convnext-backbone info name`. Licences in short: "
-        "[Licences](licences.md).\n\n"
+        "`convnext-backbone info name`. Top-1 is ImageNet-1k's, in percent, as published. "
+        "[The licences](licences.md).\n\n"
         '```{raw} html\n<input class="table-filter" type="search" aria-label="Filter the table" '
         'placeholder="Filter: v2 nano, ade20k, MIT, ...">\n<div class="table-wrapper">'
         f'<table class="docutils filtered"><thead><tr>{cells}</tr></thead><tbody>\n{rows}\n'
@@ -116,10 +116,14 @@ def _row(entry: WeightEntry) -> str:
     if entry.gated:
         where += " (gated)"
     cells = (
-        *(f"<code>{entry.name}</code>", f"{entry.parameters / 1e6:.1f} M"),
-        *("" if entry.top1 is None else f"{entry.top1:.1f}", entry.data, entry.task),
-        *(str(entry.input_size),),
-        *(entry.licences + ", non-commercial" * entry.non_commercial, html.escape(where)),
+        f"<code>{entry.name}</code>",
+        f"{entry.parameters / 1e6:.1f} M",
+        "" if entry.top1 is None else f"{entry.top1:.1f}",
+        entry.data,
+        entry.task,
+        str(entry.input_size),
+        entry.licences + ", non-commercial" * entry.non_commercial,
+        html.escape(where),
     )
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 

@@ -23,13 +23,13 @@ def run(code):
     return done.stdout.split()
 
 
-@pytest.mark.parametrize("argument", ["--version", "--help"])
-def test_the_first_answers_of_the_command_line_import_no_torch(argument):
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["list", "atto"]])
+def test_the_first_answers_of_the_command_line_import_no_torch(arguments):
     code = f"""if True:
         import sys
         from convnext_backbone.cli.main import main
         try:
-            main([{argument!r}])
+            main({arguments!r})
         except SystemExit as stopped:
             assert stopped.code == 0
         print("LOADED", *sorted({{"torch", "numpy", "PIL", "mmengine"}} & sys.modules.keys()))

@@ -186,8 +186,8 @@ def extract_features(
     Example:
         >>> _, images = name_images(["photos/"])
         >>> fx = FeatureExtractor("my-backbone", on_error="skip")
-        >>> extract_features(fx, images, "maps").complete
-        True
+        >>> extract_features(fx, images, "maps").images
+        3
 
     Args:
         extractor: What computes them; left as it is.

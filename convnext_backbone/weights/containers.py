@@ -72,7 +72,7 @@ def file_limits(**changes: int) -> Iterator[None]:
 
     Example:
         >>> with file_limits(ratio=2000):
-        ...     backbone = ConvNextBackbone.from_pretrained("mostly-zeros.keras")
+        ...     backbone = ConvNextBackbone.from_pretrained("my-backbone")
 
     Args:
         changes: Fields of `FileLimits` and their values.

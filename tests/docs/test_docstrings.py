@@ -17,10 +17,16 @@ OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 FINDER = doctest.DocTestFinder(exclude_empty=True)
 
 
+# These import a neighbour, and have tests and examples of their own.
+ELSEWHERE = ("openmmlab", "integrations", "__main__")
+
+
 def _modules():
-    for info in pkgutil.walk_packages(convnext_backbone.__path__, "convnext_backbone."):
-        if not info.name.startswith("convnext_backbone.openmmlab") and "__main__" not in info.name:
+    for info in pkgutil.iter_modules(convnext_backbone.__path__, "convnext_backbone."):
+        if not info.name.endswith(ELSEWHERE):
             yield info.name
+            path = importlib.import_module(info.name).__path__ if info.ispkg else ()
+            yield from (inner.name for inner in pkgutil.walk_packages(path, f"{info.name}."))
 
 
 def _examples():
