@@ -11,6 +11,7 @@ import sys
 from contextlib import redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -129,20 +130,39 @@ def _row(entry: WeightEntry) -> str:
 
 
 def _repository_page(source: str, page: str) -> str:
-    """Return a file of the repository with its links turned to pages, or to names of files."""
-    folder = (GENERATED / page).parent
+    text = (ROOT / source).read_text(encoding="utf-8")
+    return _with_links(text, (ROOT / source).parent, (GENERATED / page).parent)
+
+
+def _with_links(text: str, here: Path, page: Path) -> str:
+    """Return a text whose links, relative to `here`, fit a page in the folder `page`.
+
+    Files of the repository that are no pages become their names.
+    """
 
     def rewrite(match: re.Match[str]) -> str:
-        text, target = match[1], (ROOT / source).parent / match[2]
-        target = target / "README.md" if target.is_dir() else target
+        label, target = match[1], Path(os.path.normpath(here / match[2]))
+        if not target.exists():
+            return match[0]
+        target = target / "README.md" if (target / "README.md").is_file() else target
         name = os.path.relpath(target, ROOT)
         linked = GENERATED / REPOSITORY[name] if name in REPOSITORY else target
         if linked.is_relative_to(DOCS):
-            return f"[{text}]({os.path.relpath(linked, folder)})"
-        return f"`{text}`" if target.suffix == ".py" else f"{text} (`{name}`)"
+            return f"[{label}]({os.path.relpath(linked, page)})"
+        return f"`{label}`" if target.suffix == ".py" else f"{label} (`{name}`)"
 
-    text = (ROOT / source).read_text(encoding="utf-8")
-    return re.sub(r"\[([^\]]+)\]\((?!https?:|#)([^)]+)\)", rewrite, text)
+    return re.sub(r"\[([^\]]+)\]\((?!https?:|#)([^)#]+)\)", rewrite, text)
+
+
+def setup(app: Any) -> None:
+    """Let pages link to files of the repository, as they do where the repository is read."""
+
+    def rewrite(app: Any, name: str, source: list[str]) -> None:
+        folder = (DOCS / name).parent
+        if not folder.is_relative_to(GENERATED):
+            source[0] = _with_links(source[0], folder, folder)
+
+    app.connect("source-read", rewrite)
 
 
 write_generated()
