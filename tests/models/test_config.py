@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import pickle
+import re
 import typing
 
 import numpy as np
@@ -159,6 +160,41 @@ def test_a_file_that_is_no_convnext_config_is_refused(text, tmp_path):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=r"config\.json|model_type"):
         ConvNextConfig.from_pretrained(tmp_path)
+
+
+# What other libraries call things, and what the message has to lead to.
+OTHER_WORDS = {
+    "pretrained": r"from_pretrained\('convnext_tiny\.fb_in1k'\)",
+    "in_chans": "'num_channels'",
+    "in_channels": "'num_channels'",
+    "features_only": "ConvNextBackbone returns maps",
+    "num_classes": "'num_labels'",
+    "gap_before_final_norm": "head_norm_first",
+    "ls_init_value": "'layer_scale_init_value'",
+    "drop_path_rat": "did you mean 'drop_path_rate'",
+}
+
+
+@pytest.mark.parametrize("word", OTHER_WORDS)
+@pytest.mark.parametrize("call", [ConvNextBackbone, ConvNextBackbone.from_pretrained])
+def test_words_of_other_libraries_lead_to_the_right_call(word, call):
+    with pytest.raises(TypeError, match=OTHER_WORDS[word]):
+        call("convnext_atto", **{word: True})
+
+
+@pytest.mark.parametrize("name", ["convnext_tiny.fb_in1k", "facebook/convnext-tiny-224", "w.pth"])
+def test_weights_where_an_architecture_is_meant_lead_to_from_pretrained(name):
+    for arguments in ({"config": name}, {"arch": name}):
+        with pytest.raises(ValueError, match=rf"from_pretrained\('{re.escape(name)}'\)"):
+            ConvNextBackbone(**arguments)
+
+
+def test_an_architecture_where_weights_are_meant_leads_to_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"whose weights are convnext_atto\.d2_in1k"):
+        ConvNextBackbone.from_pretrained("convnext_atto")
+    with pytest.raises(ValueError, match="did you mean 'convnext_tiny'"):
+        ConvNextBackbone("convnext_tinny")
 
 
 def test_unknown_arch_names_the_choices():
