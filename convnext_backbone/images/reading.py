@@ -62,6 +62,7 @@ DECODE_ERRORS: tuple[type[BaseException], ...] = (
     *(OSError, ValueError, TypeError, SyntaxError, EOFError, LookupError, AssertionError),
     *(ArithmeticError, AttributeError, MemoryError, RuntimeError, struct.error, zlib.error),
     Image.DecompressionBombError,
+    Image.DecompressionBombWarning,  # where warnings are errors
 )
 
 

@@ -1,5 +1,7 @@
 """What an image file may claim: its pixels, and that it is no program."""
 
+import warnings
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -35,6 +37,7 @@ def test_no_limit_is_none(image, monkeypatch):
     assert load_image(image).size == (200, 100)
 
 
+@pytest.mark.filterwarnings("default::PIL.Image.DecompressionBombWarning")
 def test_the_command_line_sets_the_limit_for_a_command(image, tmp_path, capsys):
     before = Image.MAX_IMAGE_PIXELS
     module = ConvNextBackbone(hidden_sizes=(8, 16, 24, 32), depths=(1, 1, 1, 1))
@@ -57,3 +60,13 @@ def test_postscript_is_not_given_to_ghostscript(name, tmp_path, monkeypatch):
     monkeypatch.setattr("PIL.EpsImagePlugin.has_ghostscript", lambda: True)
     with pytest.raises(ValueError, match="PostScript is not read"):
         load_image(tmp_path / name)
+
+
+def test_where_warnings_are_errors_a_large_image_is_still_one_that_cannot_be_read(
+    image, monkeypatch
+):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 19_999)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match=r"cannot read image .*19999"):
+            load_image(image)
