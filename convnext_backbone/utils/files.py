@@ -1,5 +1,6 @@
 """Files that are whole or missing: written under another name, then moved to their own."""
 
+import errno
 import hashlib
 import json
 import os
@@ -11,6 +12,8 @@ from typing import Any
 
 # Suffixes of files that may hold weights.
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".h5", ".hdf5", ".keras")
+# errno of a disk, a quota or a file that takes no more.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CHUNK = 1 << 22  # bytes read at a time
 _KINDS = {stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket", stat.S_IFDIR: "directory"}
 

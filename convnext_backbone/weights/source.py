@@ -21,7 +21,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from ..utils.checks import first_line
-from ..utils.files import WEIGHT_SUFFIXES, check_source
+from ..utils.files import DISK_FULL, WEIGHT_SUFFIXES, check_source
 from .catalogue import WEIGHTS, WeightEntry, get_weight, suggest
 from .download import URL, DownloadError, fetch_url
 from .read import DIRECTORY_FILES, INDEX_SUFFIX, shard_names
@@ -31,7 +31,7 @@ _TAG = re.compile(r"(test_)?convnext\w*\.\w+")
 _FILES = (*WEIGHT_SUFFIXES, ".json")
 _DEFAULT = "main"  # the branch of a repository where no revision is named
 # errno of a file that this machine cannot write; what a network raises has others.
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+_DISK = (*DISK_FULL, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class SourceNotFoundError(DownloadError, FileNotFoundError):

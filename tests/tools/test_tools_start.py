@@ -1,6 +1,7 @@
 """How a run begins, is stopped, goes on and is refused, as a user sees it."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -133,3 +134,24 @@ def test_ctrl_c_ends_in_one_line_that_says_how_to_go_on(step, words, detector, t
     assert line.startswith("train.py: stopped")
     assert words in line
     assert ("epoch_1.pth" in line) == (step == 4)
+
+
+def test_a_full_disk_ends_in_one_line_that_says_how_to_go_on(detector, tmp_path):
+    config = write_config(
+        tmp_path / "full.py",
+        f"""
+        _base_ = ['{detector}']
+        train_cfg = dict(max_epochs=2)
+        default_hooks = dict(checkpoint=dict(max_keep_ckpts=1))
+        custom_hooks = [dict(type='FullDiskHook', step=4)]
+        custom_imports = dict(imports=['convnext_backbone', 'helpers.interrupt_hook'])
+        """,
+    )
+    work = tmp_path / "work"
+    work.mkdir()
+    result = run_tool("train.py", config, "--work-dir", "run", cwd=work)
+    assert result.code == 2
+    (line,) = result.err.splitlines()
+    assert re.search(r"File too large: '\S*epoch_2\.pth': stopped; .*--resume.*epoch_1\.pth", line)
+    assert [path.name for path in (work / "run").glob("*.pth")] == ["epoch_1.pth"]
+    assert not list((work / "run").glob(".*"))

@@ -17,6 +17,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ...utils.commandline import EXIT_USAGE, print_error
+from ...utils.files import DISK_FULL
 from .arguments import test_parser, train_parser
 from .checkpoint_checks import check_checkpoint, check_start
 from .coco import forget_coco
@@ -75,6 +76,12 @@ def _run(
     except UsageError as error:
         if is_main_process():
             print_error(f"{command}.py", error)
+        return EXIT_USAGE
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        if is_main_process():
+            print_error(f"{command}.py", f"{error}: stopped{advise_to_resume(cfg, command)}")
         return EXIT_USAGE
     except KeyboardInterrupt:
         if is_main_process():
