@@ -13,7 +13,15 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 
 from ...utils.post_import import after_import
-from . import mmcv_photometric, mmdet_coco, mmdet_palette, mmengine_loaders, mmengine_packages
+from . import (
+    mmcv_photometric,
+    mmdet_coco,
+    mmdet_palette,
+    mmengine_loaders,
+    mmengine_packages,
+    mmseg_metainfo,
+    numpy_names,
+)
 
 REPAIRS: Mapping[str, Callable[[ModuleType], None]] = {
     "mmengine.runner.checkpoint": mmengine_loaders.repair,
@@ -21,6 +29,16 @@ REPAIRS: Mapping[str, Callable[[ModuleType], None]] = {
     "mmcv.image.photometric": mmcv_photometric.repair,
     "mmdet.datasets.api_wrappers.coco_api": mmdet_coco.repair,
     "mmdet.visualization.palette": mmdet_palette.repair,
+    "mmseg.datasets.basesegdataset": mmseg_metainfo.repair,
+    **dict.fromkeys(
+        (
+            "mmdet.evaluation.functional.ytviseval",
+            "lvis.eval",
+            "cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling",
+            "cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling",
+        ),
+        numpy_names.repair,
+    ),
 }
 _applied: set[str] = set()
 

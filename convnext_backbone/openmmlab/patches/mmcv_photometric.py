@@ -36,6 +36,8 @@ def adjust_hue(img: np.ndarray, hue_factor: float, backend: str | None = None) -
         raise ValueError(f"hue_factor must lie in -0.5..0.5, got {hue_factor}")
     if not (isinstance(img, np.ndarray) and img.ndim == 3):
         raise TypeError(f"img must be an array (H, W, 3), got {type(img).__name__}")
+    if backend == "pillow" and img.dtype != np.uint8:
+        raise AssertionError(f"Pillow backend only support uint8 type, got {img.dtype}")  # mmcv's
     turn = np.uint8(int(hue_factor * 255) % 256)  # uint8 wraps, as the circle does
     if backend == "cv2":
         hsv = cv2.cvtColor(img.astype(np.uint8), cv2.COLOR_BGR2HSV_FULL)
