@@ -1,0 +1,100 @@
+"""Repairs that keep evaluation and drawing of mmdet and mmseg alive on current NumPy."""
+# ruff: noqa: E402 - imports follow the check that OpenMMLab is there
+
+import sys
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+import convnext_backbone  # noqa: F401 - applies the repairs
+
+pytestmark = pytest.mark.openmmlab
+pytest.importorskip("mmdet")
+pytest.importorskip("mmseg")
+
+from convnext_backbone.openmmlab.patches import numpy_names
+from convnext_backbone.openmmlab.patches.apply import REPAIRS
+
+
+def test_modules_get_the_names_that_numpy_dropped_and_numpy_does_not():
+    module = ModuleType("old")
+    exec("import numpy as np\ndef f(): return np.zeros(2).astype(dtype=np.float)", vars(module))
+    exec("def g(a, b): return np.in1d(a, b, invert=True).reshape(a.shape)", vars(module))
+    numpy_names.repair(module)
+    assert module.f().dtype == np.float64
+    values = np.array([[1, 2], [3, 1]])
+    assert module.g(values, [1]).tolist() == [[False, True], [True, False]]
+    assert not hasattr(np, "float")
+    with pytest.raises(AttributeError):
+        module.np.no_such_name  # noqa: B018
+
+
+def test_the_video_evaluation_of_mmdet_gives_1_for_the_truth():
+    from mmdet.evaluation.functional import YTVIS, YTVISeval
+
+    box = [2.0, 3.0, 20.0, 10.0]
+    truth = {
+        "videos": [{"id": 1, "width": 64, "height": 48, "length": 2}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [
+            {"id": 1, "video_id": 1, "category_id": 1, "iscrowd": 0, "length": 2, "height": 48,
+             "width": 64, "bboxes": [box, box], "areas": [200.0, 200.0],
+             "segmentations": [[[2, 3, 22, 3, 22, 13, 2, 13]]] * 2}
+        ],
+    }  # fmt: skip
+    annotations = YTVIS()
+    annotations.dataset = truth
+    annotations.createIndex()
+    found = annotations.loadRes(
+        [{"video_id": 1, "category_id": 1, "score": 0.9,
+          "segmentations": [annotations.annToRLE(truth["annotations"][0], i) for i in (0, 1)]}]
+    )  # fmt: skip
+    evaluation = YTVISeval(annotations, found, "segm")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    assert evaluation.stats[0] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lvis.eval",
+        "cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling",
+        "cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling",
+    ],
+)
+def test_packages_that_need_no_installing_here_are_repaired_too(name):
+    assert REPAIRS[name] is numpy_names.repair
+
+
+def test_mmdets_palette_grows_with_the_classes():
+    from mmdet.visualization import palette
+
+    colours = [(i, i, i) for i in range(3)]
+    grown = palette.get_palette(colours, 5)
+    assert grown[:3] == colours
+    assert len(grown) == 5
+    assert grown == palette.get_palette(colours, 5)
+    assert palette.get_palette(colours, 2) == colours
+    visualizer = sys.modules["mmdet.visualization.local_visualizer"]
+    assert visualizer.get_palette is palette.get_palette
+
+
+def test_mmsegs_tools_find_the_classes_that_a_config_names():
+    from mmseg.datasets import ADE20KDataset, BaseSegDataset
+
+    options = {"lazy_init": True, "pipeline": []}
+    dataset = BaseSegDataset(metainfo={"classes": ("road", "sky")}, **options)
+    assert dataset.METAINFO["classes"] == ("road", "sky")
+    assert len(dataset.METAINFO["palette"]) == 2
+    assert "classes" not in BaseSegDataset.METAINFO
+    assert len(ADE20KDataset(**options).METAINFO["classes"]) == 150
+
+
+def test_a_float_image_for_pillow_is_the_error_that_mmcv_means():
+    from mmcv import adjust_hue
+
+    with pytest.raises(AssertionError, match="uint8"):
+        adjust_hue(np.zeros((2, 2, 3), np.float32), 0.1, backend="pillow")

@@ -1,0 +1,67 @@
+"""Curves of runs hold what mmengine logged, once for every iteration."""
+
+import json
+
+import pytest
+from PIL import Image
+
+pytestmark = pytest.mark.openmmlab
+pytest.importorskip("mmengine")
+
+from convnext_backbone.openmmlab.tools import plot  # noqa: E402 - needs mmengine's matplotlib
+
+
+def log(folder, name, lines):
+    path = folder / name / "vis_data" / "scalars.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+
+
+@pytest.fixture
+def resumed(tmp_path):
+    """A run of three epochs of ten iterations that was resumed after the second."""
+    train = [{"lr": 0.1 / i, "loss": 50.0 - i, "iter": i, "step": i} for i in (10, 20, 30)]
+    val = [{"coco/bbox_mAP": 0.1 * e, "coco/bbox_mAP_s": -1.0, "step": e} for e in (1, 2)]
+    log(tmp_path / "run", "20260101_000000", [train[0], val[0], train[1], val[1], train[2]])
+    log(tmp_path / "run", "20260102_000000", [{"lr": 0.5, "loss": 1.5, "iter": 30, "step": 30}])
+    return str(tmp_path / "run")
+
+
+def test_curves_are_by_iteration_and_the_later_log_wins(resumed):
+    curves = plot.read_curves(resumed)
+    assert curves["loss"] == {10: 40.0, 20: 30.0, 30: 1.5}
+    assert curves["lr"][30] == 0.5
+    # mmengine's step of a validation is the epoch: it belongs to the iteration before.
+    assert curves["coco/bbox_mAP"] == {10: 0.1, 20: 0.2}
+
+
+def test_runs_are_drawn_together_into_one_picture(resumed, tmp_path, capsys):
+    log(tmp_path / "other", "20260101_000000", [{"loss": 2.0, "lr": 0.1, "iter": 5}])
+    pictures = []
+    for number, runs in enumerate(([resumed], [resumed, str(tmp_path / "other")])):
+        out = tmp_path / "new" / f"{number}.png"
+        assert plot.main([*runs, "--out", str(out)]) == 0
+        with Image.open(out) as picture:
+            assert picture.format == "PNG"
+            pictures.append(picture.convert("RGB").tobytes())
+    assert pictures[0] != pictures[1]
+    assert "2 runs drawn" in capsys.readouterr().out
+
+
+def test_metrics_are_drawn_by_the_ends_of_their_names(resumed, tmp_path):
+    pictures = {}
+    for metric in ("mAP", "bbox_mAP", "mAP_s", "none"):
+        out = tmp_path / f"{metric}.png"
+        assert plot.main([resumed, "--out", str(out), "--metrics", metric]) == 0
+        pictures[metric] = out.read_bytes()
+    assert pictures["mAP"] == pictures["bbox_mAP"] != pictures["none"]
+
+
+def test_a_folder_without_a_run_and_a_damaged_log_are_named(tmp_path, capsys):
+    assert plot.main([str(tmp_path), "--out", str(tmp_path / "a.png")]) == 2
+    assert "no log of a run" in capsys.readouterr().err
+    log(tmp_path, "t", [{"loss": 1.0}])
+    (tmp_path / "t" / "vis_data" / "scalars.json").write_text('{"loss": 1.0}\n{"lo')
+    assert plot.main([str(tmp_path), "--out", str(tmp_path / "a.png")]) == 2
+    assert "scalars.json:2" in capsys.readouterr().err
+    assert not (tmp_path / "a.png").exists()
