@@ -43,6 +43,9 @@ KINDS = {
     "mask2former/mask2former_convnext-t_8xb2-160k_ade20k-512x512.py": {},
     "segformer/segformer_convnext-t_8xb2-amp-160k_ade20k-512x512.py": {},
     "deeplabv3plus/deeplabv3plus_convnext-t_8xb2-amp-160k_ade20k-512x512.py": {},
+    "small_data/mask-rcnn_convnextv2-atto_fpn_1xb4-amp-40e_own-data.py": FEW,
+    "small_data/retinanet_convnextv2-atto_fpn_1xb4-amp-40e_own-data.py": {},
+    "small_data/upernet_convnextv2-atto_1xb8-amp-4k_own-data.py": {},
 }
 
 
