@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,65 +34,75 @@ def check_label_maps(dataset: Mapping[str, Any], where: str, report: DataReport)
     if stems is None or not maps or is_remote(maps):
         return
     settings = label_map_settings(dataset)
-    image_suffix, map_suffix = settings["img_suffix"], settings["seg_map_suffix"]
-    _check_suffixes(images, maps, image_suffix, bool(stems), where, report)
-    check_exist(images, [stem + image_suffix for stem in stems], images)
-    check_exist(maps, [stem + map_suffix for stem in stems], images)
+    suffix = settings["img_suffix"]
+    _check_suffixes(images, maps, suffix, bool(stems), where, report)
+    check_exist(images, [stem + suffix for stem in stems], images)
     classes = class_names(dataset)
     _check_classes(classes, where, report)
     check_num_classes(report, len(classes))
-    if not _reads_label_maps(dataset):
-        return
-    reader = ImageReader(dataset.get("pipeline"))
-    sample = spread(stems, None if report.everything else _MAX_LABEL_MAPS)
-    counts = np.zeros(_VALUES, np.int64)
-    files = np.zeros(_VALUES, np.int64)
-    void = []
-    sizes: Counter[tuple[int, int]] = Counter()
-    values = _Values(dataset, classes, settings["reduce_zero_label"])
-    for stem in show_progress(sample, f"checking the label maps of {maps}"):
-        path = os.path.join(maps, stem + map_suffix)
-        labels = _read_labels(path)
-        size = reader.check(os.path.join(images, stem + image_suffix))
-        if size is not None and size != labels.shape[::-1]:
-            raise UsageError(
-                f"label map {path!r} is {labels.shape[1]} x {labels.shape[0]} pixels, but its "
-                f"image {stem + image_suffix!r} is {size[0]} x {size[1]}"
-            )
-        sizes[labels.shape[1], labels.shape[0]] += 1
-        own = np.bincount(labels.ravel(), minlength=_VALUES)
-        values.check(own, path, report.option(where, "reduce_zero_label", "reduce_zero_label"))
-        counts += own
-        files += own > 0
-        if not values.per_class(own).any():
-            void.append(path)
-    for stem in spread(stems, None if report.everything else MAX_IMAGES):
-        if stem not in sample:
-            reader.check(os.path.join(images, stem + image_suffix))
-    values.check_all(counts, where, report, len(sample), len(stems))
-    if void:
-        report.warn(f"{where}: {len(void)} label maps are void throughout, such as {void[0]!r}")
-    per_class = values.per_class(counts)
-    if report.split == "train" and counts.sum() > per_class.sum():
-        _check_class_weights(report)
-    (common, _), *_ = sizes.most_common(1)
-    lines = [
-        f"{where}: {images}, {len(stems):,} images"
-        + (f", {len(sample):,} of them read" if len(sample) < len(stems) else ""),
-        f"  image sizes: {len(sizes)}, most often {common[0]} x {common[1]}",
-        count_table(
-            [*zip(classes, per_class, strict=True), ("(void)", counts.sum() - per_class.sum())],
-            "pixels",
-        ),
-    ]
-    report.summaries.append("\n".join(lines))
+    if _reads_label_maps(dataset):
+        check_exist(maps, [stem + settings["seg_map_suffix"] for stem in stems], images)
+        _check_contents(dataset, stems, where, report)
 
 
 def _reads_label_maps(dataset: Mapping[str, Any]) -> bool:
     """Return whether mmsegmentation's own step reads the label maps; others may read anything."""
     steps = [step for step, _ in iter_named_dicts(dataset.get("pipeline") or (), "")]
-    loads = [step for step in steps if str(step.get("type")).endswith("LoadAnnotations")]
+    loads = [s for s in steps if str(s.get("type")).rpartition(".")[-1] == "LoadAnnotations"]
     return bool(loads) and not any(step.get("imdecode_backend") == "tifffile" for step in loads)
+
+
+def _check_contents(
+    dataset: Mapping[str, Any], stems: Sequence[str], where: str, report: DataReport
+) -> None:
+    """Open images and label maps, check each pair and what all hold together."""
+    images, maps = label_map_folders(dataset)
+    settings = label_map_settings(dataset)
+    classes = class_names(dataset)
+    values = _Values(dataset, classes, settings["reduce_zero_label"])
+    option = report.option(where, "reduce_zero_label", "reduce_zero_label")
+    reader = ImageReader(dataset.get("pipeline"))
+    sample = spread(stems, None if report.everything else _MAX_LABEL_MAPS)
+    counts = np.zeros(_VALUES, np.int64)
+    sizes: Counter[tuple[int, int]] = Counter()
+    void = []
+    for stem in show_progress(sample, f"checking the label maps of {maps}"):
+        path = os.path.join(maps, stem + settings["seg_map_suffix"])
+        labels = _read_labels(path)
+        _check_size(labels, path, reader.check(os.path.join(images, stem + settings["img_suffix"])))
+        sizes[labels.shape[1], labels.shape[0]] += 1
+        own = np.bincount(labels.ravel(), minlength=_VALUES)
+        values.check(own, path, option)
+        counts += own
+        if not values.per_class(own).any():
+            void.append(path)
+    others = set(stems).difference(sample)
+    for stem in spread(sorted(others), MAX_IMAGES):
+        reader.check(os.path.join(images, stem + settings["img_suffix"]))
+    values.check_all(counts, where, report, len(sample), len(stems))
+    if void:
+        report.warn(f"{where}: {len(void)} label maps are void throughout, such as {void[0]!r}")
+    per_class = values.per_class(counts)
+    num_void = counts.sum() - per_class.sum()
+    if report.split == "train" and num_void:
+        _check_class_weights(report)
+    read = f", {len(sample):,} of them read" if others else ""
+    (common, _), *_ = sizes.most_common(1)
+    lines = [
+        f"{where}: {images}, {len(stems):,} images{read}",
+        f"  image sizes: {len(sizes)}, most often {common[0]} x {common[1]}",
+        count_table([*zip(classes, per_class, strict=True), ("(void)", num_void)], "pixels"),
+    ]
+    report.summaries.append("\n".join(lines))
+
+
+def _check_size(labels: np.ndarray, path: str, size: tuple[int, int] | None) -> None:
+    height, width = labels.shape
+    if size is not None and size != (width, height):
+        raise UsageError(
+            f"label map {path!r} is {width} x {height} pixels, but its image is "
+            f"{size[0]} x {size[1]}"
+        )
 
 
 def _check_suffixes(
@@ -127,17 +137,19 @@ def _check_classes(classes: Sequence[str], where: str, report: DataReport) -> No
     twice = [name for name, number in Counter(classes).items() if number > 1]
     if twice:
         raise UsageError(f"{option} names {twice[0]!r} twice")
-    if len(classes) != 1:
-        return
-    for head, name in iter_heads(report.cfg.model):
-        for loss, place in iter_named_dicts(head, name):
-            softmax = not loss.get("use_sigmoid", True)
-            if softmax and str(loss.get("type")).endswith("CrossEntropyLoss"):
-                raise UsageError(
-                    f"{option} has one class, for which the softmax of {place} is 1 and its "
-                    "loss 0, whatever the image: name the background too, or set "
-                    f"{place}.use_sigmoid=True"
-                )
+    for _, place in _softmax_losses(report) if len(classes) == 1 else ():
+        raise UsageError(
+            f"{option} has one class, for which the softmax of {place} is 1 and its loss 0, "
+            f"whatever the image: name the background too, or set {place}.use_sigmoid=True"
+        )
+
+
+def _softmax_losses(report: DataReport) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """Yield the softmax losses of mmsegmentation's heads, each with its name."""
+    for head, where in iter_heads(report.cfg.model):
+        for loss, place in iter_named_dicts(head.get("loss_decode"), f"{where}.loss_decode"):
+            if loss.get("type") == "CrossEntropyLoss" and not loss.get("use_sigmoid"):
+                yield loss, place
 
 
 def _check_class_weights(report: DataReport) -> None:
@@ -146,14 +158,12 @@ def _check_class_weights(report: DataReport) -> None:
     mmsegmentation 1.2.2 looks up the weight of each pixel's label, of void's 255 too, and stops
     with an IndexError in the first iteration.
     """
-    for head, where in iter_heads(report.cfg.model):
-        for loss, place in iter_named_dicts(head.get("loss_decode"), f"{where}.loss_decode"):
-            weighted = isinstance(loss.get("class_weight"), Sequence)
-            if weighted and loss.get("type") == "CrossEntropyLoss" and not loss.get("use_sigmoid"):
-                raise UsageError(
-                    f"{place}.class_weight: mmsegmentation has no weight for the void pixels of "
-                    f"the label maps; set {place}.class_weight=None"
-                )
+    for loss, place in _softmax_losses(report):
+        if isinstance(loss.get("class_weight"), Sequence):
+            raise UsageError(
+                f"{place}.class_weight: mmsegmentation has no weight for the void pixels of the "
+                f"label maps; set {place}.class_weight=None"
+            )
 
 
 def _read_labels(path: str) -> np.ndarray:

@@ -387,6 +387,15 @@ def test_classes_that_cannot_be_told_apart_are_refused(classes, message, tmp_pat
         checked(typed(SEGMENTOR, {**data, "classes": classes}), "train")
 
 
+def test_one_class_is_enough_where_no_softmax_is_over_it(tmp_path):
+    data = {**write_segmentation(tmp_path, highest=1), "classes": ["road"]}
+    checked(typed(MASK2FORMER, data), "train")
+    sigmoid = {
+        f"model.{head}.loss_decode.use_sigmoid": True for head in ("decode_head", "auxiliary_head")
+    }
+    checked(typed(SEGMENTOR, data, **sigmoid), "train")
+
+
 def test_class_weights_beside_void_pixels_are_refused(tmp_path):
     data = write_segmentation(tmp_path)
     weights = {"model.decode_head.loss_decode.class_weight": [1.0, 2.0]}
@@ -400,7 +409,7 @@ def test_class_weights_beside_void_pixels_are_refused(tmp_path):
 def test_a_label_map_of_another_size_is_named(tmp_path):
     data = write_segmentation(tmp_path)
     Image.new("L", (20, 30), 1).save(tmp_path / "val" / "maps" / "b.png")
-    with pytest.raises(UsageError, match=r"b\.png' is 20 x 30 .*image 'b\.jpg' is 40 x 30"):
+    with pytest.raises(UsageError, match=r"b\.png' is 20 x 30 .*image is 40 x 30"):
         checked(typed(SEGMENTOR, data))
 
 
