@@ -1,4 +1,4 @@
-"""Modules import each other as the README says, without circles, and others as the rings allow."""
+"""Modules import each other as docs/architecture.md says, without circles, within their rings."""
 
 import ast
 import re
@@ -66,9 +66,9 @@ def imports(path):
 
 
 def places():
-    """The line of the README's section on the code on which each module or package stands."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = re.search(r"## The code\n.*?```\n(.*?)```", readme, re.S)[1]
+    """The line of the list of modules on which each module or package stands."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    block = re.search(r"## The code\n.*?```\n(.*?)```", page, re.S)[1]
     lines = [re.split(r"\s{2,}", line)[0] for line in block.splitlines()]
     return {
         name.strip(" /").replace("/", "."): place
@@ -84,13 +84,13 @@ def place_of(module, known):
     return next((known[name] for name in names if name in known), None)
 
 
-def test_the_readme_names_every_module_or_its_package():
+def test_the_list_names_every_module_or_its_package():
     known = places()
     for name in NAMES - {"", "__main__", "_version"}:
-        if name != "models":  # the README lists the modules of this one
+        if name != "models":  # their modules are listed one by one
             assert place_of(name, known) is not None, name
     listed = {name for name in known if name not in NAMES}
-    assert not listed, f"the README names what is not there: {listed}"
+    assert not listed, f"the list names what is not there: {listed}"
 
 
 @EVERY_MODULE

@@ -48,7 +48,7 @@ def convolve(x, offset, weight, stride, padding, dilation, groups, deform_groups
                                 column = q * stride[1] - padding[1] + j * dilation[1] + dx
                                 value = bilinear(x[n, channel], y, column)
                                 if mask is not None:
-                                    value *= float(mask[n, tap, p, q])
+                                    value *= float(mask[n, tap, p, q].detach())
                                 result[n, d, p, q] += float(weight[d, c, i, j]) * value
     return result
 
