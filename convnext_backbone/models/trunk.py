@@ -189,15 +189,16 @@ def _linear_rates(last: float, num: int) -> list[float]:
 @torch.fx.wrap  # a leaf of symbolic tracing, which has no shapes to compute with
 def _pad(x: Tensor, stride: int) -> Tensor:
     """Pad `x` (N, C, H, W) with zeros, on the right and below, to multiples of the stride."""
-    height, width = x.shape[-2:]
-    return F.pad(x, (0, -width % stride, 0, -height % stride))
+    # No negative numbers: ONNX divides towards zero.
+    bottom, right = ((stride - side % stride) % stride for side in x.shape[-2:])
+    return F.pad(x, (0, right, 0, bottom))
 
 
 @torch.fx.wrap
 def _crop(x: Tensor, images: Tensor, stride: int) -> Tensor:
     """Crop a map of padded images (N, C, H, W) to ceil(H / stride) and ceil(W / stride)."""
-    height, width = images.shape[-2:]
-    return x[..., : -(-height // stride), : -(-width // stride)]
+    height, width = ((side + stride - 1) // stride for side in images.shape[-2:])
+    return x[..., :height, :width]
 
 
 @torch.fx.wrap  # a leaf of symbolic tracing, which has no shapes to compare

@@ -19,6 +19,7 @@ from convnext_backbone import (
     ConvNextModel,
     load_weights,
 )
+from convnext_backbone.deploy.graph_export import export_onnx
 from convnext_backbone.models.layers import NORMS
 from convnext_backbone.weights import convert_weights, open_weights
 from convnext_backbone.weights.layouts import convert, recognise
@@ -319,6 +320,19 @@ def test_variants_are_exported(name):
     backbone, x = build(ConvNextBackbone, name), torch.randn(1, 3, 64, 48)
     program = torch.export.export(backbone, (x,))
     assert_equal(program.module()(x)[0], backbone(x)[0])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"pad_to_stride": True}, {"norm_layer": "simplenorm", "stem_type": "overlap_act"}],
+    ids=["padded", "zepto"],
+)
+def test_variants_become_onnx_of_any_size(fields, tmp_path):
+    """The exporter compares the file with the network, at sizes that no stride divides."""
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    backbone = randomise(ConvNextBackbone(**TINY, **fields, out_indices=(1, 4)))
+    assert export_onnx(backbone, tmp_path / "b.onnx").error < 1e-3
 
 
 @pytest.mark.parametrize("name", NORMS)

@@ -513,6 +513,15 @@ def test_name_that_cannot_be_had_says_why(name, message):
         resolve(name)
 
 
+def test_a_server_out_of_reach_is_reported_with_the_copy_on_the_hub(monkeypatch):
+    known = catalogue.get_weight("convnext_tiny.fb_in1k")
+    values = {**vars(known), "name": "convnext_atto.gone", "url": "http://127.0.0.1:9/w.pth"}
+    entry = catalogue.WeightEntry(**values)
+    monkeypatch.setattr(catalogue, "WEIGHTS", {entry.name: entry})
+    with pytest.raises(DownloadError, match=r"the hub has a copy, timm/convnext_tiny\.fb_in1k"):
+        resolve(entry.name).weights()
+
+
 def test_the_empty_source_is_not_the_current_directory(tmp_path, monkeypatch):
     torch.save(V1.state_dict(), tmp_path / "weights.pth")
     monkeypatch.chdir(tmp_path)
