@@ -51,6 +51,11 @@ def fit_channels(cfg: Config, typed: TypedOptions) -> None:
     settings = find_backbone(cfg)
     if settings is None:
         return
+    names, indices = (f"model.backbone.{key}" for key in ("out_features", "out_indices"))
+    if typed.covers(indices) and not typed.covers(names):
+        settings.pop("out_features", None)
+    if typed.covers(names) and not typed.covers(indices):
+        settings.pop("out_indices", None)
     backbone = build_backbone(settings)
     _check_strides(settings, cfg.model, backbone)
     neck = cfg.model.get("neck")
@@ -71,7 +76,8 @@ def build_backbone(settings: Mapping[str, Any]) -> ConvNextBackbone:
     """Build a backbone from its config, without storage.
 
     Raises:
-        UsageError: An argument is unknown; the message lists the known ones.
+        UsageError: An argument is unknown, and the message lists the known ones; or the outputs are
+            not a valid choice.
     """
     known = {*inspect.signature(ConvNextBackbone).parameters, *ConvNextConfig().to_dict()}
     for name in set(settings) - known - {"type", "_scope_"}:
@@ -80,8 +86,17 @@ def build_backbone(settings: Mapping[str, Any]) -> ConvNextBackbone:
             f"model.backbone: ConvNextBackbone has no argument {name!r}{hint}; "
             f"it takes {', '.join(sorted(known - {'fields'}))}"
         )
-    with torch.device("meta"):
-        return MODELS.build({k: v for k, v in copy.deepcopy(settings).items() if k != "init_cfg"})
+    arguments = {k: v for k, v in copy.deepcopy(settings).items() if k != "init_cfg"}
+    try:
+        with torch.device("meta"):
+            return MODELS.build(arguments)
+    except ValueError as error:
+        if settings.get("out_indices") is None:
+            raise
+        raise UsageError(
+            f"model.backbone: {error}; in out_indices 0 is the stem, as in Hugging Face, and the "
+            "stages begin at 1"
+        ) from error
 
 
 def _fit_head(

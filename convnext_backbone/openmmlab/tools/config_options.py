@@ -82,7 +82,10 @@ def apply_custom_dataset(cfg: Config, typed: TypedOptions) -> None:
         UsageError: An option is missing, unknown, or disagrees with another setting; or the
             annotation file cannot be read.
     """
-    options = {k: v for k, v in (cfg.get("custom_dataset") or {}).items() if v is not None}
+    given = cfg.get("custom_dataset") or {}
+    if not isinstance(given, Mapping):
+        raise UsageError(f"custom_dataset must hold settings, got {given!r}")
+    options = {k: v for k, v in given.items() if v is not None}
     if not options:
         return
     _check_options(options, _OPTIONS.get(cfg.default_scope, _OPTIONS["mmdet"]))

@@ -128,7 +128,7 @@ def _check_suffixes(
         kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(left_out.items()))
         report.warn(
             f"folder {images!r}: only files named *{suffix} are read, {kinds} are left out; "
-            f"{option} names one suffix for all"
+            f"{option} is one suffix for all: convert the others"
         )
 
 

@@ -137,10 +137,17 @@ def test_weights_of_other_classes_do_not_stay(path, tmp_path):
 )  # fmt: skip
 def test_maps_of_other_strides_are_refused_with_the_index_base(path, options):
     options = {f"model.backbone.{key}": value for key, value in options.items()}
-    if "model.backbone.out_indices" in options:
-        options["model.backbone.out_features"] = None
     with pytest.raises(UsageError, match=r"stage\d \(stride \d+\)"):
         typed(path, **options)
+
+
+def test_typed_outputs_replace_those_of_the_config(tmp_path):
+    cfg = typed(DETECTOR, **{"model.backbone.out_indices": [1, 2, 3, 4]})
+    assert "out_features" not in cfg.model.backbone
+    both = tmp_path / "both.py"
+    both.write_text(f"_base_ = '{DETECTOR}'\nmodel = dict(backbone=dict(out_indices=[0, 1, 2, 3]))")
+    with pytest.raises(UsageError, match=r"got out_features=.* 0 is the stem"):
+        typed(both)
 
 
 @pytest.mark.parametrize(
