@@ -21,7 +21,7 @@ OPENMMLAB = {
     "mmengine", "mmcv", "mmdet", "mmseg", "cv2", "yaml", "matplotlib", "pycocotools"
 }  # fmt: skip
 # Imported inside a function, with an error that names the extra where it is missing.
-OPTIONAL = {"h5py", "onnx", "onnxruntime", "onnxscript", "openvino", "nncf"}
+OPTIONAL = {"h5py", "onnx", "onnxruntime", "onnxscript", "openvino", "nncf", "pyarrow", "ray"}
 # What a module of integrations imports, and nothing else of the package imports it.
 NEIGHBOURS = {
     "segmentation_models": {"segmentation_models_pytorch"},

@@ -104,6 +104,10 @@ def build_extractor(args: argparse.Namespace, **options: Any) -> "FeatureExtract
         size=args.size,
         dtype=args.dtype,
         batch_size=args.batch_size,
-        num_workers=args.workers,
-        **{"device": args.device, "out_features": args.features, **options},
+        **{
+            "device": args.device,
+            "out_features": args.features,
+            "num_workers": args.workers,
+            **options,
+        },
     )

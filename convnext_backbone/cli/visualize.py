@@ -40,12 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Draw the images, or serve the page until it is stopped."""
-    from ..images.sources import name_images
+    from ..images.lists import name_images
 
     if not args.images and not args.serve:
         raise ValueError("give an image, or --serve")
     # Names relative to the common folder: equal file names in two folders stay two images.
-    images = name_images(args.images)[1] if args.images else {}
+    images = name_images(args.images) if args.images else {}
     # A norm over channels would give every pixel the same activation.
     extractor = build_extractor(args, out_features=args.features or "stages", norm=False)
     if args.serve:

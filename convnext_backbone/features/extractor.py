@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from .._version import __version__
 from ..images.processor import ConvNextImageProcessor
-from ..images.reading import DECODE_ERRORS
 from ..images.sources import ImageItem, as_item, expand, is_single, iter_items
 from ..models.backbone import ConvNextBackbone
 from ..models.config import ConvNextConfig
@@ -44,16 +43,15 @@ class Features(dict[str, Tensor]):
     """The features of one image by name: maps (C, H, W), or vectors (C,) when pooled.
 
     `index` is its position in the source, `name` its path or position, `image_size` its (height,
-    width) as the network saw it, without padding.
+    width) as the network saw it, without padding, and `original_size` before it was prepared.
     """
 
-    def __init__(
-        self, tensors: Mapping[str, Tensor], item: ImageItem, size: tuple[int, int]
-    ) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], prepared: "_Prepared") -> None:
         super().__init__(tensors)
-        self.index = item.index
-        self.name = item.name
-        self.image_size = size
+        self.index = prepared.item.index
+        self.name = prepared.item.name
+        self.image_size = prepared.size
+        self.original_size = prepared.original_size
 
 
 @dataclass(frozen=True)
@@ -66,6 +64,7 @@ class Failure:
     index: int
     name: str
     reason: str  # in one line
+    passing: bool = False  # its bytes could not be read, which may have passed another time
 
     def __bool__(self) -> bool:
         return False
@@ -78,6 +77,7 @@ class Failure:
 class _Prepared:
     item: ImageItem
     pixels: Tensor  # (C, H, W), normalised
+    original_size: tuple[int, int]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -129,7 +129,8 @@ class FeatureExtractor:
         load_options: Options of `load_weights`.
 
     Attributes:
-        source, model, processor: What the network came from, the network, the processor in use.
+        source, licence: What the weights came from, and their licence where it is known.
+        model, processor: The network and the processor in use.
         names: The names of the features.
         output_options, image_options, run_options: The arguments in three groups.
 
@@ -175,7 +176,7 @@ class FeatureExtractor:
             progress=progress,
         )
         network = build_network(source, checkpoint, self.output_options, load_options)
-        self.source = network.name
+        self.source, self.licence = network.name, network.licence
         self.processor = self.image_options.build_processor(network.processor)
         self.names = (CLS,) if pool == CLS else tuple(network.model.config.out_features or ())
         self.model = self.run_options.place(network.model)
@@ -214,7 +215,11 @@ class FeatureExtractor:
         """Return, ready for JSON, all that decides about the values of the features."""
         output, images, run = self.output_options, self.image_options, self.run_options
         return {
-            "weights": {"source": self.source, "sha256": self.fingerprint()},
+            "weights": {
+                "source": self.source,
+                "sha256": self.fingerprint(),
+                "licence": self.licence,
+            },
             "architecture": self.config.to_dict(),
             "features": {
                 name: {"channels": self.channels[name], "stride": self.strides[name]}
@@ -250,6 +255,11 @@ class FeatureExtractor:
         return digest.hexdigest()
 
     # Sizes of prepared images, batches and maps.
+
+    @property
+    def has_one_size(self) -> bool:
+        """Whether every image has the same size once it is prepared."""
+        return isinstance(self.image_options.size, tuple) or self.processor.do_resize
 
     def prepared_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the (height, width) that an image has once it is prepared, before padding."""
@@ -315,25 +325,26 @@ class FeatureExtractor:
 
         Given back as `{"pixel_values": prepared}`, its features are computed. Errors: as in a call.
         """
-        return self._pixels(as_item(0, image))
+        return self._prepare_item(as_item(0, image)).pixels
 
     def _prepare(self, item: ImageItem) -> _Prepared | Failure:
         try:
-            item = item.fetch()
-            return _Prepared(item, self._pixels(item))
-        except DECODE_ERRORS as error:
-            failure = Failure(item.index, item.name, " ".join(str(error).split()))
-        if self.run_options.on_error == "raise":
-            raise ValueError(str(failure))
-        return failure
+            return self._prepare_item(item.fetch())
+        except Exception as error:  # of a decoder or of the caller's dataset, about this image
+            passing = isinstance(error, OSError) and error.errno is not None
+            reason = " ".join(str(error).split()) or type(error).__name__
+            failure = Failure(item.index, item.name, reason, passing)
+            if self.run_options.on_error == "raise":
+                raise ValueError(str(failure)) from error
+            return failure
 
-    def _pixels(self, item: ImageItem) -> Tensor:
-        pixels = item.image
+    def _prepare_item(self, item: ImageItem) -> _Prepared:
+        original = pixels = item.image
         if not item.ready:
-            pixels = self.processor.to_tensor(pixels, num_channels=self.config.num_channels)
-            if isinstance(self.image_options.size, tuple):
-                pixels = self.processor.warp(pixels, self.image_options.size)
-            (pixels,) = self.processor.process_tensors([pixels])
+            original = self.processor.to_tensor(pixels, num_channels=self.config.num_channels)
+            sized = self.image_options.size
+            warped = self.processor.warp(original, sized) if isinstance(sized, tuple) else original
+            (pixels,) = self.processor.process_tensors([warped])
         channels = self.config.num_channels
         if pixels.ndim != 3 or pixels.shape[0] != channels or 0 in pixels.shape:
             raise ValueError(
@@ -348,7 +359,7 @@ class FeatureExtractor:
             raise ValueError(
                 f"an image of {height}x{width} is smaller than the stride {self.stride}"
             )
-        return pixels
+        return _Prepared(item, pixels, (original.shape[-2], original.shape[-1]))
 
     def _run(
         self, window: Sequence[_Prepared | Failure], compute: Compute
@@ -394,7 +405,7 @@ class FeatureExtractor:
         for name, batch in maps.items():
             h, w = self.map_size(name, *entry.size)
             tensors[name] = self._pool(batch[row, :, :h, :w]).cpu()
-        return Features(tensors, entry.item, entry.size)
+        return Features(tensors, entry)
 
     def _pool(self, x: Tensor) -> Tensor:
         """Reduce a map (C, H, W) to (C,), unless `pool` is None."""

@@ -44,6 +44,7 @@ class Network:
     name: str  # of the source
     model: _Model  # the extractor's own copy, which computes the outputs asked for
     processor: ConvNextImageProcessor
+    licence: str | None = None  # of the weights, where they are the catalogue's
 
 
 def build_network(
@@ -117,7 +118,8 @@ def _from_weights(source: _PathLike, output: OutputOptions, options: Mapping[str
     config = output.apply_to(ConvNextConfig(**fields))
     model = build_blank(_model_class(output), config)
     load_native(model, weights, **fill_options)
-    return Network(os.fspath(source), model, _processor_of(weights, config))
+    licence = weights.entry.licence if weights.entry else None
+    return Network(os.fspath(source), model, _processor_of(weights, config), licence)
 
 
 def _from_openmmlab(

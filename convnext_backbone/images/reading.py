@@ -9,9 +9,7 @@ Axes: C channels, H height, W width, in pixels.
 """
 
 import os
-import struct
 import warnings
-import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
@@ -19,6 +17,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+
+from ..utils.files import check_regular
 
 CHANNELS_FIRST, CHANNELS_LAST = "channels_first", "channels_last"
 _FEW = 1 << 12  # 16-bit values below have at most 16 levels in their high byte: cameras of 12 bits
@@ -29,21 +29,31 @@ def load_image(source: str | os.PathLike[str] | BinaryIO, name: str | None = Non
 
     Raises:
         FileNotFoundError: There is no such file.
+        OSError: Its bytes cannot be read.
         ValueError: The file is not an image, is damaged, or has more pixels than
             `PIL.Image.MAX_IMAGE_PIXELS`, of which Pillow itself warns only.
     """
     if name is None:
         name = os.fspath(source) if isinstance(source, str | os.PathLike) else "the open file"
     try:
+        if isinstance(source, str | os.PathLike):
+            check_regular(source)
         with Image.open(source) as image:
             _check_claims(image)
             image.load()
             return ImageOps.exif_transpose(image)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no such image: {name!r}") from error
-    except DECODE_ERRORS as error:
-        reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        raise ValueError(f"cannot read image {name!r}: {reason}") from error
+    except Image.UnidentifiedImageError as error:
+        raise ValueError(f"cannot read image {name!r}: not an image") from error
+    except Exception as error:
+        # Pillow's decoders and their libraries raise what they like on damaged data: RuntimeError
+        # for AVIF, struct.error, zlib.error, AttributeError, ...
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(error.errno, f"cannot read image: {error.strerror}", name) from error
+        raise ValueError(
+            f"cannot read image {name!r}: {str(error) or type(error).__name__}"
+        ) from error
 
 
 def _check_claims(image: Image.Image) -> None:
@@ -55,15 +65,6 @@ def _check_claims(image: Image.Image) -> None:
             f"it has {pixels:,} pixels; the limit is {limit:,}; PIL.Image.MAX_IMAGE_PIXELS or "
             "--max-pixels allows more"
         )
-
-
-# What Pillow's decoders raise on files that are cut short, damaged or made to do harm.
-DECODE_ERRORS: tuple[type[BaseException], ...] = (
-    *(OSError, ValueError, TypeError, SyntaxError, EOFError, LookupError, AssertionError),
-    *(ArithmeticError, AttributeError, MemoryError, RuntimeError, struct.error, zlib.error),
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,  # where warnings are errors
-)
 
 
 def flatten(images: Any) -> Iterator[Any]:

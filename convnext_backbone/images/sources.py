@@ -5,13 +5,12 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import Image
 from torch import Tensor
 
-from ..utils.files import check_source
-from .reading import DECODE_ERRORS
+from ..utils.files import check_regular, check_source
 
 IMAGE_SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp", ".avif")
@@ -43,45 +42,45 @@ def find_images(source: str | os.PathLike[str]) -> list[Path]:
     included; the reader raises for them. Nothing found: FileNotFoundError or ValueError.
     """
     check_source(source)
-    path = Path(source)
-    if path.is_dir():
-        found = [p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and _is_file(p)]
+    text = os.fspath(source)
+    if os.path.isdir(text):
+        found = [Path(path) for path in iter_folder(text)]
         if not found:
             suffixes = " ".join(sorted(IMAGE_SUFFIXES))
-            raise ValueError(f"no images in folder {os.fspath(source)!r} (looked for {suffixes})")
-        return sorted(found)
-    if path.exists():
-        return [path]
-    if glob.has_magic(os.fspath(source)):
-        found = [Path(name) for name in sorted(glob.glob(os.fspath(source), recursive=True))]
-        found = [path for path in found if _is_file(path)]
-        if not found:
-            raise ValueError(f"no file matches {os.fspath(source)!r}")
+            raise ValueError(f"no images in folder {text!r} (looked for {suffixes})")
         return found
-    raise FileNotFoundError(f"no such image or folder: {os.fspath(source)!r}")
+    if os.path.exists(text):
+        return [Path(text)]
+    return [Path(path) for path in iter_glob(text)]
 
 
-def name_images(sources: Sequence[str | os.PathLike[str]]) -> tuple[Path, dict[str, Path]]:
-    """Return the folder that images have in common, and each image by its path inside it.
+def iter_folder(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """Yield the paths of the images in a folder and below it, each folder's entries by name.
 
-    The sources are folders, globs and image files; an image that several of them hold is there
-    once. Raises as `find_images` does, and ValueError for a name that is not Unicode.
+    Linked folders are followed, except back to one that they lie in.
     """
-    paths = dict.fromkeys(path.absolute() for source in sources for path in find_images(source))
-    folders = [Path(source).absolute() for source in sources if Path(source).is_dir()]
-    one_folder = len(sources) == 1 and bool(folders)
-    root = folders[0] if one_folder else Path(os.path.commonpath([p.parent for p in paths]))
-    names = {path.relative_to(root).as_posix(): path for path in paths}
-    for name in names:
-        try:
-            name.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"an image's name must be Unicode, got {name!r}") from error
-    return root, names
+    above = (*above, os.path.realpath(folder))
+    with os.scandir(folder) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    for entry in entries:
+        if entry.is_dir():
+            if not entry.is_symlink() or os.path.realpath(entry.path) not in above:
+                yield from iter_folder(entry.path, above)
+        elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and (
+            entry.is_file() or entry.is_symlink()
+        ):
+            yield entry.path
 
 
-def _is_file(path: Path) -> bool:
-    return path.is_file() or (path.is_symlink() and not path.exists())
+def iter_glob(pattern: str) -> Iterator[str]:
+    """Yield the files that a glob matches, sorted; an error if there is none."""
+    if not glob.has_magic(pattern):
+        raise FileNotFoundError(f"no such image or folder: {pattern!r}")
+    found = sorted(glob.iglob(pattern, recursive=True))
+    found = [path for path in found if os.path.isfile(path) or not os.path.exists(path)]
+    if not found:
+        raise ValueError(f"no file matches {pattern!r}")
+    yield from found
 
 
 def is_single(source: Any) -> bool:
@@ -150,12 +149,14 @@ def as_item(index: int, entry: Any) -> ImageItem:
     return ImageItem(index, str(name), entry[key])
 
 
-def read_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+def read_size(source: str | os.PathLike[str] | BinaryIO) -> tuple[int, int] | None:
     """Return the (height, width) of an upright image from its header, or None if unreadable."""
     try:
-        with Image.open(path) as image:
+        if isinstance(source, str | os.PathLike):
+            check_regular(source)
+        with Image.open(source) as image:
             width, height = image.size
             turned = image.getexif().get(_ORIENTATION) in _TURNED
-    except DECODE_ERRORS:
+    except Exception:  # as in `load_image`
         return None
     return (width, height) if turned else (height, width)

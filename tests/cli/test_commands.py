@@ -7,6 +7,8 @@ import pytest
 from convnext_backbone.cli.arguments import image_size
 from convnext_backbone.cli.main import COMMANDS
 from convnext_backbone.deploy.graph_export import EXPORTERS, PRECISIONS
+from convnext_backbone.features.engines import ENGINES
+from convnext_backbone.features.formats import FORMATS
 from convnext_backbone.features.options import DTYPES
 from convnext_backbone.features.pictures import METHODS
 from convnext_backbone.features.pooling import POOLS
@@ -20,6 +22,8 @@ NETWORK = {
     "--device",
     "--batch-size",
     "--workers",
+    "--max-inflation",
+    "--max-pixels",
 }
 SURFACE = {
     "extract": {
@@ -30,12 +34,18 @@ SURFACE = {
         "--channels-last",
         "--on-error",
         "--shard-mb",
+        "--shard-images",
+        "--format",
+        "--column",
+        "--engine",
+        "--address",
+        "--gpus-per-worker",
         "--quiet",
         *NETWORK,
     },
     "visualize": {"IMAGE", "--method", "--point", "--out", "--serve", "--port", *NETWORK},
-    "convert": {"SRC", "DST", "--to", "--pointwise", "--ema", "--prefix"},
-    "info": {"SRC", "--ema", "--prefix"},
+    "convert": {"SRC", "DST", "--to", "--pointwise", "--ema", "--prefix", "--max-inflation"},
+    "info": {"SRC", "--ema", "--prefix", "--max-inflation"},
     "list": {"PATTERN", "--json"},
     "predict": {
         "[CONFIG] CHECKPOINT IMAGE",
@@ -47,7 +57,10 @@ SURFACE = {
         "--cfg-options",
     },
     "doctor": set(),
-    "export": {"W", "OUT", "--to", "--features", "--logits", "--opset", "--precision"},
+    "export": {
+        *("W", "OUT", "--to", "--features", "--logits", "--opset", "--precision"),
+        "--max-inflation",
+    },
 }
 
 
@@ -72,6 +85,8 @@ def test_surface_is_this(command):
     [
         ("extract", "dtype", tuple(DTYPES)),
         ("extract", "pool", (*POOLS, "cls")),
+        ("extract", "format", tuple(FORMATS)),
+        ("extract", "engine", tuple(ENGINES)),
         ("visualize", "method", tuple(METHODS)),
         ("export", "to", tuple(EXPORTERS)),
         ("export", "precision", tuple(PRECISIONS)),

@@ -9,9 +9,9 @@ import torch
 from helpers.documents import fill_folder
 
 import convnext_backbone
+from convnext_backbone.features.extraction import extract_features
 from convnext_backbone.features.extractor import FeatureExtractor
-from convnext_backbone.features.store import extract_features
-from convnext_backbone.images.sources import name_images
+from convnext_backbone.images.lists import ImageList
 
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 FINDER = doctest.DocTestFinder(exclude_empty=True)
@@ -44,7 +44,7 @@ def filled(tmp_path_factory):
     fill_folder(folder)
     backbone = convnext_backbone.ConvNextBackbone("convnext_atto", out_features=["stage4"])
     backbone.save_pretrained(folder / "my-backbone")
-    images = name_images([folder / "photos"])[1]
+    images = ImageList([folder / "photos"])
     extract_features(FeatureExtractor(backbone, pool="avg"), images, folder / "features")
     return folder
 
@@ -54,7 +54,7 @@ def test_an_example_gives_what_it_shows(name, filled, monkeypatch):
     monkeypatch.chdir(filled)
     test = EXAMPLES[name]
     public = {n: getattr(convnext_backbone, n) for n in convnext_backbone.__all__}
-    test.globs = {**public, **test.globs, "torch": torch, "name_images": name_images}
+    test.globs = {**public, **test.globs, "torch": torch, "ImageList": ImageList}
     output: list[str] = []
     doctest.DocTestRunner(optionflags=OPTIONS).run(test, out=output.append)
     assert output == [], "".join(output)

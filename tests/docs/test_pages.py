@@ -25,8 +25,8 @@ PAGES = {
     if not path.relative_to(DOCS).parts[0].startswith("_")
 }
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES)
-# Run by tests of their own: a page, the state of the machine, trained models.
-RUN_ELSEWHERE = ("--serve", "doctor", "predict", "deploy")
+# Run by tests of their own: a page, the state of the machine, trained models, Ray.
+RUN_ELSEWHERE = ("--serve", "doctor", "predict", "deploy", "--engine ray")
 SHOWN = r"^print\(.*\)  # (.*)$"  # `print(x)  # y` prints y
 # What these blocks name is a user's, or they are parts of configs with bases of their own.
 NOT_RUN = {"install.md", "measurements.md"}

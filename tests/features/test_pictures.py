@@ -21,7 +21,7 @@ from convnext_backbone.features.pictures import (
     similarity_map,
     visualize,
 )
-from convnext_backbone.images.sources import name_images
+from convnext_backbone.images.lists import name_images
 
 SHAPE = {"hidden_sizes": (8, 16, 24, 32), "depths": (1, 1, 2, 1)}
 STAGES = ("stage1", "stage2", "stage3", "stage4")
@@ -210,5 +210,5 @@ def test_equal_file_names_in_two_folders_are_two_images(tmp_path, capsys, monkey
 def test_images_keep_the_order_in_which_they_were_given(tmp_path):
     for name in ("b.png", "a.png"):
         _noise(40, 60).save(tmp_path / name)
-    _, names = name_images([tmp_path / "b.png", tmp_path / "a.png"])
+    names = name_images([tmp_path / "b.png", tmp_path / "a.png"])
     assert list(names) == ["b.png", "a.png"]

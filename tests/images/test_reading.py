@@ -1,16 +1,22 @@
-"""What an image file may claim: its pixels, and that it is no program."""
+"""Image files: what they may claim, and damage, one error of one kind whatever a decoder raises."""
 
+import errno
+import io
+import os
 import warnings
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from convnext_backbone import ConvNextBackbone
 from convnext_backbone.cli.main import main
+from convnext_backbone.features.extractor import Failure, FeatureExtractor, Features
 from convnext_backbone.images.reading import load_image
+from convnext_backbone.images.sources import IMAGE_SUFFIXES, read_size
 
 FORMATS = ("png", "jpg", "webp", "bmp", "tiff", "gif")
+SUFFIXES = sorted(IMAGE_SUFFIXES - ({".avif"} if not features.check("avif") else set()))
 
 
 @pytest.fixture(params=FORMATS)
@@ -70,3 +76,82 @@ def test_where_warnings_are_errors_a_large_image_is_still_one_that_cannot_be_rea
         warnings.simplefilter("error")
         with pytest.raises(ValueError, match=r"cannot read image .*19999"):
             load_image(image)
+
+
+def _encoded(suffix):
+    array = np.random.default_rng(0).integers(0, 256, (33, 47, 3), dtype=np.uint8)
+    image = Image.fromarray(array).convert("L" if suffix == ".pgm" else "RGB")
+    buffer = io.BytesIO()
+    image.save(buffer, Image.registered_extensions()[suffix])
+    return buffer.getvalue()
+
+
+def _damaged(data):
+    """Yield the data cut short, with bytes changed and with a stretch of zeros."""
+    generator = np.random.default_rng(0)
+    for share in (0.1, 0.5, 0.9, 0.99):
+        yield data[: int(len(data) * share)]
+    for _ in range(30):
+        changed = bytearray(data)
+        # Headers are where decoders go astray.
+        for place in generator.integers(0, min(len(data), generator.choice([64, 400, 10**9])), 3):
+            changed[place] = int(generator.integers(256))
+        yield bytes(changed)
+    yield data[:40] + bytes(len(data) - 40)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_damaged_file_of_any_format_is_one_failure(suffix, tmp_path):
+    data = _encoded(suffix)
+    path = tmp_path / f"image{suffix}"
+    path.write_bytes(data)
+    assert load_image(path).size == (47, 33)
+    fx = FeatureExtractor(
+        ConvNextBackbone(hidden_sizes=(2, 2, 2, 2), depths=(1, 1, 1, 1)),
+        size=(32, 32), on_error="skip", num_workers=0,
+    )  # fmt: skip
+    outcomes = set()
+    for damaged in _damaged(data):
+        path.write_bytes(damaged)
+        read_size(path)
+        (result,) = fx.stream([path])
+        outcomes.add(type(result))
+        assert result or "\n" not in result.reason
+    assert Failure in outcomes
+    assert outcomes <= {Failure, Features}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("decoder"), AttributeError("'NoneType'"), MemoryError(), AssertionError()],
+)
+def test_whatever_a_decoder_raises_is_a_damaged_image(error, tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(path)
+
+    def fail(self):
+        raise error
+
+    monkeypatch.setattr(Image.Image, "load", fail)
+    with pytest.raises(ValueError, match=r"cannot read image .*a\.png': \S"):
+        load_image(path)
+
+
+def test_bytes_that_cannot_be_read_are_no_damage(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    path = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(path)
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(OSError, match="Input/output error") as info:
+        load_image(path)
+    assert info.value.errno == errno.EIO
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ValueError, match="is a FIFO"):
+        load_image(tmp_path / "pipe.png")
+    assert read_size(tmp_path / "pipe.png") is None

@@ -17,8 +17,8 @@ from mmengine.runner import CheckpointLoader
 from PIL import Image
 from tqdm import tqdm
 
+from ...images.lists import name_images
 from ...images.reading import load_image
-from ...images.sources import name_images
 from ...utils.checks import first_line
 from ...utils.files import atomic_write, errors_naming
 from ..config_walk import iter_datasets
@@ -76,7 +76,7 @@ def predict(
         raise ValueError(f"score must lie in 0 .. 1, got {score!r}")
     hold_back_chatter()
     config, checkpoint, sources = _split_inputs(inputs)
-    names = name_images(sources)[1]
+    names = name_images(sources)
     cfg = load_config(config, read_options(options), ("model", "test_dataloader"))
     model, metainfo = load_model(cfg, checkpoint, device or get_device())
     dataset = next(iter_datasets(cfg.test_dataloader.dataset))[0]

@@ -1,0 +1,124 @@
+"""The shards of an extraction on the workers of Ray, on one machine or many.
+
+Each worker is an actor that holds the network and takes one shard at a time, a fast one more of
+them. The driver lists the images and holds the shards that are being worked on. Ray starts an actor
+again that was lost, elsewhere if need be, and gives it its shard again.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ...utils.checks import check_min
+
+_RETRIES = 3  # of a shard whose worker was lost: one that kills each must not go round for ever
+
+
+def run(
+    writer: Any,
+    shards: Iterable[Any],
+    advance: Callable[[int], object],
+    *,
+    address: str | None = None,
+    workers: int | None = None,
+    gpus_per_worker: float = 0,
+) -> Iterator[Any]:
+    """Yield the report of every shard; see `extract_features` for the options and errors."""
+    if workers is not None:
+        check_min("workers", workers, 1)
+    with _connected(address, workers) as ray:
+        count = _count_workers(ray, workers, gpus_per_worker)
+        worker = ray.remote(
+            num_cpus=1, num_gpus=gpus_per_worker, max_restarts=-1, max_task_retries=_RETRIES
+        )(_Worker)
+        shared = ray.put(writer)  # sent once to a machine
+        idle = [worker.remote() for _ in range(count)]
+        running: dict[Any, tuple[Any, Any]] = {}
+
+        def next_report() -> Any:
+            (done, *_), _ = ray.wait(list(running))
+            actor, shard = running.pop(done)
+            idle.append(actor)
+            report = _get(ray, done, shard)
+            advance(len(shard.entries))
+            return report
+
+        for shard in shards:
+            if not idle:
+                yield next_report()
+            actor = idle.pop()
+            # In a list the reference comes as it is, and is followed once.
+            running[actor.write.remote([shared], shard)] = actor, shard
+        while running:
+            # Idle workers leave room for those that start again after their machine was lost.
+            while idle:
+                ray.kill(idle.pop())
+            yield next_report()
+
+
+class _Worker:
+    """A process with the network; Ray makes an actor of it."""
+
+    def __init__(self) -> None:
+        self._writer: Any = None
+
+    def write(self, shared: list[Any], shard: Any) -> Any:
+        """Bring a shard into the folder."""
+        if self._writer is None:  # here, where an error is the shard's and not the actor's
+            import ray
+
+            writer = ray.get(shared[0])
+            writer.start()
+            self._writer = writer
+        return self._writer(shard, lambda _: None)
+
+
+@contextmanager
+def _connected(address: str | None, workers: int | None) -> Iterator[Any]:
+    """Give Ray, connected to a cluster or started here, and end what was started."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as error:
+        text = "engine 'ray' needs Ray: pip install 'convnext_backbone[ray]'"
+        raise ImportError(text) from error
+    if ray.is_initialized():
+        yield ray
+        return
+    options: dict[str, Any] = {"address": address}
+    if address is None:
+        options = {"address": "local", "num_cpus": workers, "include_dashboard": False}
+    ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _count_workers(ray: Any, workers: int | None, gpus_per_worker: float) -> int:
+    """Return the number of workers, by default as many as there is room for."""
+    found = ray.cluster_resources()
+    room = int(found.get("CPU", 0))
+    if gpus_per_worker:
+        room = min(room, int(found.get("GPU", 0) / gpus_per_worker))
+    if room < (workers or 1):
+        raise ValueError(
+            f"{workers or 1} workers with {gpus_per_worker:g} GPUs each need more than the cluster "
+            f"has: {found.get('CPU', 0):g} CPUs and {found.get('GPU', 0):g} GPUs"
+        )
+    return workers or room
+
+
+def _get(ray: Any, done: Any, shard: Any) -> Any:
+    try:
+        return ray.get(done)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
+    except ray.exceptions.RayActorError as error:
+        names = f"{shard.entries[0].name} to {shard.entries[-1].name}"
+        raise ChildProcessError(
+            f"the worker of shard {shard.number} ({names}) was lost {_RETRIES + 1} times; finished "
+            "shards are kept"
+        ) from error

@@ -1,0 +1,388 @@
+"""Features of many images into a folder, by one process or by Ray: safe against a kill.
+
+The images are split into shards of a fixed number, in their order, as they are listed. A shard is
+there once its JSON file is; `store` describes the files. A run leaves the shards that are there,
+whose files and images are unchanged and whose images could all be read, and writes the others.
+
+Which images share a batch depends on the shard alone, and on the CPU every batch is computed by one
+thread, several batches at a time. A shard therefore comes out the same to the bit on whichever
+process and after however many interruptions it is written.
+"""
+
+import copy
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from ..images.lists import ImageEntry
+from ..images.reading import load_image
+from ..images.sources import read_size
+from ..utils.checks import check_choice, check_min, shorten_list
+from ..utils.files import read_json, write_bytes
+from .engines import ENGINES
+from .extractor import Failure, FeatureExtractor
+from .formats import FORMATS, Row
+from .store import FORMAT, MANIFEST, PLAN, is_whole, open_file, read_shard, shard_name
+
+_SHARD_IMAGES = 512
+_SHARD_BYTES = 256 << 20
+_MAX_FAILURES = 1000  # that a result names
+
+
+class Shard(NamedTuple):
+    """The images that are written, and kept, together."""
+
+    number: int
+    entries: list[ImageEntry]
+
+
+class ShardReport(NamedTuple):
+    """What became of a shard."""
+
+    images: int  # with features
+    failures: Mapping[str, str]  # name -> why the image could not be read
+    kept: bool  # it was finished before
+
+
+@dataclass
+class ExtractionResult:
+    """What a run of `extract_features` did."""
+
+    images: int = 0  # with features
+    failed: int = 0  # images that could not be read
+    failures: dict[str, str] = field(default_factory=dict)  # the first of them, and why
+    kept: int = 0  # shards that were finished before
+    written: int = 0  # shards that this run wrote
+    processed: int = 0  # images in the shards that this run wrote
+    seconds: float = 0.0  # that it took
+
+    def add(self, report: ShardReport) -> None:
+        """Count a shard."""
+        self.images += report.images
+        self.failed += len(report.failures)
+        self.failures.update(islice(report.failures.items(), _MAX_FAILURES - len(self.failures)))
+        self.kept += report.kept
+        self.written += not report.kept
+        self.processed += 0 if report.kept else report.images + len(report.failures)
+
+
+def extract_features(
+    extractor: FeatureExtractor,
+    images: Iterable[ImageEntry],
+    out: str | os.PathLike[str],
+    *,
+    engine: str = "local",
+    format: str | None = None,
+    shard_images: int | None = None,
+    shard_bytes: int | None = None,
+    progress: bool = False,
+    **engine_options: Any,
+) -> ExtractionResult:
+    """Write the features of images to a folder, or resume an earlier run.
+
+    Example:
+        >>> fx = FeatureExtractor("my-backbone", on_error="skip")
+        >>> extract_features(fx, ImageList(["photos/"]), "maps").images
+        3
+
+    Args:
+        extractor: What computes them; left as it is.
+        images: The images, such as an `ImageList`; their names must differ.
+        out: The folder; for Ray, one that every machine has.
+        engine: "local", this process, or "ray".
+        format: Of the files, "safetensors" or "parquet"; by default that of an earlier run, else
+            safetensors in one process and Parquet with Ray.
+        shard_images: Images in a shard, 512 when not given here or in an earlier run.
+        shard_bytes: Size at which a shard goes on in another file, 256 MiB when not given.
+        progress: Show a bar with the rate.
+        engine_options: Of Ray: `address` of a cluster ("auto" finds one; without, Ray is started on
+            this machine and ended), `workers` (one a CPU or a GPU share) and `gpus_per_worker` (0).
+
+    Raises:
+        ValueError: The folder holds features of other images or settings, or an image cannot be
+            read and the extractor's `on_error` is "raise".
+        OSError: The folder cannot be written, or a worker was lost again and again over one shard.
+            Finished shards stay.
+        ImportError: pyarrow or Ray is needed and missing.
+    """
+    check_choice("engine", engine, ENGINES)
+    check_choice("format", format, (None, *FORMATS))
+    run_engine, default_format = ENGINES[engine]
+    out, start = Path(out), time.perf_counter()
+    entries = iter(images)
+    # Errors of the sources come before anything is written.
+    entries = chain(list(islice(entries, 1)), entries)
+    own, engine_options = _place(extractor, engine, engine_options)
+    plan = {
+        "format": FORMAT,
+        "files": default_format,
+        "shard_images": _SHARD_IMAGES,
+        "shard_bytes": _SHARD_BYTES,
+        "settings": json.loads(json.dumps(own.describe())),
+    }
+    given = {"files": format, "shard_images": shard_images, "shard_bytes": shard_bytes}
+    plan = _write_or_compare_plan(out, plan, {k: v for k, v in given.items() if v is not None})
+    result, listed = ExtractionResult(), 0
+    with tqdm(unit="image", disable=not progress) as bar:
+
+        def shards() -> Iterator[Shard]:
+            nonlocal listed
+            while chunk := list(islice(entries, plan["shard_images"])):
+                listed += 1
+                yield Shard(listed - 1, chunk)
+
+        for report in run_engine(
+            ShardWriter(own, out, plan), shards(), bar.update, **engine_options
+        ):
+            result.add(report)
+    if (out / f"{shard_name(listed)}.json").exists():
+        raise ValueError(f"{out} holds features of other images (more of them): {_ANOTHER}")
+    counts = {"shards": listed, "images": result.images, "failures": result.failed}
+    _write_json(out / MANIFEST, {"format": FORMAT, **plan["settings"], **counts})
+    result.seconds = time.perf_counter() - start
+    return result
+
+
+def _place(
+    extractor: FeatureExtractor, engine: str, options: Mapping[str, Any]
+) -> tuple[FeatureExtractor, dict[str, Any]]:
+    """Return a copy of the extractor as the engine's processes run it, and the engine's options."""
+    own, run = copy.copy(extractor), extractor.run_options
+    if engine == "local":
+        if options:
+            raise ValueError(f"{', '.join(options)} need engine='ray', got engine='local'")
+        # The rounding of a feature must not depend on the number of threads.
+        workers = run.compute_workers or torch.get_num_threads()
+        own.run_options = replace(run, compute_workers=workers)
+        return own, {}
+    if run.device.type != "cpu":
+        raise ValueError(
+            f"with engine='ray', device must be 'cpu' and gpus_per_worker decides, got {run.device}"
+        )
+    kind = "cuda" if options.get("gpus_per_worker") else "cpu"
+    own.run_options = replace(run, device=torch.device(kind), compute_workers=1)
+    return own, dict(options)
+
+
+# ------------------------------------------------------------------------------ the plan
+
+_ANOTHER = "choose another folder, or remove it"
+
+
+def _write_or_compare_plan(
+    out: Path, plan: dict[str, Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write the plan, or compare it with the one that is there; return the one that holds."""
+    for name in ("shard_images", "shard_bytes"):
+        check_min(name, given.get(name, 1), 1)
+    path = out / PLAN
+    if not path.is_file():
+        if out.exists() and not out.is_dir():
+            raise NotADirectoryError(f"cannot write into {out}: it is a file, not a folder")
+        for kind in FORMATS.values():
+            if out.is_dir() and any(out.glob(f"*{kind.suffix}")):
+                text = f"{out} holds other {kind.suffix[1:]} files: choose another folder"
+                raise ValueError(text)
+        out.mkdir(parents=True, exist_ok=True)
+        plan = {**plan, **given}
+        _write_json(path, plan)
+        return plan
+    before = read_json(path)
+    if before.get("format") != FORMAT:
+        raise ValueError(f"{path} is damaged, or of another version of this package: {_ANOTHER}")
+    damaged = [k for k, v in plan.items() if not isinstance(before.get(k), type(v))]
+    if damaged:
+        raise ValueError(f"{path} is damaged, it lacks {', '.join(damaged)}: {_ANOTHER}")
+    for name, value in given.items():
+        if before[name] != value:
+            raise ValueError(f"{out} was begun with {name} {before[name]}, got {value}: {_ANOTHER}")
+    new, old = _comparable(plan["settings"]), _comparable(before["settings"])
+    changed = [name for name in new if new[name] != old.get(name)]
+    if changed:
+        text = f"{out} holds features of other settings ({', '.join(changed)} changed)"
+        raise ValueError(f"{text}: {_ANOTHER}")
+    return before
+
+
+def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep what decides about the values: the hash of the weights, not their path."""
+    weights = settings.get("weights")
+    return {**settings, "weights": weights.get("sha256") if isinstance(weights, dict) else None}
+
+
+# ------------------------------------------------------------------------------ one shard
+
+
+class ShardWriter:
+    """Brings shards into the folder; one runs in every process of an engine."""
+
+    def __init__(self, extractor: FeatureExtractor, out: Path, plan: Mapping[str, Any]) -> None:
+        self.extractor = extractor
+        self.out = out.absolute()
+        self.plan = plan
+        self.format = FORMATS[plan["files"]]
+        self.max_pixels = Image.MAX_IMAGE_PIXELS  # of this process, and so of every worker
+
+    def start(self) -> None:
+        """Prepare to run in a process of another machine than the one that made the plan.
+
+        Raises:
+            ValueError: It has other versions of what decides about the values.
+            OSError: It does not have the folder.
+        """
+        Image.MAX_IMAGE_PIXELS = self.max_pixels
+        run = self.extractor.run_options
+        self.extractor.model = run.place(self.extractor.model)
+        path = self.out / PLAN
+        if not path.is_file() or read_json(path) != self.plan:
+            raise OSError(f"{self.out} must be a folder that all machines share, {path} is not")
+        here = json.loads(json.dumps(self.extractor.describe()))
+        if here != self.plan["settings"]:
+            wanted = self.plan["settings"]["versions"]
+            raise ValueError(f"a worker must have the driver's {wanted}, got {here['versions']}")
+
+    def __call__(self, shard: Shard, advance: Callable[[int], object]) -> ShardReport:
+        """Write a shard unless it is there; call `advance` with numbers of images that are done."""
+        names = _digest(entry.name for entry in shard.entries)
+        versions = _digest(entry.version() for entry in shard.entries)
+        try:
+            before = read_shard(self.out, shard.number)
+        except (OSError, ValueError):  # not written, or damaged since
+            before = None
+        if before is not None:
+            self._check_names(shard, before, names)
+            if before["images"] == versions and not before["retry"] and self._is_whole(before):
+                advance(len(shard.entries))
+                return _report(before, kept=True)
+        record = {"names": names, "images": versions, **self._write(shard, advance)}
+        _write_json(self.out / f"{shard_name(shard.number)}.json", record)
+        return _report(record, kept=False)
+
+    def _is_whole(self, record: Mapping[str, Any]) -> bool:
+        return all(is_whole(self.out / file["file"], file["sha256"]) for file in record["files"])
+
+    def _check_names(self, shard: Shard, before: Mapping[str, Any], names: str) -> None:
+        """Refuse to replace the features of other images."""
+        if before["names"] == names:
+            return
+        wanted, found = {entry.name for entry in shard.entries}, set()
+        for file in before["files"]:
+            try:
+                found |= {row.file for row in open_file(self.out / file["file"]).rows}
+            except (OSError, ValueError):
+                continue
+        changes = {"added": sorted(wanted - found), "gone": sorted(found - wanted)}
+        text = "; ".join(f"{k}: {shorten_list(v)}" for k, v in changes.items() if v)
+        where = f"{self.out} holds features of other images"
+        raise ValueError(f"{where} ({text or 'in another order'}): {_ANOTHER}")
+
+    def _write(self, shard: Shard, advance: Callable[[int], object]) -> dict[str, Any]:
+        """Write the files of a shard; return what is to be known of them."""
+        (self.out / MANIFEST).unlink(missing_ok=True)  # the folder is not finished, or no longer
+        entries = self._by_size(shard.entries)
+        files: list[dict[str, Any]] = []
+        rows: list[tuple[Row, Mapping[str, Tensor] | None]] = []
+        failures: dict[str, str] = {}
+        size, retry = 0, False
+        for result in self.extractor.stream(_Images(entries)):
+            entry = entries[result.index]
+            if isinstance(result, Failure):
+                failures[entry.name] = result.reason
+                rows.append((Row(entry.name, None, None, result.reason), None))
+                # An image that is not there has another version once it is.
+                retry |= result.passing and entry.version() != ()
+            else:
+                height, width = result.original_size
+                rows.append((Row(entry.name, width, height, None), result))
+                size += sum(x.nbytes for x in result.values())
+            advance(1)
+            if size >= self.plan["shard_bytes"]:
+                files.append(self._write_file(shard.number, len(files), rows))
+                rows, size = [], 0
+        if rows:
+            files.append(self._write_file(shard.number, len(files), rows))
+        self._remove_from(shard.number, len(files))
+        return {"rows": len(entries), "retry": retry, "failures": failures, "files": files}
+
+    def _by_size(self, entries: Sequence[ImageEntry]) -> list[ImageEntry]:
+        """Put images that make batches of one size beside each other."""
+        if self.extractor.has_one_size:
+            return list(entries)
+
+        def padded(entry: ImageEntry) -> tuple[int, int]:
+            try:
+                size = read_size(entry.open()) or (1, 1)
+                return self.extractor.padded_size(*self.extractor.prepared_size(*size))
+            except (OSError, ValueError):  # it will fail once it is read
+                return 1, 1
+
+        return sorted(entries, key=padded)
+
+    def _file(self, number: int, index: int) -> Path:
+        return self.out / f"{shard_name(number)}-{index:02d}{self.format.suffix}"
+
+    def _write_file(
+        self, number: int, index: int, rows: Sequence[tuple[Row, Mapping[str, Tensor] | None]]
+    ) -> dict[str, Any]:
+        path, data = self._file(number, index), self.format.encode(rows, self.plan["settings"])
+        _write(path, data)
+        digest = hashlib.sha256(data).hexdigest()
+        return {"file": path.name, "sha256": digest, "bytes": len(data)}
+
+    def _remove_from(self, number: int, index: int) -> None:
+        """Remove the files that a shard of larger images had before."""
+        while self._file(number, index).exists():
+            self._file(number, index).unlink()
+            index += 1
+
+
+class _Images:
+    """The images of a shard, opened where they are decoded: one that fails costs no other."""
+
+    def __init__(self, entries: Sequence[ImageEntry]) -> None:
+        self.entries = entries
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> Any:
+        entry = self.entries[index]
+        return entry.path if entry.length is None else load_image(entry.open(), entry.name)
+
+
+def _report(record: Mapping[str, Any], kept: bool) -> ShardReport:
+    failures = record["failures"]
+    return ShardReport(record["rows"] - len(failures), failures, kept)
+
+
+def _digest(values: Iterable[Any]) -> str:
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(f"{value!r}\n".encode())
+    return digest.hexdigest()
+
+
+# ------------------------------------------------------------------------------ files
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    _write(path, (json.dumps(values, indent=1) + "\n").encode())
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        write_bytes(path, data)
+    except OSError as error:
+        text = "finished shards are kept, the same command goes on from there"
+        raise OSError(f"cannot write {path}: {error.strerror or error}; {text}") from error

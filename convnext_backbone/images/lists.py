@@ -1,0 +1,201 @@
+"""Images by name, of any number: folders, globs, files, tars and lists, read as they are used.
+
+What is held is the names of the folder that is being read and the files that globs match; a list or
+a tar of any length passes through.
+"""
+
+import csv
+import io
+import os
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from ..utils.checks import shorten_list
+from ..utils.files import check_regular, check_source
+from .sources import IMAGE_SUFFIXES, iter_folder, iter_glob
+
+PathLike = str | os.PathLike[str]
+
+
+class ImageEntry(NamedTuple):
+    """One image of a source: its name, and where its bytes are."""
+
+    name: str
+    path: str  # of the file, or of the tar that holds it
+    start: int = 0
+    length: int | None = None  # of its bytes inside a tar; None is the whole file
+
+    def open(self) -> str | io.BytesIO:
+        """Return what Pillow opens: the path, or the bytes inside the tar."""
+        if self.length is None:
+            return self.path
+        with open(self.path, "rb") as file:
+            file.seek(self.start)
+            return io.BytesIO(file.read(self.length))
+
+    def version(self) -> tuple[int, ...]:
+        """Return what changes when the file is replaced; () where there is none.
+
+        The time of the last change of the inode counts as well: a replaced file may have the size
+        and the time of modification of the one before.
+        """
+        try:
+            found = os.stat(self.path)
+        except OSError:
+            return ()
+        return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+class ImageList:
+    """The images of folders, globs, files, tars and lists, each once, in a fixed order.
+
+    Example:
+        >>> [entry.name for entry in ImageList(["photos/"])]
+        ['a.jpg', 'b.png', 'c.png']
+
+    Args:
+        sources: Folders (with all below them), globs, image files and `.tar` files (WebDataset's:
+            the members that are images); or lists of paths: `.txt` (one a line), `.csv` and
+            `.parquet` files. Paths in a list are relative to its folder.
+        column: The column of a `.csv` or `.parquet` list that holds the paths.
+
+    An image's name is its path below the folder that the sources share; in a tar, the tar's with
+    that of the member; in a list, the entry as it is written. An image that is named twice is there
+    once: while names ascend this needs no memory, else some 70 bytes a name.
+
+    Raises:
+        FileNotFoundError: A source does not exist.
+        ValueError: A source holds no image, or its names are no Unicode; when it is iterated over.
+    """
+
+    def __init__(self, sources: Sequence[PathLike], column: str = "file") -> None:
+        if not sources:
+            raise ValueError("sources must not be empty")
+        self.column = column
+        self._sources = [path for source in sources for path in _expand(source)]
+        lists = [path for path in self._sources if _kind(path) in _LISTS]
+        roots = {path if os.path.isdir(path) else os.path.dirname(path) for path in self._sources}
+        if lists and (len(lists) < len(self._sources) or len(roots) > 1):
+            raise ValueError(
+                "lists of images must lie in one folder and cannot be mixed with images, got "
+                + shorten_list(self._sources)
+            )
+        self._prefix = os.path.join(os.path.commonpath(roots), "")
+        # The entries of one folder are different, and in its order rather than their names'.
+        self._once = len(self._sources) == 1 and os.path.isdir(self._sources[0])
+
+    def __iter__(self) -> Iterator[ImageEntry]:
+        last, seen, count = "", None, 0
+        for entry in self._entries():
+            try:
+                entry.name.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"an image's name must be Unicode, got {entry.name!r}") from error
+            if seen is None and count and entry.name <= last and not self._once:
+                seen = {hash(e.name) for e in islice(self._entries(), count)}
+            if seen is not None:
+                if hash(entry.name) in seen:
+                    continue
+                seen.add(hash(entry.name))
+            count, last = count + 1, entry.name
+            yield entry
+        if not count:
+            raise ValueError(f"no images in {shorten_list(self._sources)}")
+
+    def _entries(self) -> Iterator[ImageEntry]:
+        for source in self._sources:
+            if os.path.isdir(source):
+                for path in iter_folder(source):
+                    yield ImageEntry(self._name(path), path)
+            elif _kind(source) == ".tar":
+                yield from _tar_entries(source, self._name(source))
+            elif _kind(source) in _LISTS:
+                for name in _read_list(source, self.column):
+                    yield ImageEntry(name, os.path.join(self._prefix, name))
+            else:
+                yield ImageEntry(self._name(source), source)
+
+    def _name(self, path: str) -> str:
+        return path.removeprefix(self._prefix).replace(os.sep, "/")
+
+
+def name_images(sources: Sequence[PathLike]) -> dict[str, Path]:
+    """Return the files of an `ImageList` by name; ValueError for images inside a tar."""
+    entries = list(ImageList(sources))
+    if any(entry.length is not None for entry in entries):
+        raise ValueError("images inside a tar must be unpacked first")
+    return {entry.name: Path(entry.path) for entry in entries}
+
+
+def _kind(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
+
+
+def _expand(source: PathLike) -> list[str]:
+    """Return the absolute path of a source, or those that a glob matches."""
+    check_source(source)
+    found = [source] if os.path.exists(source) else iter_glob(os.fspath(source))
+    return [os.path.abspath(path) for path in found]
+
+
+def _tar_entries(path: str, name: str) -> Iterator[ImageEntry]:
+    check_regular(path)
+    try:
+        with tarfile.open(path, "r:") as tar:
+            while (member := tar.next()) is not None:
+                setattr(tar, "members", [])  # noqa: B010 - they would grow with the tar
+                if member.isreg() and _kind(member.name) in IMAGE_SUFFIXES:
+                    yield ImageEntry(f"{name}/{member.name}", path, member.offset_data, member.size)
+    except tarfile.TarError as error:
+        raise ValueError(f"{path} is no whole, uncompressed tar: {error}") from error
+
+
+# ------------------------------------------------------------------------------ lists
+
+
+def _read_list(path: str, column: str) -> Iterator[str]:
+    check_regular(path)
+    try:
+        for number, name in enumerate(_LISTS[_kind(path)](path, column)):
+            if not isinstance(name, str) or not name:
+                raise ValueError(f"{path}: entry {number} must be a path, got {name!r}")
+            yield name
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is no list of paths in UTF-8: {error}") from error
+
+
+def _text_names(path: str, _: str) -> Iterator[str]:
+    with open(path, encoding="utf-8-sig") as file:
+        yield from (line for line in (line.rstrip("\n") for line in file) if line)
+
+
+def _csv_names(path: str, column: str) -> Iterator[str]:
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        _check_column(path, column, reader.fieldnames or ())
+        yield from (row[column] for row in reader)
+
+
+def _parquet_names(path: str, column: str) -> Iterator[str]:
+    from ..utils.parquet import import_parquet
+
+    with import_parquet().ParquetFile(path) as file:
+        _check_column(path, column, file.schema_arrow.names)
+        for batch in file.iter_batches(columns=[column]):
+            yield from batch.column(0).to_pylist()
+
+
+def _check_column(path: str, column: str, columns: Iterable[str]) -> None:
+    if column not in columns:
+        raise ValueError(f"{path} must have the column {column!r}, got {list(columns)}")
+
+
+# suffix -> function of a list and the column of its names
+_LISTS: dict[str, Callable[[str, str], Iterator[str]]] = {
+    ".txt": _text_names,
+    ".csv": _csv_names,
+    ".parquet": _parquet_names,
+}

@@ -1,0 +1,47 @@
+"""Ray's workers write what one process writes, also when one of them is killed."""
+
+import os
+import signal
+from pathlib import Path
+
+from helpers.extraction import BROKEN, WHOLE, contents, extract, make_extractor
+
+from convnext_backbone.features.extraction import extract_features
+from convnext_backbone.images.lists import ImageList
+
+
+def _children(pid):
+    return [
+        int(child)
+        for task in Path(f"/proc/{pid}/task").glob("*/children")
+        for child in task.read_text().split()
+    ]
+
+
+def _working(pid):
+    """The processes below this one in which an actor is writing a shard."""
+    found = []
+    for child in _children(pid):
+        title = Path(f"/proc/{child}/cmdline").read_bytes()
+        found += [child] if title.startswith(b"ray::_Worker.write") else _working(child)
+    return found
+
+
+def test_a_killed_worker_loses_nothing_and_adds_nothing(weights_file, image_folder, tmp_path):
+    options = {"shard_images": 4, "shard_bytes": 20_000}
+    extract(weights_file, image_folder, tmp_path / "local", format="parquet", **options)
+    killed = []
+
+    def images():
+        for number, entry in enumerate(ImageList([image_folder])):
+            if number == 24:  # while both workers are at work
+                killed.extend(_working(os.getpid())[:1])
+                os.kill(killed[0], signal.SIGKILL)
+            yield entry
+
+    extractor = make_extractor(weights_file, device="cpu")
+    options = {**options, "engine": "ray", "workers": 2}
+    result = extract_features(extractor, images(), tmp_path / "ray", **options)
+    assert killed
+    assert (result.images, result.failed, result.written) == (WHOLE, len(BROKEN), 11)
+    assert contents(tmp_path / "ray") == contents(tmp_path / "local")
