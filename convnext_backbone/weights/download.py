@@ -39,6 +39,7 @@ _MAX_NAME = 100  # characters, with room for `.part.tag` in what file systems al
 _RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 _LENGTH = re.compile(r"\d{1,18}")
 _NOT_WEIGHTS = "what the server sent is no file of weights; it may be a page to log in"
+WITHOUT_NETWORK = "without a network, give a file, set init_cfg=None in a config, or"
 
 
 class DownloadError(ConnectionError):
@@ -168,8 +169,9 @@ class _Transfer:
                 raise _Refused(reason) from error
             raise DownloadError(f"{self.url}: {reason}") from error
         except urllib.error.URLError as error:
-            message = f"{self.url}: the server cannot be reached: {error.reason}"
-            raise DownloadError(message) from error
+            where = f"put it at {str(self.target)!r} (TORCH_HOME moves this cache)"
+            reason = f"the server cannot be reached: {error.reason}; {WITHOUT_NETWORK} {where}"
+            raise DownloadError(f"{self.url}: {reason}") from error
         except (HTTPException, OSError) as error:
             raise _broken(error) from error
 

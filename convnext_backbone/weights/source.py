@@ -13,22 +13,25 @@ cannot mean anything.
 import errno
 import os
 import re
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from ..utils.checks import first_line
 from ..utils.files import DISK_FULL, WEIGHT_SUFFIXES, check_source
 from .catalogue import WEIGHTS, WeightEntry, get_weight, suggest
-from .download import URL, DownloadError, fetch_url
+from .download import URL, WITHOUT_NETWORK, DownloadError, fetch_url
 from .read import DIRECTORY_FILES, INDEX_SUFFIX, shard_names
 
 _ID = re.compile(r"(?:hf[-_]hub:)?(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _TAG = re.compile(r"(test_)?convnext\w*\.\w+")
 _FILES = (*WEIGHT_SUFFIXES, ".json")
+_CONNECT_TIMEOUT = 10.0  # seconds
 _DEFAULT = "main"  # the branch of a repository where no revision is named
 # errno of a file that this machine cannot write; what a network raises has others.
 _DISK = (*DISK_FULL, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -152,6 +155,7 @@ class HubSource(Source):
     def _download(self, name: str) -> Path | None:
         from huggingface_hub import errors, hf_hub_download
 
+        _check_reachable(self.repo_id)
         try:
             return Path(
                 hf_hub_download(
@@ -162,6 +166,31 @@ class HubSource(Source):
             raise  # a kind of EntryNotFoundError, but it means that the hub is out of reach
         except errors.EntryNotFoundError:
             return None
+
+
+def _check_reachable(repo_id: str) -> None:
+    """Raise DownloadError at once where there is no network: the hub's client tries for a minute.
+
+    A proxy may reach what this machine cannot, so with one the client finds out itself.
+    """
+    from huggingface_hub import constants
+
+    endpoint = urlsplit(constants.ENDPOINT)
+    has_proxy = getproxies().keys() & {"http", "https", "all"}
+    if constants.HF_HUB_OFFLINE or has_proxy or endpoint.hostname is None:
+        return
+    port = endpoint.port or (443 if endpoint.scheme == "https" else 80)
+    try:
+        socket.create_connection((endpoint.hostname, port), timeout=_CONNECT_TIMEOUT).close()
+    except OSError as error:
+        reason = f"the hub cannot be reached: {first_line(error)}; {_without_hub()}"
+        raise DownloadError(f"{repo_id}: {reason}") from error
+
+
+def _without_hub() -> str:
+    from huggingface_hub.constants import HF_HOME
+
+    return f"{WITHOUT_NETWORK} copy the cache {HF_HOME!r} (HF_HOME) of a machine that has it"
 
 
 @contextmanager
@@ -184,7 +213,8 @@ def _hub_errors(repo_id: str, subject: str) -> Iterator[None]:
         raise DownloadError(f"{repo_id}: this is not a Hugging Face id: {error}") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise DownloadError(
-            f"{subject} is not in the cache, and the hub is out of reach or switched off"
+            f"{subject} is not in the cache, and the hub is out of reach or switched off; "
+            f"{_without_hub()}"
         ) from error
     except (errors.HfHubHTTPError, OSError) as error:
         is_disk = isinstance(error, OSError) and error.errno in _DISK

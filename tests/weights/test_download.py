@@ -130,8 +130,10 @@ def test_dead_host_is_one_error_and_leaves_nothing(server, cache):
 
 
 def test_unknown_host_is_one_error(cache):
-    with pytest.raises(DownloadError, match="cannot be reached"):
+    with pytest.raises(DownloadError, match="cannot be reached") as caught:
         fetch_url("http://host.invalid/weights.pth")
+    for way in ("give a file", "init_cfg=None", "TORCH_HOME"):
+        assert way in str(caught.value)
     assert _left(cache) == []
 
 

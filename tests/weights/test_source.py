@@ -1,5 +1,6 @@
 """Weights and the JSON files beside them: every kind of source, one resolver, one error family."""
 
+import socket
 from pathlib import Path
 
 import huggingface_hub.constants as constants
@@ -184,6 +185,25 @@ def test_the_empty_source_is_not_the_current_directory(load, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="source must not be empty"):
         load("")
+
+
+def test_without_a_network_the_hub_is_tried_once_and_the_error_says_how_to_go_on(
+    cache, monkeypatch
+):
+    def retries(*args, **kwargs):
+        raise AssertionError("the client tries for a minute")
+
+    with socket.socket() as closed:  # a port that nobody listens on
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", retries)
+        monkeypatch.setattr("convnext_backbone.weights.source.getproxies", dict)
+        with pytest.raises(DownloadError, match="org/other: the hub cannot be reached") as caught:
+            resolve("org/other").weights()
+    for way in ("give a file", "init_cfg=None", "HF_HOME"):
+        assert way in str(caught.value)
+    assert resolve("org/tiny").file("config.json").is_file()  # the cache needs no network
 
 
 def test_a_revision_belongs_to_an_id():
