@@ -1,8 +1,10 @@
 """Data and habits of users: what is told, what is refused with both values named, what is left."""
 # ruff: noqa: E402 - imports follow the check that OpenMMLab is there
 
+import contextlib
 import json
 import os
+import time
 
 import numpy as np
 import pytest
@@ -20,10 +22,14 @@ pytestmark = [
 from mmengine.config import Config
 from mmengine.registry import DATASETS, PARAM_SCHEDULERS, init_default_scope
 
+from convnext_backbone.openmmlab.tools import image_checks
+from convnext_backbone.openmmlab.tools.arguments import train_parser
+from convnext_backbone.openmmlab.tools.check_data import main
 from convnext_backbone.openmmlab.tools.config import load_config
 from convnext_backbone.openmmlab.tools.config_checks import check_model
 from convnext_backbone.openmmlab.tools.data_checks import check_data_contents
 from convnext_backbone.openmmlab.tools.errors import UsageError
+from convnext_backbone.openmmlab.tools.launch import check_before_run
 
 from .test_data_checks import (
     BOX_DETECTOR,
@@ -587,3 +593,51 @@ def test_published_recipes_stay_as_they_are_without_the_options(tmp_path):
     cfg = typed(DETECTOR, write_detection(tmp_path))
     for key in ("param_scheduler", "train_cfg", "optim_wrapper", "train_pipeline"):
         assert cfg[key] == own[key]
+
+
+# --------------------------------------------------------------------------- when it is checked
+
+
+def options_of(data):
+    return ["--cfg-options", *(f"custom_dataset.{key}={value}" for key, value in data.items())]
+
+
+def test_check_data_prints_what_a_data_set_holds(tmp_path, capsys):
+    data = write_detection(tmp_path)
+    assert main([str(DETECTOR), *options_of(data)]) == 0
+    printed = capsys.readouterr().out
+    assert "train.json, 2 images, 2 instances" in printed
+    assert "80 x 60" in printed
+    line = next(line for line in printed.splitlines() if "bolt" in line)
+    assert line.split()[:2] == ["bolt", "2"]
+    assert "warning: train_dataloader.dataset: annotation file" in printed  # without a nut
+    (tmp_path / "val" / "2.jpg").unlink()
+    assert main([str(DETECTOR), *options_of(data)]) == 2
+    assert capsys.readouterr().err.startswith("check_data.py: error: 1 of 2 files")
+
+
+def test_each_annotation_file_is_parsed_once(tmp_path, monkeypatch):
+    parsed = []
+    load = json.load
+    monkeypatch.setattr(json, "load", lambda file: parsed.append(file.name) or load(file))
+    checked(typed(DETECTOR, {**write_detection(tmp_path), "epochs": 3}))
+    assert sorted(parsed) == [str(tmp_path / "train.json"), str(tmp_path / "val.json")]
+
+
+@pytest.mark.parametrize(
+    ("rank", "flags", "refused"), [("0", [], True), ("1", [], False), ("0", ["--no-check"], False)]
+)
+def test_the_main_process_checks_unless_told_not_to(rank, flags, refused, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", rank)
+    cfg = typed(DETECTOR, write_detection(tmp_path))
+    (tmp_path / "val" / "2.jpg").unlink()
+    args = train_parser().parse_args([str(DETECTOR), *flags])
+    with pytest.raises(UsageError) if refused else contextlib.nullcontext():
+        check_before_run(cfg, args, "train")
+
+
+def test_a_slow_check_shows_a_progress_bar(monkeypatch, capsys):
+    monkeypatch.setattr(image_checks, "_QUIET", 0.05)
+    for _ in image_checks.show_progress(range(3), "checking the images"):
+        time.sleep(0.1)
+    assert "checking the images" in capsys.readouterr().err
