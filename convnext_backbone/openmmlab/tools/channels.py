@@ -63,7 +63,9 @@ def fit_channels(cfg: Config, typed: TypedOptions) -> None:
         several = isinstance(neck, Sequence)
         first, where = (neck[0], "model.neck.0") if several else (neck, "model.neck")
         if "in_channels" in first:
-            _set_channels(first, "in_channels", list(backbone.channels), where, typed)
+            every = isinstance(first.in_channels, Sequence)
+            channels = list(backbone.channels) if every else backbone.channels[-1]
+            _set_channels(first, "in_channels", channels, where, typed)
         return
     for key in ("decode_head", "auxiliary_head", "panoptic_head"):
         heads = cfg.model.get(key) or []
@@ -79,17 +81,21 @@ def build_backbone(settings: Mapping[str, Any]) -> ConvNextBackbone:
         UsageError: An argument is unknown, and the message lists the known ones; or the outputs are
             not a valid choice.
     """
-    known = {*inspect.signature(ConvNextBackbone).parameters, *ConvNextConfig().to_dict()}
-    for name in set(settings) - known - {"type", "_scope_"}:
-        hint = f"; it is {_ARGUMENTS[name]} here" if name in _ARGUMENTS else ""
-        raise UsageError(
-            f"model.backbone: ConvNextBackbone has no argument {name!r}{hint}; "
-            f"it takes {', '.join(sorted(known - {'fields'}))}"
-        )
     arguments = {k: v for k, v in copy.deepcopy(settings).items() if k != "init_cfg"}
     try:
         with torch.device("meta"):
             return MODELS.build(arguments)
+    except TypeError as error:
+        known = {*inspect.signature(ConvNextBackbone).parameters, *ConvNextConfig().to_dict()}
+        unknown = sorted(set(settings) - known - {"type", "_scope_"})
+        if not unknown:
+            raise
+        name = unknown[0]
+        hint = f"; it is {_ARGUMENTS[name]} here" if name in _ARGUMENTS else ""
+        raise UsageError(
+            f"model.backbone: ConvNextBackbone has no argument {name!r}{hint}; "
+            f"it takes {', '.join(sorted(known - {'fields'}))}"
+        ) from error
     except ValueError as error:
         if settings.get("out_indices") is None:
             raise
