@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from ...weights.download import DownloadError, fetch_url
+from ...weights.download import DownloadError, cache_directory, fetch_url
 from ...weights.torch_files import (
     CheckpointError,
     allow_only,
@@ -73,7 +73,7 @@ def _load_url(
     url: str, model_dir: str | None = None, map_location: Any = None, progress: bool = True
 ) -> Any:
     """Take the place of `torch.hub.load_state_dict_from_url`, with this package's checks."""
-    directory = None if model_dir is None else Path(model_dir)
+    directory = cache_directory() if model_dir is None else Path(model_dir)  # as there
     path = fetch_url(url, progress=progress, directory=directory)
     _check_file(path, url)
     return torch.load(path, map_location=map_location)
