@@ -138,7 +138,8 @@ def test_nothing_is_inherited_from_another_package(name):
 
 # One config a head: the sizes of the backbone do not change how a head is counted.
 @pytest.mark.parametrize(
-    "name", [n for n in CONFIGS if n.startswith(("dino/dino-4scale_c", "mask2former/mask2former_c"))]
+    "name",
+    [n for n in CONFIGS if n.startswith(("dino/dino-4scale_c", "mask2former/mask2former_c"))],
 )
 def test_the_flops_of_a_transformer_head_are_those_of_a_run_that_computes(name):
     size = (256, 256)  # holds DINO's 900 queries
