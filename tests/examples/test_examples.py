@@ -108,5 +108,5 @@ def test_patchcore_scores_broken_images_higher(monkeypatch, capsys, tmp_path):
         for folder in scores:
             if f"/{folder}/" in line:
                 scores[folder].append(float(line.split()[0]))
-    assert len(scores["bad"]) == 4
-    assert np.mean(scores["bad"]) > np.mean(scores["good"])
+    # The images that anomalib does not keep for validation.
+    assert min(scores["bad"]) > max(scores["good"])
