@@ -45,8 +45,14 @@ class _PooledTrunk(PretrainedTrunk):
         """Add the layers after the norm."""
 
     def forward_features(self, pixel_values: Tensor) -> Tensor:
-        """Return the last map (N, C, H // 32, W // 32), before any norm; timm's name."""
-        return self.forward_intermediates(pixel_values, indices=1, intermediates_only=True)[0]
+        """Return the last map (N, C, H, W), normed only where `head_norm_first`; timm's name."""
+        x = self.forward_intermediates(pixel_values, indices=1, intermediates_only=True)[0]
+        return self.norm_pre(x) if self.config.head_norm_first else x
+
+    def _pool(self, x: Tensor) -> Tensor:
+        """Return the pooled and normed features (N, C) of what `forward_features` returns."""
+        average = x.mean(dim=(-2, -1))
+        return average if self.config.head_norm_first else self.norm(average)
 
     def _run(self, pixel_values: Tensor, output_hidden_states: bool | None) -> BaseModelOutput:
         maps = list(self.iter_maps(pixel_values, last=len(self.config.depths)))
@@ -66,10 +72,10 @@ class _PooledTrunk(PretrainedTrunk):
     def _summarize(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return `last_hidden_state` and `pooler_output` of the last map (N, C, H, W)."""
         if self.config.head_norm_first:
-            return x, self.norm_pre(x).mean(dim=(-2, -1))
-        average = x.mean(dim=(-2, -1))  # (N, C)
+            return x, self._pool(self.norm_pre(x))
         if not self._is_dinov3:
-            return x, self.norm(average)
+            return x, self._pool(x)
+        average = x.mean(dim=(-2, -1))  # (N, C)
         pixels = x.flatten(2).transpose(1, 2)  # (N, C, H, W) -> (N, H * W, C)
         tokens = self.norm(torch.cat([average[:, None], pixels], dim=1))
         return tokens, tokens[:, 0]
@@ -135,12 +141,15 @@ class ConvNextForImageClassification(_PooledTrunk):
     """
 
     def _build_head(self) -> None:
-        channels, labels = self.config.hidden_sizes[-1], self.num_labels
         hidden = self.config.head_hidden_size
         if hidden:
-            layers = {"fc": nn.Linear(channels, hidden), "act": nn.GELU()}
-            self.pre_logits, channels = nn.Sequential(OrderedDict(layers)), hidden
-        self.head = nn.Linear(channels, labels) if labels else nn.Identity()
+            layers = {"fc": nn.Linear(self.num_features, hidden), "act": nn.GELU()}
+            self.pre_logits = nn.Sequential(OrderedDict(layers))
+        self._build_classifier()
+
+    def _build_classifier(self) -> None:
+        channels = self.config.head_hidden_size or self.num_features
+        self.head = nn.Linear(channels, self.num_labels) if self.num_labels else nn.Identity()
 
     @property
     def num_labels(self) -> int:
@@ -151,7 +160,7 @@ class ConvNextForImageClassification(_PooledTrunk):
 
     @property
     def num_features(self) -> int:
-        """The channels of the pooled features, which `get_classifier()` takes."""
+        """The channels of the pooled features."""
         return self.config.hidden_sizes[-1]
 
     @property
@@ -165,15 +174,18 @@ class ConvNextForImageClassification(_PooledTrunk):
 
     def reset_classifier(self, num_classes: int) -> None:
         """Put a newly initialized head of another number of classes, 0 for none."""
-        like = self.norm.weight
+        like = next(self.parameters())
         self.config.num_labels = num_classes
-        self._build_head()
+        self._build_classifier()
         self.head.to(like.device, like.dtype).train(self.training).apply(self._reset)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Return the logits of a last map (N, C, H, W), or its pooled and normed features."""
-        pooled = self._summarize(x)[1]
-        return pooled if pre_logits else self.head(pooled)
+        """Return the logits of what `forward_features` returns, or what the last layer takes."""
+        features = self._before_classifier(self._pool(x))
+        return features if pre_logits else self.head(features)
+
+    def _before_classifier(self, pooled: Tensor) -> Tensor:
+        return self.pre_logits(pooled) if self.config.head_hidden_size else pooled
 
     def forward(
         self,
@@ -201,8 +213,7 @@ class ConvNextForImageClassification(_PooledTrunk):
             TypeError: The images are not a floating-point tensor.
         """
         base = self._run(pixel_values, output_hidden_states)
-        pooled = base.pooler_output
-        logits = self.head(self.pre_logits(pooled) if self.config.head_hidden_size else pooled)
+        logits = self.head(self._before_classifier(base.pooler_output))
         labels = if_given(labels)
         loss = None if labels is None else self._loss(logits, labels.to(logits.device))
         output = ImageClassifierOutput(loss=loss, logits=logits, hidden_states=base.hidden_states)

@@ -147,10 +147,17 @@ def test_coarse_groups_are_the_stem_the_stages_and_the_rest():
     assert {name.split(".")[1] for name in layers[2]} == {"1"}
 
 
-@pytest.mark.parametrize("name", ["convnext_tiny", "convnextv2_tiny"])
-def test_the_parts_of_a_classifier_are_timms(name):
-    v2 = {"model_type": "convnextv2"} if "v2" in name else {"layer_scale_init_value": 1.0}
-    ours, theirs = classifier_pair(name, **v2)
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("convnext_tiny", {}),
+        ("convnextv2_tiny", {"model_type": "convnextv2"}),
+        ("convnext_tiny_hnf", {"head_norm_first": True}),
+        ("convnext_large_mlp", {"head_hidden_size": 1536}),
+    ],
+)
+def test_the_parts_of_a_classifier_are_timms(name, fields):
+    ours, theirs = classifier_pair(name, **fields)
     x = torch.randn(2, 3, 64, 64).double()
     features = ours.forward_features(x)
     torch.testing.assert_close(features, theirs.forward_features(x), rtol=1e-9, atol=1e-9)
@@ -165,6 +172,7 @@ def test_the_parts_of_a_classifier_are_timms(name):
 def test_a_classifier_is_reset_to_other_classes_and_to_none():
     model = ConvNextForImageClassification(**SHAPE, num_labels=5).double()
     model.reset_classifier(7)
+    assert model.head.weight.abs().sum() > 0
     assert model(torch.randn(1, 3, 32, 32).double()).logits.shape == (1, 7)
     assert model.num_labels == model.config.num_labels == len(model.config.id2label) == 7
     model.reset_classifier(0)

@@ -15,6 +15,7 @@ MODELS = {
     "v2": lambda: ConvNextBackbone(**SHAPE, model_type="convnextv2", out_features=STAGES),
     "dilated": lambda: ConvNextBackbone(**SHAPE, output_stride=8),
     "hidden states": lambda: ConvNextBackbone(**SHAPE, output_hidden_states=True),
+    "overlap": lambda: ConvNextBackbone(**SHAPE, stem_type="overlap_tiered", norm_layer="rmsnorm"),
     "model": lambda: ConvNextModel(**SHAPE),
     "dinov3": lambda: ConvNextModel(**SHAPE, model_type="dinov3_convnext"),
     "classifier": lambda: ConvNextForImageClassification(**SHAPE, num_labels=3),
