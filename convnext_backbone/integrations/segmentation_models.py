@@ -47,7 +47,7 @@ class ConvNextEncoder(nn.Module):
         check_choice("depth", depth, _DEPTHS)
         check_choice("patch_size", config.patch_size, (_STEM_STRIDE,))
         stride = min(output_stride, config.strides[-1])
-        self._depth, self._output_norm = depth, output_norm
+        self._output_norm = output_norm
         self._build(config.replace(out_indices=range(1, depth), output_stride=stride))
 
     def _build(self, config: ConvNextConfig) -> None:
@@ -115,9 +115,10 @@ def register_encoder(
         TypeError: A field is unknown.
 
     Example:
-        >>> register_encoder("wide", hidden_sizes=(64, 128, 256, 512), depths=(2, 2, 6, 2))
-        >>> model = smp.Unet("wide", encoder_weights=None)
-        >>> load_weights(model.encoder.backbone, "wide.safetensors")
+        >>> import segmentation_models_pytorch as smp
+        >>> register_encoder("atto_stride16", "convnext_atto", output_stride=16)
+        >>> model = smp.Unet("atto_stride16", encoder_weights=None)
+        >>> report = load_weights(model.encoder.backbone, "convnext_atto.d2_in1k")
     """
     if name in encoders and encoders[name]["encoder"] is not ConvNextEncoder:
         raise ValueError(f"name must be one that smp does not use itself, got {name!r}")

@@ -68,9 +68,11 @@ def fpn_backbone(
         TypeError: The source is neither a backbone nor weights.
 
     Example:
-        >>> body = fpn_backbone("convnext_tiny.fb_in1k", out_indices=(2, 3, 4),
+        >>> from torchvision.models.detection import FCOS
+        >>> from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+        >>> body = fpn_backbone("convnext_atto.d2_in1k", out_indices=(2, 3, 4),
         ...                     extra_blocks=LastLevelP6P7(256, 256))
-        >>> model = torchvision.models.detection.FCOS(body, num_classes=91)
+        >>> model = FCOS(body, num_classes=91)
     """
     is_built = isinstance(source, nn.Module)
     if not is_built and not {"out_features", "out_indices"} & fields.keys():
@@ -93,8 +95,9 @@ def convnext_maskrcnn(source: Source, num_classes: int, **options: Any) -> MaskR
         options: Arguments of torchvision's `MaskRCNN`, which win over those set here.
 
     Example:
-        >>> model = convnext_maskrcnn("convnext_tiny.fb_in1k", num_classes=2)
-        >>> losses = model(images, targets)
+        >>> model = convnext_maskrcnn("convnext_atto.d2_in1k", num_classes=2).eval()
+        >>> sorted(model([torch.rand(3, 96, 128)])[0])
+        ['boxes', 'labels', 'masks', 'scores']
     """
     backbone = fpn_backbone(source)
     strides = backbone.body.strides
@@ -142,7 +145,8 @@ def deeplab_backbone(source: Source, output_stride: int = 8, **fields: Any) -> D
         TypeError: The source is neither a backbone nor weights.
 
     Example:
-        >>> body = deeplab_backbone("convnext_tiny.fb_in1k")
+        >>> from torchvision.models.segmentation.deeplabv3 import DeepLabHead, DeepLabV3
+        >>> body = deeplab_backbone("convnext_atto.d2_in1k")
         >>> model = DeepLabV3(body, DeepLabHead(body.out_channels, 21))
     """
     fields |= {"output_stride": output_stride, "out_indices": (-2, -1)}

@@ -115,11 +115,12 @@ def to_transformers(backbone: ConvNextBackbone) -> ConvNextAutoBackbone:
     weights, as always in transformers: see `load_backbone_weights`.
 
     Example:
-        >>> backbone = ConvNextBackbone("convnext_tiny", out_indices=(2, 3, 4))
-        >>> config = RTDetrV2Config(backbone_config=to_transformers(backbone).config,
-        ...                         encoder_in_channels=list(backbone.channels))
-        >>> model = RTDetrV2ForObjectDetection(config)
-        >>> load_backbone_weights(model, "convnext_tiny.fb_in1k")
+        >>> from transformers import UperNetConfig, UperNetForSemanticSegmentation
+        >>> backbone = ConvNextBackbone("convnext_atto", out_indices=(1, 2, 3, 4))
+        >>> config = UperNetConfig(backbone_config=to_transformers(backbone).config,
+        ...                        use_auxiliary_head=False)
+        >>> model = UperNetForSemanticSegmentation(config)
+        >>> report = load_backbone_weights(model, "convnext_atto.d2_in1k")
     """
     config = ConvNextAutoBackboneConfig(
         architecture=backbone.config.to_dict(),
