@@ -184,7 +184,7 @@ class ConvNextForImageClassification(_PooledTrunk):
         features = self._before_classifier(self._pool(x))
         return features if pre_logits else self.head(features)
 
-    def _before_classifier(self, pooled: Tensor) -> Tensor:
+    def _before_classifier(self, pooled: Any) -> Tensor:
         return self.pre_logits(pooled) if self.config.head_hidden_size else pooled
 
     def forward(
