@@ -230,3 +230,23 @@ def test_mmdets_dyhead_runs_forward_and_backward(sizes):
     assert [tuple(out.shape) for out in outs] == [tuple(m.shape) for m in maps]
     sum(out.square().mean() for out in outs).backward()
     assert all(m.grad.isfinite().all() and m.grad.abs().sum() > 0 for m in maps)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:torch")  # it calls what torch deprecates
+def test_glips_head_runs_forward_and_backward():
+    from mmdet.models.dense_heads.atss_vlfusion_head import Conv3x3Norm, DyConv
+
+    torch.manual_seed(0)
+    maps = [torch.rand(2, 16, s, s, requires_grad=True) for s in (16, 8, 4)]
+    head = DyConv(
+        lambda i, o, s: Conv3x3Norm(i, o, s, use_dcn=True, norm_type=["gn", 4]),
+        16,
+        16,
+        use_dyrelu=True,
+        use_dyfuse=True,
+        use_dcn=True,
+    )
+    outs = head({"visual": maps, "lang": None})["visual"]
+    assert [tuple(out.shape) for out in outs] == [tuple(m.shape) for m in maps]
+    sum(out.square().mean() for out in outs).backward()
+    assert all(m.grad.isfinite().all() and m.grad.abs().sum() > 0 for m in maps)
