@@ -106,10 +106,14 @@ _TEST = {"norm_eps": 1e-5, "hidden_act": "gelu_pytorch_tanh"}
 _TIERED = {"stem_type": "overlap_tiered"}
 _ISOTROPIC = {"stem_type": "patch_no_norm", "patch_size": 16, "layer_scale_init_value": 0.0}
 # arch: (size, fields other than the family's)
-_ROWS: Mapping[str, tuple[str, Mapping[str, object]]] = {
+_PLAIN_ROWS: Mapping[str, tuple[str, Mapping[str, object]]] = {
     **{f"convnext_{size}": (size, {}) for size in (*_MOST_SIZES, "xlarge")},
     "convnext_xxlarge": ("xxlarge", {"norm_eps": 1e-5}),
     **{f"convnextv2_{size}": (size, {}) for size in (*_MOST_SIZES, "huge")},
+}
+_PLAIN = tuple(_PLAIN_ROWS)
+_ROWS: Mapping[str, tuple[str, Mapping[str, object]]] = {
+    **_PLAIN_ROWS,
     "convnext_zepto_rms": ("zepto", {"norm_layer": "simplenorm"}),
     "convnext_zepto_rms_ols": (
         "zepto",
@@ -167,27 +171,32 @@ def unseen_fields(arch: str | None) -> dict[str, object]:
     return {} if fields is None else {k: fields.get(k, usual) for k, usual in UNSEEN.items()}
 
 
-def list_archs() -> tuple[str, ...]:
-    """Name every architecture that `arch=` accepts: V1 and V2 by size, then their variants.
+def list_archs(*, variants: bool = False) -> tuple[str, ...]:
+    """Name the architectures that `arch=` accepts, smallest first within a family.
+
+    Args:
+        variants: Name those of other stems, norms or heads, timm's models for tests and the
+            isotropic networks as well.
 
     Example:
         >>> list_archs()[:2]
         ('convnext_atto', 'convnext_femto')
     """
-    return tuple(ARCHS)
+    return tuple(ARCHS) if variants else _PLAIN
 
 
 def arch_fields(arch: str) -> dict[str, object]:
     """Return the `ConvNextConfig` fields of a named architecture.
 
     Raises:
-        ValueError: `arch` is not in `list_archs()`.
+        ValueError: `arch` is not in `list_archs(variants=True)`.
     """
     if not isinstance(arch, str) or arch not in ARCHS:
         hint = did_you_mean(arch, ARCHS)
         if isinstance(arch, str) and re.search(r"[./]", arch):
             hint = f"; weights are loaded by from_pretrained({arch!r}), or by init_cfg in a config"
-        raise ValueError(f"arch must be one of {list_archs()}, got {arch!r}{hint}")
+        choices = f"one of {list_archs()} or a variant of list_archs(variants=True)"
+        raise ValueError(f"arch must be {choices}, got {arch!r}{hint}")
     return dict(ARCHS[arch])
 
 

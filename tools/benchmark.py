@@ -118,7 +118,7 @@ def _check(parser: _Parser, args: argparse.Namespace) -> None:
             parser.error(f"--{name}: there is no folder {path.parent}")
     if args.plot is not None and not find_spec("matplotlib"):
         parser.error("--plot needs matplotlib: pip install matplotlib")
-    unknown = [arch for arch in args.arch if arch not in list_archs()]
+    unknown = [arch for arch in args.arch if arch not in list_archs(variants=True)]
     if unknown:
         parser.error(f"unknown --arch {unknown[0]!r}; see convnext_backbone.list_archs()")
 

@@ -184,5 +184,5 @@ def test_an_architecture_leads_to_its_weights():
     with pytest.raises(ValueError, match=r"is an architecture, whose weights are convnext_atto\."):
         get_weight("convnext_atto")
     assert {w.arch for w in list_weights()} | {"convnext_atto_rms", "convnextv2_small"} == set(
-        list_archs()
+        list_archs(variants=True)
     )
