@@ -30,6 +30,7 @@ from ..images.reading import load_image
 from ..images.sources import read_size
 from ..utils.checks import check_choice, check_min, shorten_list
 from ..utils.files import read_json, write_bytes
+from ..utils.parquet import import_parquet
 from .engines import ENGINES
 from .extractor import Failure, FeatureExtractor
 from .formats import FORMATS, Row
@@ -133,6 +134,8 @@ def extract_features(
     }
     given = {"files": format, "shard_images": shard_images, "shard_bytes": shard_bytes}
     plan = _write_or_compare_plan(out, plan, {k: v for k, v in given.items() if v is not None})
+    for stale in out.glob(".features-*.part"):  # of a run that was killed
+        stale.unlink(missing_ok=True)
     result, listed = ExtractionResult(), 0
     with tqdm(unit="image", disable=not progress) as bar:
 
@@ -194,8 +197,10 @@ def _write_or_compare_plan(
             if out.is_dir() and any(out.glob(f"*{kind.suffix}")):
                 text = f"{out} holds other {kind.suffix[1:]} files: choose another folder"
                 raise ValueError(text)
-        out.mkdir(parents=True, exist_ok=True)
         plan = {**plan, **given}
+        if plan["files"] == "parquet":
+            import_parquet()  # an error comes before anything is written
+        out.mkdir(parents=True, exist_ok=True)
         _write_json(path, plan)
         return plan
     before = read_json(path)
@@ -251,6 +256,19 @@ class ShardWriter:
         if here != self.plan["settings"]:
             wanted = self.plan["settings"]["versions"]
             raise ValueError(f"a worker must have the driver's {wanted}, got {here['versions']}")
+
+    def count_try(self, shard: Shard) -> int:
+        """Return how often a shard was begun in this run, this time included."""
+        with open(self._tries(shard), "ab") as file:
+            file.write(b".")
+            return file.tell()
+
+    def forget_tries(self, shard: Shard) -> None:
+        """Remove what `count_try` left."""
+        self._tries(shard).unlink(missing_ok=True)
+
+    def _tries(self, shard: Shard) -> Path:
+        return self.out / f".{shard_name(shard.number)}.tries.part"
 
     def __call__(self, shard: Shard, advance: Callable[[int], object]) -> ShardReport:
         """Write a shard unless it is there; call `advance` with numbers of images that are done."""

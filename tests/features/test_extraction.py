@@ -300,6 +300,23 @@ def test_other_settings_or_images_do_not_mix(weights_file, image_folder, tmp_pat
         assert contents(out) == before, change
 
 
+def test_what_a_killed_run_had_begun_to_write_is_removed(weights_file, image_folder, tmp_path):
+    out = tmp_path / "out"
+    extract(weights_file, image_folder, out)
+    before = contents(out)
+    (out / ".features-0000001-00.safetensors.123.part").write_bytes(b"half")
+    extract(weights_file, image_folder, out)
+    assert contents(out) == before
+
+
+def test_without_pyarrow_nothing_is_written(weights_file, image_folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(ImportError, match=r"pip install 'convnext_backbone\[parquet\]'"):
+        extract(weights_file, image_folder, tmp_path / "out", format="parquet")
+    assert not (tmp_path / "out").exists()
+    extract(weights_file, image_folder, tmp_path / "out")
+
+
 def test_a_full_disk_keeps_what_is_finished(
     weights_file, image_folder, whole, tmp_path, monkeypatch
 ):

@@ -13,7 +13,7 @@ from typing import Any
 
 from ...utils.checks import check_min
 
-_RETRIES = 3  # of a shard whose worker was lost: one that kills each must not go round for ever
+_MAX_TRIES = 4  # of a shard: one that kills every worker must not go round for ever
 
 
 def run(
@@ -31,7 +31,10 @@ def run(
     with _connected(address, workers) as ray:
         count = _count_workers(ray, workers, gpus_per_worker)
         worker = ray.remote(
-            num_cpus=1, num_gpus=gpus_per_worker, max_restarts=-1, max_task_retries=_RETRIES
+            num_cpus=1,
+            num_gpus=gpus_per_worker,
+            max_restarts=-1,
+            max_task_retries=-1,  # Ray also counts calls to a machine not yet known to be lost
         )(_Worker)
         shared = ray.put(writer)  # sent once to a machine
         idle = [worker.remote() for _ in range(count)]
@@ -41,7 +44,7 @@ def run(
             (done, *_), _ = ray.wait(list(running))
             actor, shard = running.pop(done)
             idle.append(actor)
-            report = _get(ray, done, shard)
+            report = _get(ray, done)
             advance(len(shard.entries))
             return report
 
@@ -72,7 +75,15 @@ class _Worker:
             writer = ray.get(shared[0])
             writer.start()
             self._writer = writer
-        return self._writer(shard, lambda _: None)
+        if self._writer.count_try(shard) > _MAX_TRIES:
+            names = f"{shard.entries[0].name} to {shard.entries[-1].name}"
+            raise ChildProcessError(
+                f"shard {shard.number} ({names}) ended its worker {_MAX_TRIES} times; finished "
+                "shards are kept"
+            )
+        report = self._writer(shard, lambda _: None)
+        self._writer.forget_tries(shard)
+        return report
 
 
 @contextmanager
@@ -111,14 +122,8 @@ def _count_workers(ray: Any, workers: int | None, gpus_per_worker: float) -> int
     return workers or room
 
 
-def _get(ray: Any, done: Any, shard: Any) -> Any:
+def _get(ray: Any, done: Any) -> Any:
     try:
         return ray.get(done)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
-    except ray.exceptions.RayActorError as error:
-        names = f"{shard.entries[0].name} to {shard.entries[-1].name}"
-        raise ChildProcessError(
-            f"the worker of shard {shard.number} ({names}) was lost {_RETRIES + 1} times; finished "
-            "shards are kept"
-        ) from error

@@ -1,12 +1,15 @@
 """Ray's workers write what one process writes, also when one of them is killed."""
 
+import json
 import os
 import signal
 from pathlib import Path
 
+import pytest
 from helpers.extraction import BROKEN, WHOLE, contents, extract, make_extractor
 
-from convnext_backbone.features.extraction import extract_features
+from convnext_backbone.features.engines.ray import _Worker
+from convnext_backbone.features.extraction import Shard, ShardWriter, extract_features
 from convnext_backbone.images.lists import ImageList
 
 
@@ -25,6 +28,23 @@ def _working(pid):
         title = Path(f"/proc/{child}/cmdline").read_bytes()
         found += [child] if title.startswith(b"ray::_Worker.write") else _working(child)
     return found
+
+
+def test_a_shard_that_ends_every_worker_is_named(weights_file, image_folder, tmp_path):
+    extract(weights_file, image_folder, tmp_path)
+    entries = list(ImageList([image_folder]))[:8]
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    worker = _Worker()
+    worker._writer = ShardWriter(make_extractor(weights_file), tmp_path, plan)
+    shard = Shard(0, entries)
+    for tries in range(1, 4):  # begun, and never finished
+        assert worker._writer.count_try(shard) == tries
+    assert worker.write([], shard).kept
+    assert worker._writer.count_try(shard) == 1
+    for _ in range(3):
+        worker._writer.count_try(shard)
+    with pytest.raises(ChildProcessError, match=r"shard 0 \(00\.png to .*\) ended its worker 4"):
+        worker.write([], shard)
 
 
 def test_a_killed_worker_loses_nothing_and_adds_nothing(weights_file, image_folder, tmp_path):
