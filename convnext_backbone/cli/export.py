@@ -34,6 +34,11 @@ def run(args: argparse.Namespace) -> None:
 
     options = {"opset": args.opset, "precision": args.precision}
     options = {name: value for name, value in options.items() if value is not None}
+    if args.weights.endswith(".py"):
+        raise ValueError(
+            f"{args.weights!r} is a config: a whole detector or segmentor is written by "
+            "`convnext-backbone deploy CONFIG CHECKPOINT --out DIR`"
+        )
     if args.logits and args.features:
         raise ValueError("a classifier has no choice of features: give --logits or --features")
     if args.to != "onnx" and options:

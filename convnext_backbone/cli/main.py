@@ -13,7 +13,7 @@ from types import ModuleType
 
 from .._version import __version__
 from ..utils.commandline import OneLineParser, one_line, print_error
-from . import convert, doctor, export, extract, info, list, predict, visualize
+from . import convert, deploy, doctor, export, extract, info, list, predict, visualize
 from .arguments import allowed_limits
 
 PROGRAM = "convnext-backbone"
@@ -25,7 +25,7 @@ _USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
 # one line. The docstring, "`name`: what it does", is the help.
 COMMANDS: dict[str, ModuleType] = {
     module.__name__.rpartition(".")[2]: module
-    for module in (convert, list, info, extract, visualize, predict, export, doctor)
+    for module in (convert, list, info, extract, visualize, predict, export, deploy, doctor)
 }
 
 

@@ -11,7 +11,6 @@ import errno
 import io
 import os
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,10 +24,9 @@ from ..models.backbone import ConvNextBackbone
 from ..models.classifier import ConvNextForImageClassification, ConvNextModel
 from ..utils.checks import check_choice
 from ..utils.files import errors_naming
+from .onnx_file import DEFAULT_OPSET, check_opset, require_onnx, write_onnx
 
 INPUT = "pixel_values"
-DEFAULT_OPSET = 18
-_OPSETS = range(18, 24)  # what torch's exporter writes, and LayerNormalization (17) with it
 _Network = ConvNextBackbone | ConvNextModel | ConvNextForImageClassification
 
 
@@ -100,38 +98,20 @@ def export_onnx(
         RuntimeError: The file does not compute what the network does.
         OSError: The file cannot be written.
     """
-    if opset not in _OPSETS:
-        raise ValueError(f"opset must be from {_OPSETS[0]} to {_OPSETS[-1]}, got {opset!r}")
+    check_opset(opset)
     check_choice("precision", precision, PRECISIONS)
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401 - torch's exporter needs it
-    except ImportError as error:
-        raise ImportError(
-            f"{error.name} is missing: pip install 'convnext_backbone[export]'"
-        ) from error
+    require_onnx()
     network = _TupleNetwork(model, PRECISIONS[precision])
     with _atomic_write(path) as partial:
-        with warnings.catch_warnings():
-            # torch's exporter warns about its own future.
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.simplefilter("ignore", DeprecationWarning)
-            program = torch.onnx.export(
-                network,
-                (network.example(),),
-                input_names=[INPUT],
-                output_names=list(network.names),
-                dynamic_shapes={INPUT: network.free_sides()},
-                opset_version=opset,
-                dynamo=True,
-                verbose=False,
-            )
-        assert program is not None  # the exporter returns None only when it is given a path
-        program.save(partial)
-        session = onnxruntime.InferenceSession(partial, providers=["CPUExecutionProvider"])
-        written = tuple(output.name for output in session.get_outputs())
-        if written != network.names:
-            raise RuntimeError(f"the ONNX file has outputs {written}, they must be {network.names}")
+        session = write_onnx(
+            network,
+            network.example(),
+            partial,
+            input_name=INPUT,
+            output_names=network.names,
+            free_sides=network.free_sides(),
+            opset=opset,
+        )
 
         def run(images: Tensor) -> Sequence[Any]:
             return session.run(list(network.names), {INPUT: images.numpy()})

@@ -76,6 +76,11 @@ def optimize_for_inference(
     return OptimizedModule(network, dtype or own, compile)
 
 
+def fold_network(network: nn.Module) -> None:
+    """Fold the unmodified parts of a network where they stand, without packing: for export."""
+    _replace_parts(network, next(network.parameters()).dtype, packed=False)
+
+
 def _copy(module: nn.Module) -> nn.Module:
     """Copy a network, computed weights included, which `copy.deepcopy` alone would refuse."""
     computed = {

@@ -1,0 +1,239 @@
+"""Compare a deployed network with the predictions of the library that trained it.
+
+Boxes whose scores or overlaps lie closer to a threshold than the rounding error may be kept by one
+and dropped by the other: such ties are counted, and everything else has to agree.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from .boxes import Limits, Size
+
+_MAX_TIES = 0.05  # share of an image's boxes; more than that is no accident
+Run = Callable[[np.ndarray], Mapping[str, np.ndarray]]
+
+
+class DisagreementError(RuntimeError):
+    """The deployed network does not give what the trained model gives."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """The largest differences that are accepted."""
+
+    boxes: float = 0.1  # pixels
+    scores: float = 1e-4
+    masks: float = 1e-3  # of probabilities
+    overlaps: float = 1e-3  # of an IoU from the threshold of NMS, for a tie
+    labels: float = 1e-3  # share of the pixels of a label map
+    refuse: bool = True  # what differs by more; otherwise it is counted
+
+
+@dataclass
+class Report:
+    """What was compared, and the largest differences that were seen."""
+
+    shapes: list[tuple[int, int, int]] = field(default_factory=list)  # (N, H, W)
+    compared: int = 0  # boxes or pixels
+    ties: int = 0
+    missed: int = 0  # boxes that one has alone, where the tolerance does not refuse them
+    worst: dict[str, float] = field(default_factory=dict)
+
+    def note(self, name: str, difference: float) -> None:
+        """Keep the largest difference of an output."""
+        self.worst[name] = max(self.worst.get(name, 0.0), difference)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it for deploy.json."""
+        unit = "pixels" if "label_map" in self.worst else "boxes"
+        return {
+            "shapes": [list(shape) for shape in self.shapes],
+            f"compared_{unit}": self.compared,
+            "ties": self.ties,
+            **({"missed": self.missed} if self.missed else {}),
+            "largest_difference": self.worst,
+        }
+
+
+def load_images(paths: Sequence[str], size: Size) -> Tensor:
+    """Return images (N, 3, H, W) uint8, RGB, stretched to a size (H, W)."""
+    height, width = size
+    images = [Image.open(path).convert("RGB").resize((width, height)) for path in paths]
+    return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
+
+
+def compare(
+    report: Report,
+    images: Tensor,
+    run: Run,
+    predict: Callable[[Tensor], Sequence[Mapping[str, Tensor]]],
+    tolerance: Tolerance,
+    limits: Limits | None,
+) -> None:
+    """Run both on images (N, 3, H, W) of one size and add what is seen to the report.
+
+    Args:
+        report: Is added to.
+        images: uint8, RGB.
+        run: The deployed network.
+        predict: The trained model; see `openmmlab.trained_model.predict`.
+        tolerance: What is accepted.
+        limits: Of a detector; None for a segmentor.
+
+    Raises:
+        DisagreementError: They differ by more; the message says where and by how much.
+    """
+    shape = (len(images), *images.shape[2:])
+    outputs = run(images.numpy())
+    for index, expected in enumerate(predict(images)):
+        got = {name: torch.as_tensor(values[index]) for name, values in outputs.items()}
+        place = f"image {index} of a batch {shape}"
+        if limits is None:
+            _compare_label_maps(report, expected, got, tolerance, place)
+        else:
+            _compare_boxes(report, expected, got, tolerance, limits, place)
+    report.shapes.append(shape)
+
+
+def _compare_label_maps(
+    report: Report,
+    expected: Mapping[str, Tensor],
+    got: Mapping[str, Tensor],
+    tolerance: Tolerance,
+    place: str,
+) -> None:
+    logits = expected["logits"]
+    # The library gives a map of one channel as its probabilities.
+    labels = logits.argmax(0) if len(logits) > 1 else (logits[0] > 0.5).long()
+    if got["label_map"].shape != labels.shape:
+        shapes = tuple(got["label_map"].shape), tuple(labels.shape)
+        raise DisagreementError(f"{place}: label_map is {shapes[0]}, it must be {shapes[1]}")
+    different = float((got["label_map"] != labels).float().mean())
+    report.note("label_map", different)
+    report.compared += labels.numel()
+    if tolerance.refuse and different > tolerance.labels:
+        raise DisagreementError(
+            f"{place}: {different:.2%} of the pixels have other labels, allowed are "
+            f"{tolerance.labels:.2%}"
+        )
+
+
+# ------------------------------------------------------------------------------ boxes
+
+
+def _compare_boxes(
+    report: Report,
+    expected: Mapping[str, Tensor],
+    got: Mapping[str, Tensor],
+    tolerance: Tolerance,
+    limits: Limits,
+    place: str,
+) -> None:
+    _check_padding(got, place)
+    found = {name: values[got["labels"] >= 0] for name, values in got.items()}
+    pairs = _match(expected, found, tolerance)
+    for name in expected:
+        if name == "labels" or not pairs:
+            continue
+        ours, theirs = (
+            values[name][[pair[side] for pair in pairs]].float()
+            for side, values in ((1, found), (0, expected))
+        )
+        report.note(name, float((ours - theirs).abs().max()))
+    report.compared += len(pairs)
+    ties = 0
+    for side, (one, other) in enumerate(((expected, found), (found, expected))):
+        matched = {pair[side] for pair in pairs}
+        for row in sorted(set(range(len(one["labels"]))) - matched):
+            if not tolerance.refuse:
+                report.missed += 1
+                continue
+            if not _is_tie(one, row, other, tolerance, limits):
+                who = ("the trained model", "the deployed network")[side]
+                raise DisagreementError(_describe(place, who, one, row, other))
+            ties += 1
+    report.ties += ties
+    if ties > max(1, _MAX_TIES * len(pairs)):
+        raise DisagreementError(f"{place}: {ties} boxes differ beside {len(pairs)} that agree")
+    if tolerance.refuse and report.worst.get("masks", 0.0) > tolerance.masks:
+        raise DisagreementError(
+            f"{place}: masks differ by {report.worst['masks']:.2g}, allowed is {tolerance.masks:g}"
+        )
+
+
+def _check_padding(got: Mapping[str, Tensor], place: str) -> None:
+    empty = got["labels"] < 0
+    if bool((got["labels"][empty] != -1).any()) or bool((got["scores"][empty] != 0).any()):
+        raise DisagreementError(f"{place}: rows without a box must have score 0 and label -1")
+    if bool((empty[:-1] & ~empty[1:]).any()):
+        raise DisagreementError(f"{place}: rows without a box must come last")
+
+
+def _match(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], tolerance: Tolerance
+) -> list[tuple[int, int]]:
+    """Pair rows of equal labels, boxes and scores, each row at most once."""
+    distance = (expected["boxes"][:, None] - found["boxes"]).abs().amax(-1)  # (R, R')
+    close = distance <= tolerance.boxes
+    close &= (expected["scores"][:, None] - found["scores"]).abs() <= tolerance.scores
+    close &= expected["labels"][:, None] == found["labels"]
+    pairs = []
+    for row in range(len(close)):
+        choices = distance[row].masked_fill(~close[row], torch.inf)
+        if close[row].any():
+            best = int(choices.argmin())
+            close[:, best] = False
+            pairs.append((row, best))
+    return pairs
+
+
+def _is_tie(
+    one: Mapping[str, Tensor],
+    row: int,
+    other: Mapping[str, Tensor],
+    tolerance: Tolerance,
+    limits: Limits,
+) -> bool:
+    """Return whether a rounding error explains that `other` lacks a row of `one`."""
+    score = float(one["scores"][row])
+    threshold = limits.score_threshold
+    if threshold is not None and abs(score - threshold) <= tolerance.scores:
+        return True
+    scores = other["scores"]
+    full = len(scores) == limits.max_per_image
+    if full and score <= float(scores.min()) + tolerance.scores:
+        return True
+    rivals = (other["labels"] == one["labels"][row]) & (scores >= score - tolerance.scores)
+    if limits.iou_threshold is None or not rivals.any():
+        return False
+    box, boxes = one["boxes"][row], other["boxes"][rivals]
+    overlaps = box_iou(box[None], boxes)[0]
+    near = (overlaps - limits.iou_threshold).abs() <= tolerance.overlaps
+    # Of two boxes with one score either may suppress the other; a moved box is no such rival.
+    equal = (scores[rivals] - score).abs() <= tolerance.scores
+    apart = (boxes - box).abs().amax(-1) > 10 * tolerance.boxes
+    return bool((near | (equal & apart & (overlaps > limits.iou_threshold))).any())
+
+
+def _describe(
+    place: str, who: str, one: Mapping[str, Tensor], row: int, other: Mapping[str, Tensor]
+) -> str:
+    label, score = int(one["labels"][row]), float(one["scores"][row])
+    box = [round(value, 2) for value in one["boxes"][row].tolist()]
+    text = f"{place}: only {who} has a box {box} of label {label} with score {score:.5f}"
+    same = other["labels"] == one["labels"][row]
+    if not same.any():
+        return f"{text}; the other has none of this label"
+    distance = (other["boxes"][same] - one["boxes"][row]).abs().amax(-1)
+    nearest = int(distance.argmin())
+    return (
+        f"{text}; the nearest of the other is {float(distance[nearest]):.3g} px away, with score "
+        f"{float(other['scores'][same][nearest]):.5f}"
+    )

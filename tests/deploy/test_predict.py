@@ -1,0 +1,138 @@
+"""predict.py, which runs without torch, prepares images and reads results as the libraries do."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from convnext_backbone.deploy import predict
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("size", [(41, 30), (13, 90), (20, 31)])
+def test_resize_is_torchs_bilinear_interpolation(rng, size, align_corners):
+    image = rng.random((20, 31, 3), np.float32)
+    expected = F.interpolate(
+        torch.from_numpy(image).permute(2, 0, 1)[None],
+        size=size,
+        mode="bilinear",
+        align_corners=align_corners,
+    )[0].permute(1, 2, 0)
+    ours = predict.resize(image, size, align_corners)
+    np.testing.assert_allclose(ours, expected.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [[1333, 800], [60, 40], [32, 200]])
+def test_an_image_is_resized_as_mmcv_does(rng, scale):
+    mmcv = pytest.importorskip("mmcv")
+    # Smooth, as photographs are: OpenCV rounds its weights to 11 bits.
+    image = np.asarray(Image.fromarray(rng.integers(0, 256, (6, 9, 3), np.uint8)).resize((90, 61)))
+    for keep_ratio, resize in ((True, mmcv.imrescale), (False, mmcv.imresize)):
+        expected = resize(image, tuple(scale))
+        ours = predict.resize_by_rule(image, {"scale": scale, "keep_ratio": keep_ratio})
+        assert ours.shape == expected.shape
+        assert np.abs(ours.astype(int) - expected.astype(int)).max() <= 1
+
+
+def test_an_image_fits_into_a_frame_with_sides_of_its_own():
+    rule = {"scale": [100, 50], "keep_ratio": True, "fit": True}
+    tall, wide = np.zeros((200, 100, 3), np.uint8), np.zeros((100, 200, 3), np.uint8)
+    assert predict.resize_by_rule(tall, rule).shape == (50, 25, 3)
+    assert predict.resize_by_rule(wide, rule).shape == (50, 100, 3)
+
+
+def test_padding_is_at_the_right_and_the_bottom():
+    image = np.full((5, 7, 3), 9, np.uint8)
+    rule = {"size": None, "divisor": 4, "value": [1, 2, 3]}
+    padded = predict.pad_by_rule(image, rule)
+    assert padded.shape == (8, 8, 3)
+    assert (padded[:5, :7] == 9).all()
+    assert (padded[5:] == [1, 2, 3]).all()
+    assert predict.pad_by_rule(image, {**rule, "size": [6, 7]}).shape == (6, 7, 3)
+
+
+def test_masks_are_pasted_as_mmdet_pastes_them(rng):
+    mask_head = pytest.importorskip("mmdet.models.roi_heads.mask_heads.fcn_mask_head")
+    masks = rng.random((3, 28, 28), np.float32)
+    boxes = np.array([[3.2, 4.1, 30.7, 20.9], [-4, -2, 9, 50], [10, 10, 10.4, 10.3]], np.float32)
+    size = (40, 36)
+    expected, _ = mask_head._do_paste_mask(
+        torch.from_numpy(masks)[:, None], torch.from_numpy(boxes), *size, skip_empty=False
+    )
+    ours = np.stack([predict.paste_mask(*pair, size) for pair in zip(masks, boxes, strict=True)])
+    np.testing.assert_allclose(ours, expected.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_run_lengths_are_cocos(rng, first):
+    mask_api = pytest.importorskip("pycocotools.mask")
+    mask = rng.random((9, 7)) > 0.6
+    mask[0, 0] = first
+    written = predict.run_lengths(mask)
+    read = mask_api.decode(mask_api.frPyObjects(written, *written["size"]))
+    np.testing.assert_array_equal(read, mask)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_probabilities_give_logits_up_to_a_constant_of_each_pixel(rng, channels):
+    logits = torch.from_numpy(rng.normal(size=(channels, 5, 6)).astype(np.float32))
+    probabilities = logits.sigmoid() if channels == 1 else logits.softmax(0)
+    difference = predict.to_logits(probabilities.numpy()) - logits.numpy()
+    constant = 0 if channels == 1 else difference[:1]
+    np.testing.assert_allclose(difference - constant, 0, atol=1e-5)
+
+
+def _network(inputs):
+    """A network of two classes whose probabilities depend on the pixel and on the window."""
+    image = torch.from_numpy(inputs["image"]) / 255
+    logits = torch.stack([image[:, 0] - image.mean(), image[:, 1]], dim=1)
+    return {"probabilities": logits.softmax(1).numpy()}
+
+
+def test_sliding_windows_are_mmsegs(rng):
+    mmseg = pytest.importorskip("mmseg.models")
+    image = rng.integers(0, 256, (50, 71, 3), np.uint8)
+    crop, stride = (32, 40), (20, 24)
+    model = predict.Model.__new__(predict.Model)
+    model.network = _network
+    model.info = {"input": {"name": "image", "dtype": "float32", "batch": "free"}}
+    ours = model.slide(image, *crop, *stride)
+
+    class Segmentor(mmseg.EncoderDecoder):
+        out_channels = 2
+
+        def __init__(self):
+            torch.nn.Module.__init__(self)
+            self.test_cfg = type("Config", (), {"crop_size": crop, "stride": stride})
+
+        def encode_decode(self, window, metas):
+            return torch.from_numpy(_network({"image": window.numpy()})["probabilities"]).log()
+
+    batch = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    expected = Segmentor().slide_inference(batch, [{}])[0]
+    np.testing.assert_allclose(ours, expected.numpy(), atol=1e-5)
+
+
+def test_it_is_short_and_needs_numpy_pillow_and_onnxruntime_only():
+    path = predict.__file__
+    assert len(Path(path).read_text(encoding="utf-8").splitlines()) < 250
+    code = (
+        "import sys, runpy\n"
+        f"runpy.run_path({path!r})\n"
+        "print(*{name.partition('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True
+    )
+    foreign = set(done.stdout.split()) - set(sys.stdlib_module_names)
+    assert {name for name in foreign if not name.startswith("_")} <= {"numpy", "PIL", "defusedxml"}
