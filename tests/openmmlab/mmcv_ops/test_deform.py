@@ -232,7 +232,7 @@ def test_mmdets_dyhead_runs_forward_and_backward(sizes):
     assert all(m.grad.isfinite().all() and m.grad.abs().sum() > 0 for m in maps)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:torch")  # it calls what torch deprecates
+@pytest.mark.filterwarnings("ignore:.nn.functional.upsample_bilinear. is deprecated:UserWarning")
 def test_glips_head_runs_forward_and_backward():
     from mmdet.models.dense_heads.atss_vlfusion_head import Conv3x3Norm, DyConv
 
