@@ -193,8 +193,7 @@ _HUGGINGFACE_BLOCK = "encoder.stages.{s}.layers.{b}.dwconv.weight"
 _HUGGINGFACE = _rows("huggingface", "huggingface norms")
 _HUGGINGFACE_OUTER = _rows("huggingface head", "huggingface norms", "huggingface first upernet")
 _MMPRETRAIN = {"dwconv": "depthwise_conv", "pwconv": "pointwise_conv"}
-# OpenCLIP's last layer has no bias, which is a bias of zeros.
-_PROJECTIONS = ("head.proj.weight", "head.mlp.fc2.weight")
+_PROJECTION = re.compile(r"(.*\.)?head\.(proj|mlp\.fc[12])\.(weight|bias)")  # OpenCLIP's
 _JOINED = {"stem.": "stem_", "stages.": "stages_"}  # as `features_only` names stages
 _NUMBERED = {"{kernel}": "{number}", "{gamma}": "{number}", "{v}": "0"}
 
@@ -396,8 +395,12 @@ def depths_of(keys: Iterable[str]) -> tuple[int, ...]:
     return tuple(depths.get(stage, 0) for stage in range(num_stages))
 
 
-def convert(state_dict: Mapping[str, Tensor], match: LayoutMatch) -> NativeStateDict:
+def convert(
+    state_dict: Mapping[str, Tensor], match: LayoutMatch, *, projection: bool = False
+) -> NativeStateDict:
     """Rename and reshape a state dict of a recognised layout into the native one.
+
+    With `projection`, OpenCLIP's is the head; otherwise it is left out, as other modules are.
 
     Raises:
         ValueError: A tensor is of no shape that the layout may have, or two tensors claim one name.
@@ -410,7 +413,7 @@ def convert(state_dict: Mapping[str, Tensor], match: LayoutMatch) -> NativeState
     unexpected: list[str] = []
     for key, tensor in state_dict.items():
         known, native = locate_key(key, match)
-        if native is None:
+        if native is None or (_PROJECTION.fullmatch(key) and not projection):
             is_left_out = known or not key.startswith(match.prefix)
             (dropped if is_left_out else unexpected).append(key)
             continue
@@ -424,10 +427,9 @@ def convert(state_dict: Mapping[str, Tensor], match: LayoutMatch) -> NativeState
         if key in dropped and native not in tensors:
             dropped.remove(key)
             tensors[native], sources[native] = state_dict[key], key
-    projection = sources.get("head.weight", "")
-    if projection.endswith(_PROJECTIONS) and "head.bias" not in tensors:
+    if _PROJECTION.fullmatch(head := sources.get("head.weight", "")) and "head.bias" not in tensors:
         tensors["head.bias"] = tensors["head.weight"].new_zeros(len(tensors["head.weight"]))
-        sources["head.bias"], storage["head.bias"] = projection, "zeros: it has no bias"
+        sources["head.bias"], storage["head.bias"] = head, "a bias of zeros for none"
     converted = NativeStateDict(
         tensors=tensors,
         sources=sources,

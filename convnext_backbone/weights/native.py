@@ -164,7 +164,7 @@ def open_weights(
     checkpoint = read_checkpoint(origin.weights(), ema=ema, mmap=mmap)
     with _prefix_errors(origin.name):
         match = recognise({k: tuple(v.shape) for k, v in checkpoint.tensors.items()}, prefix)
-        converted = convert(checkpoint.tensors, match)
+        converted = convert(checkpoint.tensors, match, projection=True)
     if origin.entry is not None:
         origin.entry.warn_once()
     notes = tuple(checkpoint.notes)
