@@ -114,7 +114,7 @@ def predict(
     Returns:
         Of a detector `boxes` (R, 4), `scores`, `labels` (R,) and, if it has a mask head, `masks`
         (R, S, S), the probabilities within each box before they are pasted. Of a segmentor
-        `logits` (C, H, W).
+        `logits` (C, H, W) and `label_map` (H, W).
     """
     # Images are loaded as BGR, and each sample is changed on the way.
     inputs = [image.flip(0) for image in images]
@@ -130,7 +130,10 @@ def predict(
         warnings.simplefilter("ignore", UserWarning)  # about the libraries' own code
         results = trained.model.test_step({"inputs": inputs, "data_samples": samples})
     if trained.task == SEGMENTATION:
-        return [{"logits": result.seg_logits.data} for result in results]
+        return [
+            {"logits": result.seg_logits.data, "label_map": result.pred_sem_seg.data[0].long()}
+            for result in results
+        ]
     predictions = []
     for index, result in enumerate(results):
         found = result.pred_instances

@@ -97,9 +97,20 @@ def test_wrong_padding_is_refused():
 def test_label_maps_may_differ_in_a_thousandth():
     logits = torch.zeros(2, 64, 96)
     logits[1, :32] = 1
+    theirs = {"logits": logits, "label_map": logits.argmax(0)}
     labels = logits.argmax(0)
     labels[0, :6] = 0
-    assert check({"label_map": labels[None].numpy()}, {"logits": logits}, None).ties == 0
+    assert check({"label_map": labels[None].numpy()}, theirs, None).ties == 0
     labels[:2] = 0
     with pytest.raises(DisagreementError, match=r"3.12% of the pixels"):
-        check({"label_map": labels[None].numpy()}, {"logits": logits}, None)
+        check({"label_map": labels[None].numpy()}, theirs, None)
+
+
+def test_classes_that_are_equal_but_for_rounding_are_ties():
+    logits = torch.rand(3, 64, 96)
+    logits[2] = logits[:2].amax(0) + 1e-7
+    theirs = {"logits": logits, "label_map": logits.argmax(0)}
+    ours = {"label_map": logits[:2].argmax(0)[None].numpy()}
+    report = check(ours, theirs, None)
+    assert report.ties == 64 * 96
+    assert report.worst == {"label_map": 0.0}
