@@ -4,12 +4,9 @@
 import sys
 from collections.abc import Sequence
 
-from mmengine.config import Config, DictAction
-
-import convnext_backbone  # noqa: F401 - registers the backbone
 from convnext_backbone.openmmlab.layer_decay import format_layer_groups, layer_groups
-from convnext_backbone.openmmlab.tools.config import build_model
-from convnext_backbone.openmmlab.tools.config_options import apply_options
+from convnext_backbone.openmmlab.tools.arguments import ConfigOptions
+from convnext_backbone.openmmlab.tools.config import build_model, load_config
 from convnext_backbone.openmmlab.tools.errors import UsageError
 from convnext_backbone.utils.commandline import OneLineParser, print_error
 
@@ -24,9 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = OneLineParser(prog=PROGRAM, description=__doc__)
     parser.add_argument("config", help="config file")
-    parser.add_argument(
-        "--cfg-options", nargs="+", action=DictAction, default={}, metavar="KEY=VALUE"
-    )
+    parser.add_argument("--cfg-options", nargs="+", action=ConfigOptions, metavar="KEY=VALUE")
     args = parser.parse_args(argv)
     try:
         print(table(args.config, args.cfg_options))
@@ -35,17 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def table(path: str, options: dict[str, object]) -> str:
+def table(path: str, options: dict[str, object] | None) -> str:
     """Return the groups of a config's optimizer as a table.
 
     Raises:
-        FileNotFoundError: There is no such config.
         ValueError: The config has no layer decay, or its options do not fit the model.
-        UsageError: The options do not fit the config.
+        UsageError: The config cannot be read, or the options do not fit it.
     """
-    cfg = Config.fromfile(path)
-    cfg.merge_from_dict(options)
-    apply_options(cfg)
+    cfg = load_config(path, options, ("model", "optim_wrapper"))
     wrapper = cfg.optim_wrapper
     if wrapper.get("constructor") != "ConvNextLayerDecayOptimWrapperConstructor":
         raise ValueError(f"{path} has no layer decay: its optim_wrapper names no such constructor")

@@ -184,9 +184,26 @@ DRAW = [
     ("no picture format", ("{detector}", "{weights}", "--out", "a.txt"), "--out"),
     ("no checkpoint", ("{detector}", "{root}/gone.pth", "--out", "a.png"), "gone.pth"),
 ]
+DECAY = [
+    ("no config", ("{root}/gone.py",), "gone.py"),
+    ("not Python", ("{syntax}",), "SyntaxError"),
+    ("no layer decay", ("{detector}",), "no layer decay"),
+    ("a setting that nothing reads", ("{detector}", "--cfg-options", "lr=1"), "lr"),
+]
+TABLES = {
+    "train.py": TRAIN,
+    "test.py": TEST,
+    "draw_quickstart.py": DRAW,
+    "print_layer_decay.py": DECAY,
+}
 CASES = [
     pytest.param(tool, arguments, named, id=f"{tool}: {what}")
-    for tool, table in (("train.py", TRAIN), ("test.py", TEST), ("draw_quickstart.py", DRAW))
+    for tool, table in (
+        ("train.py", TRAIN),
+        ("test.py", TEST),
+        ("draw_quickstart.py", DRAW),
+        ("print_layer_decay.py", DECAY),
+    )
     for what, arguments, named in table
 ]
 
