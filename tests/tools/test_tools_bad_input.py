@@ -198,12 +198,7 @@ TABLES = {
 }
 CASES = [
     pytest.param(tool, arguments, named, id=f"{tool}: {what}")
-    for tool, table in (
-        ("train.py", TRAIN),
-        ("test.py", TEST),
-        ("draw_quickstart.py", DRAW),
-        ("print_layer_decay.py", DECAY),
-    )
+    for tool, table in TABLES.items()
     for what, arguments, named in table
 ]
 
