@@ -58,7 +58,7 @@ def images(digits, tmp_path_factory):
     Image.open(val / "000002.png").convert("RGB").save(folder / "below" / "b.jpg", quality=95)
     data = (folder / "below" / "b.jpg").read_bytes()
     (folder / "below" / "damaged.jpg").write_bytes(data[: len(data) // 2])
-    (folder / "notes.txt").write_text("no image")
+    (folder / "notes.dat").write_text("no image")
     return folder
 
 
@@ -129,7 +129,7 @@ def test_two_images_of_one_stem_keep_both_maps(segmentor_run, images, tmp_path):
         (["{checkpoint}"], "images"),
         (["{images}/gone.pth", "{images}"], "gone.pth"),
         (["{checkpoint}", "{images}/gone"], "gone"),
-        (["{checkpoint}", "{images}/notes.txt", "--on-error", "raise"], "notes.txt"),
+        (["{checkpoint}", "{images}/notes.dat", "--on-error", "raise"], "notes.dat"),
         (["{checkpoint}", "{images}", "--score", "3"], "score"),
         (["{alone}", "{images}"], "give the config"),
         (["{segmentor}", "{checkpoint}", "{images}"], "does not fit"),
