@@ -81,6 +81,8 @@ def test_a_unet_of_segmentation_models_learns_the_squares(monkeypatch, capsys, t
     assert "IoU" in printed
 
 
+# Lightning warns of missing loggers and few workers; kernels of 3 are none of transformers'.
+@pytest.mark.filterwarnings("ignore")
 def test_a_lightning_module_learns_digits(monkeypatch, capsys, tmp_path):
     torch.manual_seed(0)
     run(monkeypatch, "lightning_classifier.py", "--epochs", 2, "--out", tmp_path)
@@ -92,6 +94,7 @@ def test_a_lightning_module_learns_digits(monkeypatch, capsys, tmp_path):
     importlib.util.find_spec("anomalib") is None,
     reason="anomalib is not installed: it brings OpenCV 5, kornia and pandas",
 )
+@pytest.mark.filterwarnings("ignore")
 def test_patchcore_scores_broken_images_higher(monkeypatch, capsys, tmp_path):
     rng = np.random.default_rng(0)
     for folder, count in (("good", 10), ("bad", 4)):
