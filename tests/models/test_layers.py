@@ -119,12 +119,14 @@ def test_drop_path_at_its_ends(rate, factor):
     assert torch.equal(DropPath(rate).eval()(x), x)
 
 
-def test_activation_names_are_those_of_transformers():
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activation_names_are_those_of_transformers_or_timm(name):
+    from timm.layers import create_act_layer
     from transformers.activations import ACT2FN
 
+    theirs = ACT2FN[name] if name in ACT2FN else create_act_layer(name)
     x = torch.linspace(-4, 4, 101, dtype=torch.float64)
-    for name, build in ACTIVATIONS.items():
-        torch.testing.assert_close(build()(x), ACT2FN[name](x), rtol=0, atol=1e-12)
+    torch.testing.assert_close(ACTIVATIONS[name]()(x), theirs(x), rtol=0, atol=1e-12)
 
 
 # The layers against torch's own operations, in every dtype, layout and transform

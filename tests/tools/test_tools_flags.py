@@ -99,7 +99,7 @@ def test_the_flags_are_those_of_both_packages_together(command, monkeypatch):
         for option in action.option_strings
         if option.startswith("--")
     }
-    assert ours == theirs | {"--help"}
+    assert ours == theirs | {"--help", "--no-check"}
 
 
 @pytest.mark.parametrize("package", PACKAGES)
