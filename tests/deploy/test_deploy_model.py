@@ -29,18 +29,21 @@ from convnext_backbone.openmmlab.trained_model import load_trained_model, predic
 CONFIGS = Path(__file__).parents[2] / "configs"
 WIDTHS = (8, 16, 24, 32)
 FPN = {"model.neck.in_channels": list(WIDTHS), "model.neck.out_channels": 16}
-ROI = {
+BOXES = {
     **FPN,
     "model.rpn_head.in_channels": 16,
     "model.rpn_head.feat_channels": 16,
     "model.roi_head.bbox_roi_extractor.out_channels": 16,
+    "model.test_cfg.rpn.nms_pre": 100,
+    "model.test_cfg.rpn.max_per_img": 60,
+    "model.test_cfg.rcnn.max_per_img": 30,
+}
+ROI = {
+    **BOXES,
     "model.roi_head.mask_roi_extractor.out_channels": 16,
     "model.roi_head.mask_head.in_channels": 16,
     "model.roi_head.mask_head.conv_out_channels": 16,
     "model.roi_head.mask_head.num_classes": 5,
-    "model.test_cfg.rpn.nms_pre": 100,
-    "model.test_cfg.rpn.max_per_img": 60,
-    "model.test_cfg.rcnn.max_per_img": 30,
 }
 BOX_HEAD = {"in_channels": 16, "conv_out_channels": 16, "fc_out_channels": 32, "num_classes": 5}
 DENSE_WIDTHS = ("model.bbox_head.in_channels", "model.bbox_head.feat_channels")
@@ -59,6 +62,12 @@ FAMILIES = {
         **DENSE,
         # Its norms take groups of 32 channels.
         **dict.fromkeys((*DENSE_WIDTHS, "model.neck.out_channels"), 32),
+    },
+    "faster_rcnn/faster-rcnn_convnextv2-atto_fpn_8xb2-amp-ms-crop-3x_coco.py": {
+        **BOXES,
+        "model.roi_head.bbox_head.in_channels": 16,
+        "model.roi_head.bbox_head.fc_out_channels": 32,
+        "model.roi_head.bbox_head.num_classes": 5,
     },
     "mask_rcnn/mask-rcnn_convnext-t_fpn_8xb2-amp-ms-crop-3x_coco.py": {
         **ROI,
