@@ -60,8 +60,8 @@ FAMILIES = {
     "retinanet/retinanet_convnextv2-atto_fpn_8xb2-amp-ms-crop-3x_coco.py": DENSE,
     "fcos/fcos_convnext-t_fpn_8xb2-amp-ms-crop-3x_coco.py": {
         **DENSE,
-        # Its norms take groups of 32 channels.
-        **dict.fromkeys((*DENSE_WIDTHS, "model.neck.out_channels"), 32),
+        # Its norms have 32 groups, of which each needs two values on a map of one pixel.
+        **dict.fromkeys((*DENSE_WIDTHS, "model.neck.out_channels"), 64),
     },
     "faster_rcnn/faster-rcnn_convnextv2-atto_fpn_8xb2-amp-ms-crop-3x_coco.py": {
         **BOXES,
