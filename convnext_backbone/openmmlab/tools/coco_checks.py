@@ -8,12 +8,12 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from ...utils.checks import shorten_list
 from ..config_walk import is_remote, iter_heads, split_datasets, split_metrics
 from .coco import category_names, count_trained_images, kept_categories, read_coco
-from .data_report import DataReport, count_table
+from .data_report import DataReport, count_table, list_quoted
 from .datasets import annotation_path, class_names, image_folder
 from .errors import UsageError
 from .image_checks import MAX_IMAGES, ImageReader, check_exist, show_progress, spread
@@ -22,6 +22,35 @@ _OTHER_SIZE = 0.02  # relative difference between an image's size and its entry'
 _NORMALISED = 1.5  # no box in pixels is smaller; some normalised ones reach beyond 1
 _ODD_PART = 0.2  # of boxes outside their image
 Annotation = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _CocoSet:
+    """A data set of a config with what its annotation file holds.
+
+    Attributes:
+        coco: The contents of the file.
+        path: The file.
+        classes: The names of the classes, in order.
+        dataset: The data set's part of the config.
+        where: The name of that part.
+    """
+
+    coco: Mapping[str, Any]
+    path: str
+    classes: Sequence[str]
+    dataset: Mapping[str, Any]
+    where: str
+
+    @property
+    def trains(self) -> bool:
+        """Whether mmdet filters its images, as it does to train."""
+        return not self.dataset.get("test_mode")
+
+    @property
+    def filter_cfg(self) -> Mapping[str, Any]:
+        """What mmdet filters them by."""
+        return self.dataset.get("filter_cfg") or {}
 
 
 def check_coco(dataset: Mapping[str, Any], where: str, report: DataReport) -> None:
@@ -35,15 +64,15 @@ def check_coco(dataset: Mapping[str, Any], where: str, report: DataReport) -> No
         return
     unlabelled = _only_predicts(report)
     coco = read_coco(path, unlabelled=unlabelled)
-    classes = class_names(dataset)
-    _check_categories(coco, classes, path, where, report)
-    check_num_classes(report, len(classes))
+    data = _CocoSet(coco, path, class_names(dataset), dataset, where)
+    _check_categories(data, report)
+    check_num_classes(report, len(data.classes))
     if coco.get("annotations") or not unlabelled:
         _check_references(coco, path)
-        _check_annotations(coco, classes, dataset, path, where, report)
-    _check_filter(coco, classes, dataset, path, where, report)
-    _check_images(coco, dataset, path, report)
-    _summarize(coco, classes, dataset, path, where, report)
+        _check_annotations(data, report)
+    _check_filter(data, report)
+    _check_images(data, report)
+    _summarize(data, report)
 
 
 def check_evaluators(report: DataReport) -> None:
@@ -94,24 +123,23 @@ def _only_predicts(report: DataReport) -> bool:
 # --------------------------------------------------------------------------- categories and ids
 
 
-def _check_categories(
-    coco: Mapping[str, Any], classes: Sequence[str], path: str, where: str, report: DataReport
-) -> None:
-    names = category_names(coco, path)
-    option = report.option(where, "metainfo.classes", "classes")
+def _check_categories(data: _CocoSet, report: DataReport) -> None:
+    classes, path = data.classes, data.path
+    names = category_names(data.coco, path)
+    option = report.option(data.where, "metainfo.classes", "classes")
     absent = [name for name in classes if name not in names]
     if absent:
         advice = "" if option.startswith("custom_") else "; to take the file's, set custom_dataset"
         raise UsageError(
-            f"annotation file {path!r} has no category named {_some(absent)}; its categories are "
-            f"{_some(names)} ({option}{advice})"
+            f"annotation file {path!r} has no category named {list_quoted(absent)}; its "
+            f"categories are {list_quoted(names)} ({option}{advice})"
         )
     # mmdet numbers the classes in the order of the file, whatever order metainfo gives.
     order = [name for name in names if name in classes]
     if list(classes) != order:
         raise UsageError(
-            f"classes must be in the order of {path!r}, which is {_some(order)}, "
-            f"got {_some(classes)} ({option})"
+            f"classes must be in the order of {path!r}, which is {list_quoted(order)}, "
+            f"got {list_quoted(classes)} ({option})"
         )
 
 
@@ -138,27 +166,24 @@ def _check_references(coco: Mapping[str, Any], path: str) -> None:
 # --------------------------------------------------------------------------- boxes and masks
 
 
-def _check_annotations(
-    coco: Mapping[str, Any],
-    classes: Sequence[str],
-    dataset: Mapping[str, Any],
-    path: str,
-    where: str,
-    report: DataReport,
-) -> None:
-    kept_ids = kept_categories(coco, classes)
+def _check_annotations(data: _CocoSet, report: DataReport) -> None:
+    coco, path = data.coco, data.path
+    kept_ids = kept_categories(coco, data.classes)
     sizes = {image["id"]: (image["width"], image["height"]) for image in coco["images"]}
     own = [a for a in coco.get("annotations", []) if a["category_id"] in kept_ids]
     for annotation in show_progress(own, f"checking the annotations of {path}"):
         _check_box(annotation, path)
-    kept = [a for a in own if _is_kept(a, *sizes[a["image_id"]])]
-    trains = not dataset.get("test_mode")
-    filters = (dataset.get("filter_cfg") or {}).get("filter_empty_gt")
-    if not own and ((trains and filters) or not coco.get("annotations")):
+    filters = data.filter_cfg.get("filter_empty_gt")
+    if not own and ((data.trains and filters) or not coco.get("annotations")):
         raise UsageError(
-            f"annotation file {path!r} has no annotation of the classes {_some(classes)} ({where})"
+            f"annotation file {path!r} has no annotation of the classes "
+            f"{list_quoted(data.classes)} ({data.where})"
         )
-    dropped = [a for a in own if not a.get("ignore") and not _is_kept(a, *sizes[a["image_id"]])]
+    kept: list[Annotation] = []
+    dropped: list[Annotation] = []
+    for annotation in (a for a in own if not a.get("ignore")):  # mmdet skips those as well
+        is_kept = _is_kept(annotation, *sizes[annotation["image_id"]])
+        (kept if is_kept else dropped).append(annotation)
     if dropped:
         _report_dropped(dropped, len(own), path, report)
     outside = sum(_leaves(a["bbox"], *sizes[a["image_id"]]) for a in kept)
@@ -167,7 +192,7 @@ def _check_annotations(
             f"annotation file {path!r}: {outside} of {len(kept)} boxes reach beyond their image; "
             "COCO's boxes are [x, y, width, height]"
         )
-    _check_masks(kept, dataset, path, where, report)
+    _check_masks(data, kept, report)
 
 
 def _check_box(annotation: Annotation, path: str) -> None:
@@ -187,10 +212,10 @@ def _is_finite(number: Any) -> bool:
 
 
 def _is_kept(annotation: Annotation, width: float, height: float) -> bool:
-    """Return whether mmdet's `CocoDataset` keeps an annotation; it skips the others."""
+    """Return whether mmdet's `CocoDataset` keeps a box of this size; it skips the others."""
     x, y, w, h = annotation["bbox"]
     inside = min(x + w, width) > max(x, 0) and min(y + h, height) > max(y, 0)
-    return inside and min(w, h) >= 1 and annotation["area"] > 0 and not annotation.get("ignore")
+    return inside and min(w, h) >= 1 and annotation["area"] > 0
 
 
 def _report_dropped(
@@ -214,21 +239,16 @@ def _leaves(box: Sequence[float], width: float, height: float) -> bool:
     return x < -2 or y < -2 or x + w > width + 2 or y + h > height + 2
 
 
-def _check_masks(
-    kept: Sequence[Annotation],
-    dataset: Mapping[str, Any],
-    path: str,
-    where: str,
-    report: DataReport,
-) -> None:
+def _check_masks(data: _CocoSet, kept: Sequence[Annotation], report: DataReport) -> None:
     """Check that a pipeline which loads masks finds them in every annotation that mmdet keeps."""
-    if not any(step.get("with_mask") for step in dataset.get("pipeline") or ()):
+    if not any(step.get("with_mask") for step in data.dataset.get("pipeline") or ()):
         return
+    path = data.path
     without = [a for a in kept if not a.get("segmentation")]
     if without:
         raise UsageError(
             f"annotation file {path!r}: {len(without)} annotations without 'segmentation', "
-            f"such as id {without[0]['id']!r}, but {where}.pipeline loads masks (with_mask); "
+            f"such as id {without[0]['id']!r}, but {data.where}.pipeline loads masks (with_mask); "
             "boxes alone are enough for a detector of boxes, such as those of configs/faster_rcnn"
         )
     for annotation in kept:
@@ -272,37 +292,28 @@ def _list(value: Any) -> Sequence[Any]:
 # --------------------------------------------------------------------------- images
 
 
-def _check_filter(
-    coco: Mapping[str, Any],
-    classes: Sequence[str],
-    dataset: Mapping[str, Any],
-    path: str,
-    where: str,
-    report: DataReport,
-) -> None:
+def _check_filter(data: _CocoSet, report: DataReport) -> None:
     """Report images that are too small for the filter of a training set."""
-    least = (dataset.get("filter_cfg") or {}).get("min_size", 0)
-    small = sum(min(image["width"], image["height"]) < least for image in coco["images"])
-    if dataset.get("test_mode") or not small:
+    images, least = data.coco["images"], data.filter_cfg.get("min_size", 0)
+    small = sum(min(image["width"], image["height"]) < least for image in images)
+    if not data.trains or not small:
         return
     text = (
-        f"annotation file {path!r}: {small} of {len(coco['images'])} images are left out, because "
-        f"{where}.filter_cfg.min_size is {least} pixels"
+        f"annotation file {data.path!r}: {small} of {len(images)} images are left out, because "
+        f"{data.where}.filter_cfg.min_size is {least} pixels"
     )
-    if not count_trained_images(coco, classes, dataset):
+    if not count_trained_images(data.coco, data.classes, data.dataset):
         raise UsageError(text)
     report.warn(text)
 
 
-def _check_images(
-    coco: Mapping[str, Any], dataset: Mapping[str, Any], path: str, report: DataReport
-) -> None:
-    folder = image_folder(dataset)
+def _check_images(data: _CocoSet, report: DataReport) -> None:
+    folder, path = image_folder(data.dataset), data.path
     if is_remote(folder):
         return
-    images = coco["images"]
+    images = data.coco["images"]
     check_exist(folder, [image["file_name"] for image in images], path)
-    reader = ImageReader(dataset.get("pipeline"))
+    reader = ImageReader(data.dataset.get("pipeline"))
     if not reader.known:
         return
     sample = spread(images, None if report.everything else MAX_IMAGES)
@@ -334,21 +345,15 @@ def _compare_sizes(
     report.warn(text)
 
 
-def _summarize(
-    coco: Mapping[str, Any],
-    classes: Sequence[str],
-    dataset: Mapping[str, Any],
-    path: str,
-    where: str,
-    report: DataReport,
-) -> None:
+def _summarize(data: _CocoSet, report: DataReport) -> None:
+    coco, classes, path, where = data.coco, data.classes, data.path, data.where
     annotations = coco.get("annotations", [])
     names = {c["id"]: c["name"] for c in coco["categories"] if c["name"] in classes}
     counts = Counter(names[a["category_id"]] for a in annotations if a["category_id"] in names)
     images = coco["images"]
     lines = [f"{where}: {path}, {len(images):,} images, {sum(counts.values()):,} instances"]
-    if not dataset.get("test_mode"):
-        left_out = len(images) - count_trained_images(coco, classes, dataset)
+    if data.trains:
+        left_out = len(images) - count_trained_images(coco, classes, data.dataset)
         if left_out:
             lines.append(f"  {left_out:,} images are left out of training (filter_cfg)")
     lines.append(_describe_sizes([(image["width"], image["height"]) for image in images]))
@@ -363,7 +368,7 @@ def _summarize(
     report.summaries.append("\n".join(lines))
     absent = [name for name in classes if not counts[name]]
     if absent and annotations:
-        report.warn(f"{where}: annotation file {path!r} has no instance of {_some(absent)}")
+        report.warn(f"{where}: annotation file {path!r} has no instance of {list_quoted(absent)}")
 
 
 def _describe_sizes(sizes: Sequence[tuple[int, int]]) -> str:
@@ -373,7 +378,3 @@ def _describe_sizes(sizes: Sequence[tuple[int, int]]) -> str:
         f"  image sizes: {smallest[0]} x {smallest[1]} to {largest[0]} x {largest[1]}, most often "
         f"{common[0]} x {common[1]} ({number:,} images)"
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    return shorten_list([repr(name) for name in names])

@@ -6,6 +6,8 @@ from typing import Any
 
 from mmengine.config import Config
 
+from ...utils.checks import shorten_list
+
 
 @dataclass
 class DataReport:
@@ -43,3 +45,8 @@ def count_table(counts: Sequence[tuple[str, int]], unit: str) -> str:
     width = max((len(name) for name, _ in counts), default=0)
     lines = [f"    {name:<{width}}  {n:>12,}  {100 * n / total:6.2f} %" for name, n in counts]
     return "\n".join([f"  {unit} per class:", *lines])
+
+
+def list_quoted(names: Sequence[str]) -> str:
+    """List the first names of classes in quotation marks, and count the others."""
+    return shorten_list([repr(name) for name in names])

@@ -9,10 +9,9 @@ import numpy as np
 from mmengine.fileio import list_dir_or_file
 from PIL import Image
 
-from ...utils.checks import shorten_list
 from ..config_walk import is_remote, iter_heads, iter_named_dicts
 from .coco_checks import check_num_classes
-from .data_report import DataReport, count_table
+from .data_report import DataReport, count_table, list_quoted
 from .datasets import class_names, dataset_class, label_map_folders, label_map_settings, list_stems
 from .errors import UsageError
 from .image_checks import MAX_IMAGES, ImageReader, check_exist, show_progress, spread
@@ -237,7 +236,7 @@ class _Values:
         absent = [name for name, n in zip(self.classes, per_class, strict=True) if not n]
         what = "the label maps" if read == number else f"{read} of the {number} label maps"
         found = ", ".join(str(value) for value in np.flatnonzero(counts)[:12])
-        text = f"{where}: {what} hold no pixel of {_some(absent)}; their values are {found}"
+        text = f"{where}: {what} hold no pixel of {list_quoted(absent)}; their values are {found}"
         all_read = read == number
         trains = report.split == "train"
         if trains and all_read and len(self.classes) - len(absent) < min(2, len(self.classes)):
@@ -251,7 +250,3 @@ class _Values:
             )
         if absent:
             report.warn(text)
-
-
-def _some(names: Sequence[str]) -> str:
-    return shorten_list([repr(name) for name in names])
