@@ -1,6 +1,7 @@
 """Run a trained detector or segmentor on image files: pictures, and one json or label maps."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -88,7 +89,8 @@ def predict(
     draw = _drawer(cfg, metainfo, score) if pictures else None
     writer = WRITERS[cfg.default_scope](folder, metainfo, score, dataset)
     failures: dict[str, str] = {}
-    stems = [Path(name).with_suffix("") for name in names]
+    stems = {name: Path(name).with_suffix("") for name in names}
+    count = Counter(stems.values())
     for name, path in tqdm(names.items(), unit="image", disable=not progress):
         try:
             data, image = read_image(pipeline, path)
@@ -100,8 +102,7 @@ def predict(
         with torch.no_grad():
             batch = {"inputs": [data["inputs"]], "data_samples": [data["data_samples"]]}
             sample = model.test_step(batch)[0].cpu()
-        stem = Path(name).with_suffix("")
-        target = f"{stem if stems.count(stem) == 1 else name}.png"
+        target = f"{stems[name] if count[stems[name]] == 1 else name}.png"
         writer.add(name, target, sample)
         if draw is not None and image is not None:
             draw(image, sample, folder / "pictures" / target)
@@ -130,10 +131,8 @@ def load_model(cfg: Config, checkpoint: str, device: str) -> tuple[Any, dict[str
     Raises:
         UsageError: The checkpoint leaves a part of the model without trained values.
     """
-    for part in ("backbone", None):
-        owner = cfg.model.get(part) if part else cfg.model
-        if owner:
-            owner.pop("init_cfg", None)  # all weights come from the checkpoint
+    for owner in (cfg.model, cfg.model.get("backbone") or {}):
+        owner.pop("init_cfg", None)  # all weights come from the checkpoint
     model = revert_sync_batchnorm(build_model(cfg, "cpu"))
     loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location="cpu")
     report = load_and_report(model, loaded, checkpoint)
@@ -153,11 +152,9 @@ def read_image(
     The picture is RGB `(H, W, 3)`, upright, or None for files that Pillow does not read.
     """
     image = None
-    if path.suffix.lower() in _CHECKED:
+    accepted = () if path.suffix.lower() in _CHECKED else (ValueError,)
+    with suppress(*accepted):
         image = np.array(load_image(path).convert("RGB"))
-    else:
-        with suppress(ValueError):
-            image = np.array(load_image(path).convert("RGB"))
     data = pipeline({"img_path": str(path), "img_id": 0, "seg_fields": []})
     if data is None:
         raise ValueError("the config's pipeline drops it")
