@@ -125,6 +125,11 @@ class Suppression:
             raise ValueError(f"{where}.max_per_img must be positive, got {self.max_kept}")
         self.min_size = float(test_cfg.get("min_bbox_size", -1))
 
+    def limits(self, test_cfg: Mapping[str, Any]) -> Limits:
+        """Return where a detector with this NMS and a `score_thr` cuts its candidates."""
+        threshold = float(test_cfg.get("score_thr", 0))
+        return Limits(threshold, self.iou_threshold, self.max_kept)
+
     def __call__(
         self, boxes: Tensor, scores: Tensor, groups: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -159,6 +164,18 @@ def top_boxes(
     scores, rows = pad_rows(scores, count, NO_BOX).topk(count)
     rows = rows.where(scores >= 0, 0)
     return gather_rows(boxes, rows), scores, labels.gather(1, rows)
+
+
+def read_max_candidates(where: str, test_cfg: Mapping[str, Any]) -> int:
+    """Return how many candidates of a level are kept for NMS; `where` names `test_cfg`.
+
+    Raises:
+        ValueError: All are: their number would depend on the size of the image.
+    """
+    count = int(test_cfg.get("nms_pre", -1))
+    if count <= 0:
+        raise ValueError(f"{where}.nms_pre must be positive to be deployed, got {count}")
+    return count
 
 
 def best_candidates(scores: Tensor, count: int, threshold: float) -> tuple[Tensor, Tensor, Tensor]:

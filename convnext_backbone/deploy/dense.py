@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from .boxes import (
     NO_BOX,
-    Limits,
     Size,
     Suppression,
     best_candidates,
@@ -19,6 +18,7 @@ from .boxes import (
     decode_boxes,
     finish,
     gather_rows,
+    read_max_candidates,
 )
 
 
@@ -63,14 +63,8 @@ class DenseHead(nn.Module):
         self.head = head
         self.adapt = HEADS[type(head).__name__]
         self.suppress = Suppression("model.test_cfg", head.test_cfg)
-        self.max_candidates = int(head.test_cfg.get("nms_pre", -1))
-        if self.max_candidates <= 0:
-            raise ValueError("model.test_cfg.nms_pre must be positive to deploy a dense head")
-        self.limits = Limits(
-            float(head.test_cfg.get("score_thr", 0)),
-            self.suppress.iou_threshold,
-            self.suppress.max_kept,
-        )
+        self.max_candidates = read_max_candidates("model.test_cfg", head.test_cfg)
+        self.limits = self.suppress.limits(head.test_cfg)
 
     def forward(self, features: Sequence[Tensor], size: Size) -> tuple[Tensor, Tensor, Tensor]:
         """Return boxes (N, K, 4), scores (N, K) and labels (N, K)."""

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from .boxes import (
     NO_BOX,
-    Limits,
     Size,
     Suppression,
     best_candidates,
@@ -19,6 +18,7 @@ from .boxes import (
     decode_boxes,
     finish,
     gather_rows,
+    read_max_candidates,
 )
 from .dense import level_priors, level_scores, priors_last
 from .ops import roi_align_levels
@@ -41,9 +41,7 @@ class ProposalHead(nn.Module):
         check_coder("model.rpn_head", head.bbox_coder)
         self.head = head
         self.suppress = Suppression("model.test_cfg.rpn", head.test_cfg)
-        self.max_candidates = int(head.test_cfg.get("nms_pre", -1))
-        if self.max_candidates <= 0:
-            raise ValueError("model.test_cfg.rpn.nms_pre must be positive to be deployed")
+        self.max_candidates = read_max_candidates("model.test_cfg.rpn", head.test_cfg)
 
     def forward(self, features: Sequence[Tensor], size: Size) -> tuple[Tensor, Tensor]:
         """Return proposals (N, P, 4) and whether each is one, (N, P)."""
@@ -179,11 +177,7 @@ class TwoStageHeads(nn.Module):
         self.masks = nn.ModuleList(map(MaskStage, *map(_listed, parts)))
         self.suppress = Suppression("model.test_cfg.rcnn", roi.test_cfg)
         self.mask_threshold = float(roi.test_cfg.get("mask_thr_binary", 0.5))
-        self.limits = Limits(
-            float(roi.test_cfg.get("score_thr", 0)),
-            self.suppress.iou_threshold,
-            self.suppress.max_kept,
-        )
+        self.limits = self.suppress.limits(roi.test_cfg)
 
     def forward(self, features: Sequence[Tensor], size: Size) -> tuple[Tensor, ...]:
         """Return boxes (N, K, 4), scores, labels (N, K) and, with a mask head, masks."""
