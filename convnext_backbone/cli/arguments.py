@@ -62,7 +62,7 @@ def add_network_arguments(
 ) -> None:
     """Add what chooses the network, its features and how images are prepared for it.
 
-    `features` tells the help what is taken where the user names none.
+    `features` is what the help names as the default.
     """
     from ..features.options import DTYPES
 

@@ -1,4 +1,4 @@
-"""A trained model of a config and a checkpoint, what it is told of its images, and its predictions.
+"""A trained model of a config and a checkpoint, how its images are prepared, and its predictions.
 
 What `deploy` needs of mmdet and mmsegmentation. Images are RGB, (3, H, W) uint8.
 """

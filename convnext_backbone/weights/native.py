@@ -255,7 +255,7 @@ def _similar(fields: Mapping[str, Any]) -> list[str]:
 
 
 def _published(fields: Mapping[str, Any]) -> tuple[str | None, str]:
-    """Name the published architecture that tells what the tensors do not, and why it does."""
+    """Name the published architecture that fixes what the tensors leave open, and say why."""
     if name := arch_name(fields):
         return name, "the published model of these sizes"
     similar = _similar(fields)
