@@ -9,6 +9,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import torch
 
+try:
+    # mmengine imports yapf, which keeps its grammar in the user's cache and may read it while
+    # another process still writes it. Here it is written before pytest-xdist starts its workers.
+    import yapf  # noqa: F401
+except ImportError:
+    pass
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
