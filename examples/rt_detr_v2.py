@@ -24,11 +24,9 @@ parser.add_argument("--steps", type=int, default=100)
 parser.add_argument("--batch-size", type=int, default=4)
 parser.add_argument("--out", default="work_dirs/rt_detr_v2", help="where the model is saved")
 args = parser.parse_args()
-
 data = CocoDetection(args.images, args.annotations)
 ids = data.coco.getCatIds()  # with gaps; the classes of the network have none
-size = {"height": args.size, "width": args.size}
-processor = RTDetrImageProcessor(size=size, do_normalize=True)  # by ImageNet's mean and std
+processor = RTDetrImageProcessor(size={"height": args.size, "width": args.size}, do_normalize=True)
 
 
 def collate(samples: list) -> dict:

@@ -1,5 +1,6 @@
 """Settings of the whole suite: no network, and one thread so that timing never decides a result."""
 
+import contextlib
 import os
 import sys
 
@@ -9,12 +10,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import torch
 
-try:
-    # mmengine imports yapf, which keeps its grammar in the user's cache and may read it while
-    # another process still writes it. Here it is written before pytest-xdist starts its workers.
+# mmengine imports yapf, which keeps its grammar in the user's cache and may read it while another
+# process still writes it. Here it is written before pytest-xdist starts its workers.
+with contextlib.suppress(ImportError):
     import yapf  # noqa: F401
-except ImportError:
-    pass
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -387,7 +387,8 @@ class FeatureExtractor:
             ) from error
         return [self._features_of(maps, row, entry) for row, entry in enumerate(prepared)]
 
-    @torch.inference_mode()
+    # Not inference mode: its tensors cannot be the input of a head that is then trained.
+    @torch.no_grad()
     def _maps(self, batch: Tensor) -> dict[str, Tensor]:
         """Return the maps (N, C, H, W) of a batch by name."""
         if self.output_options.norm and isinstance(self.model, ConvNextBackbone):
@@ -398,7 +399,7 @@ class FeatureExtractor:
         kept = [x for stage, x in zip(stages, maps, strict=False) if stage in wanted]
         return dict(zip(self.names, kept, strict=True))  # both in the order of the stages
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _features_of(self, maps: Mapping[str, Tensor], row: int, entry: _Prepared) -> Features:
         """Cut the maps of one image out of those of its batch, and pool them."""
         tensors = {}

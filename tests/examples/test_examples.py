@@ -11,7 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+from convnext_backbone import ConvNextForImageClassification
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
 
 
 def run(monkeypatch, name, *arguments):
@@ -113,3 +116,87 @@ def test_patchcore_scores_broken_images_higher(monkeypatch, capsys, tmp_path):
                 scores[folder].append(float(line.split()[0]))
     # The images that anomalib does not keep for validation.
     assert min(scores["bad"]) > max(scores["good"])
+
+
+def test_an_fpn_detector_in_plain_pytorch_learns_where_the_squares_are(monkeypatch, capsys):
+    torch.manual_seed(0)
+    run(monkeypatch, "fpn_detector.py", "--steps", 25)
+    steps = capsys.readouterr().out.splitlines()
+    overlaps = [float(step.split()[-1]) for step in steps]
+    assert len(steps) == 25
+    assert sum(overlaps[-5:]) / 5 > 0.35  # a box of the mean size at the right place has 0.5
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A directory of tiny random weights."""
+    torch.manual_seed(0)
+    ConvNextForImageClassification(
+        hidden_sizes=(8, 16, 24, 32), depths=(1, 1, 1, 1), layer_scale_init_value=1.0
+    ).save_pretrained(tmp_path / "classifier")
+    return tmp_path / "classifier"
+
+
+def write_halves(folder, count=6):
+    """Images that are dark on the left of a line and bright on the right, and their masks."""
+    rng = np.random.default_rng(0)
+    (folder / "images").mkdir()
+    (folder / "masks").mkdir()
+    for i in range(count):
+        mask = np.zeros((64, 96), np.uint8)
+        mask[:, 16 * (1 + i % 5) :] = 1
+        image = rng.normal(40 + 160 * mask[..., None], 10, (64, 96, 3)).clip(0, 255)
+        Image.fromarray(image.astype(np.uint8)).save(folder / "images" / f"{i}.jpg")
+        mask[:4] = 255  # not labelled
+        Image.fromarray(mask).save(folder / "masks" / f"{i}.png")
+    return folder / "images", folder / "masks"
+
+
+def test_the_most_similar_image_is_the_image_itself(monkeypatch, capsys, weights, tmp_path):
+    images, _ = write_halves(tmp_path)
+    (images / "damaged.jpg").write_bytes(b"no image")
+    query = images / "2.jpg"
+    sheet = tmp_path / "sheet.png"
+    options = ["--weights", weights, "--top", 3, "--out", sheet]
+    run(monkeypatch, "similar_images.py", images, query, *options)
+    first, *others = capsys.readouterr().out.splitlines()[:3]
+    assert first.split() == ["1.000", str(query)]
+    assert all(float(line.split()[0]) < 1 for line in others)
+    with Image.open(sheet) as picture:
+        assert picture.size == (4 * 160, 160)
+
+
+def test_a_linear_probe_segments_frozen_features(monkeypatch, capsys, weights, tmp_path):
+    images, masks = write_halves(tmp_path)
+    options = ["--weights", weights, "--stage", "stage1", "--steps", 100]
+    torch.manual_seed(0)
+    run(monkeypatch, "linear_segmentation_probe.py", images, masks, *options)
+    result = capsys.readouterr().out.splitlines()[-1]
+    assert result.startswith("mIoU on 2 images held out:")
+    assert float(result.split()[-1]) > 80  # dark and bright, at a quarter of the resolution
+
+
+@pytest.mark.openmmlab
+def test_a_deployed_folder_is_used_from_a_program(monkeypatch, capsys, tmp_path):
+    config = pytest.importorskip("mmengine").Config.fromfile(
+        ROOT / "configs/linear/linear_dinov3-convnext-t_8xb2-40k_ade20k-512x512.py"
+    )
+    from convnext_backbone.openmmlab.tools.config import build_model
+
+    widths = {"hidden_sizes": (8, 8, 8, 16), "depths": (1, 1, 1, 1), "init_cfg": None}
+    config.model.backbone.update(arch=None, **widths)
+    config.model.decode_head.in_channels = 16
+    config.dump(tmp_path / "config.py")
+    state = build_model(config, "cpu").state_dict()
+    meta = {"dataset_meta": {"classes": [f"class {i}" for i in range(150)]}}
+    torch.save({"state_dict": state, "meta": meta}, tmp_path / "model.pth")
+    images, _ = write_halves(tmp_path, 1)
+    monkeypatch.chdir(tmp_path)
+    paths = [tmp_path / "config.py", tmp_path / "model.pth", images / "0.jpg"]
+    run(monkeypatch, "deploy_and_predict.py", *paths)
+    printed = capsys.readouterr().out.splitlines()
+    shares = [
+        float(line.split(": ")[1].split("%")[0]) for line in printed if "of the image" in line
+    ]
+    assert sum(shares) == pytest.approx(100, abs=1)
+    assert (tmp_path / "deployed" / "model.onnx").is_file()

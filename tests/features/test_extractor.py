@@ -226,6 +226,15 @@ def test_pooling_reduces_the_valid_part_of_each_map(backbone, pool):
         torch.testing.assert_close(features[name], reduce(x), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("pool", [None, "avg"])
+def test_a_head_can_be_trained_on_the_features(backbone, pool):
+    feature = FeatureExtractor(backbone, pool=pool)(_noise(64, 64))["stage4"]
+    assert not feature.requires_grad
+    weight = torch.ones_like(feature, requires_grad=True)
+    (feature * weight).sum().backward()
+    assert torch.equal(weight.grad, feature)
+
+
 def test_cls_is_the_pooled_output_of_transformers():
     config = transformers.ConvNextConfig(
         hidden_sizes=list(SHAPE["hidden_sizes"]), depths=list(SHAPE["depths"])
