@@ -11,6 +11,10 @@ fi
 config=$1
 processes=$2
 
+# mmengine imports yapf, whose grammar the first import writes to the user's cache; of processes that
+# start together in an empty one, some would read half a file.
+"${PYTHON:-python}" -c "import yapf" 2>/dev/null || true
+
 exec "${PYTHON:-python}" -m torch.distributed.run \
     --nnodes="${NNODES:-1}" \
     --node-rank="${NODE_RANK:-0}" \
