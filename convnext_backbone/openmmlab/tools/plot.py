@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         plot_runs(runs, args.out, args.metrics)
     except (OSError, ValueError) as error:
         return print_error(PROGRAM, error)
-    print(f"{len(runs)} runs drawn: {args.out}")
+    print(f"{len(runs)} run{'s' * (len(runs) > 1)} drawn: {args.out}")
     return 0
 
 
@@ -52,10 +52,12 @@ def read_curves(work_dir: str) -> dict[str, Curve]:
     curves: dict[str, Curve] = {}
     for log in logs:
         step = 0
-        for number, line in enumerate(log.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(log.read_text(encoding="utf-8").splitlines(keepends=True), 1):
             try:
                 values = json.loads(line)
             except ValueError as error:
+                if not line.endswith("\n"):
+                    break  # a run that was killed while it wrote
                 raise ValueError(f"{log}:{number} is no line of json") from error
             # The step of a validation is an epoch in some loops; it follows its training step.
             step = values.get("iter", step)
@@ -70,7 +72,7 @@ def read_curves(work_dir: str) -> dict[str, Curve]:
 def plot_runs(
     runs: dict[str, dict[str, Curve]], out: str, metrics: Sequence[str] = MAIN_METRICS
 ) -> None:
-    """Draw the curves of runs, by their names, into a PNG.
+    """Draw the curves of runs, by their names, into a PNG; the name of a single run is the title.
 
     Raises:
         OSError: It cannot be written.
@@ -79,15 +81,20 @@ def plot_runs(
 
     figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.subplots(3, 1, sharex=True)
+    if len(runs) == 1:
+        figure.suptitle(Path(*runs).absolute().name, fontsize="medium")
     for run, curves in runs.items():
+        prefix = f"{Path(run).absolute().name} " if len(runs) > 1 else ""
         chosen = [name for name in curves if name.endswith(tuple(metrics))]
         for axis, names in zip(axes, (["loss"], ["lr"], chosen), strict=True):
             for name in names:
                 # COCO's -1 means that there is nothing of this size.
                 points = {k: v for k, v in curves.get(name, {}).items() if v >= 0}
-                label = f"{Path(run).name} {name}" if len(names) > 1 else Path(run).name
                 axis.plot(
-                    [*points], [*points.values()], marker="." * (axis is axes[2]), label=label
+                    [*points],
+                    [*points.values()],
+                    marker="." * (axis is axes[2]),
+                    label=prefix + name,
                 )
     for axis, title in zip(axes, ("loss", "learning rate", "metrics"), strict=True):
         axis.set_ylabel(title)

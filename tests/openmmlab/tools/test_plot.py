@@ -1,6 +1,7 @@
 """Curves of runs hold what mmengine logged, once for every iteration."""
 
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -57,11 +58,18 @@ def test_metrics_are_drawn_by_the_ends_of_their_names(resumed, tmp_path):
     assert pictures["mAP"] == pictures["bbox_mAP"] != pictures["none"]
 
 
+def test_what_a_killed_run_wrote_last_is_left_out(resumed):
+    before = plot.read_curves(resumed)
+    scalars = Path(resumed) / "20260102_000000" / "vis_data" / "scalars.json"
+    scalars.write_text(scalars.read_text() + '\n{"lr": 0.4, "lo')
+    assert plot.read_curves(resumed) == before
+
+
 def test_a_folder_without_a_run_and_a_damaged_log_are_named(tmp_path, capsys):
     assert plot.main([str(tmp_path), "--out", str(tmp_path / "a.png")]) == 2
     assert "no log of a run" in capsys.readouterr().err
     log(tmp_path, "t", [{"loss": 1.0}])
-    (tmp_path / "t" / "vis_data" / "scalars.json").write_text('{"loss": 1.0}\n{"lo')
+    (tmp_path / "t" / "vis_data" / "scalars.json").write_text('{"loss": 1.0}\n{"lo\n')
     assert plot.main([str(tmp_path), "--out", str(tmp_path / "a.png")]) == 2
     assert "scalars.json:2" in capsys.readouterr().err
     assert not (tmp_path / "a.png").exists()
