@@ -113,6 +113,20 @@ def test_label_maps_are_those_of_mmsegs_own_inference(segmentor_run, images, tmp
             assert picture.size == expected.shape[::-1]
 
 
+def test_predictions_bear_the_names_that_the_checkpoint_was_trained_on(
+    detector_run, images, tmp_path, capsys
+):
+    config, checkpoint = detector_run
+    cfg = Config.fromfile(config)
+    cfg.test_dataloader.dataset.metainfo = {"classes": [f"c{i}" for i in range(10)]}
+    cfg.dump(tmp_path / "other.py")
+    line = ["predict", str(tmp_path / "other.py"), str(checkpoint), str(images / "a.png")]
+    assert main([*line, "--out", str(tmp_path), "--device", "cpu", "--no-pictures"]) == 0
+    assert "not the config's 'c0', 'c1'" in capsys.readouterr().out
+    written = json.loads((tmp_path / "predictions.json").read_text())
+    assert [c["name"] for c in written["categories"]] == [str(i) for i in range(10)]
+
+
 def test_two_images_of_one_stem_keep_both_maps(segmentor_run, images, tmp_path):
     for suffix in ("png", "bmp"):
         Image.open(images / "a.png").convert("RGB").save(tmp_path / f"a.{suffix}")

@@ -105,6 +105,26 @@ def test_a_checkpoint_of_other_classes_is_refused_with_the_config_that_fits(
     assert "Traceback" not in result.out + result.err
 
 
+@pytest.mark.parametrize("command", ["test", "resume"])
+def test_a_checkpoint_of_as_many_classes_in_another_order_is_refused(
+    command, trained, detector, tmp_path
+):
+    checkpoint = torch.load(trained[0] / "epoch_1.pth", weights_only=False)
+    meta = checkpoint["meta"]["dataset_meta"]
+    meta["classes"] = meta["classes"][::-1]
+    torch.save(checkpoint, tmp_path / "other.pth")
+    work = tmp_path / "work"
+    work.mkdir()
+    line = {"test": ("test.py", detector), "resume": ("train.py", detector, "--resume")}[command]
+    result = run_tool(*line, tmp_path / "other.pth", cwd=work)
+    assert result.code == 2, result.out
+    assert "class 0 is '9' there and '0' here" in result.err
+    assert not list(work.iterdir())
+    if command == "test":
+        unchecked = run_tool(*line, tmp_path / "other.pth", "--no-check", cwd=work)
+        assert unchecked.code == 0, unchecked.err
+
+
 def test_weights_of_another_kind_of_model_are_refused(detector, tmp_path):
     torch.save({"state_dict": {"layer1.0.conv1.weight": torch.ones(3)}}, tmp_path / "resnet.pth")
     work = tmp_path / "work"

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 
 from ...utils.files import check_regular
 from ...weights.torch_files import CheckpointError, read_torch_file, with_user_types
-from ..config_walk import is_remote
+from ..config_walk import is_remote, iter_heads, split_datasets
 from ..patches.mmengine_safe_globals import mmengine_types
+from .data_report import DataReport, list_quoted
+from .datasets import class_names
 from .errors import UsageError
+from .loading import advise_config, first_other_class, trained_classes
 from .processes import print_once
 
 # What mmengine reads back when a run is resumed.
@@ -62,6 +66,36 @@ def find_resumable(work_dir: Path, argument: str) -> str | None:
             print_once(f"{errors[0]} (as {marker} names it); going on from {path!r}")
         return path
     raise errors[0]
+
+
+def check_classes(cfg: Config, split: str) -> None:
+    """Check that the run's checkpoint was trained on the classes of a split, in their order.
+
+    Only the names show it: with as many other classes every tensor fits, and every score is wrong.
+    Checkpoints that name no classes pass, and heads that do not predict those of the data, such as
+    an RPN's or one that is asked in words.
+
+    Raises:
+        UsageError: It was not.
+    """
+    path = cfg.get("load_from")
+    if path is None or is_remote(str(path)):
+        return
+    trained = trained_classes(_read_checkpoint(str(path), "checkpoint"))
+    numbers = [head["num_classes"] for head, _ in iter_heads(cfg.model)]
+    for dataset, where in split_datasets(cfg, split):
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            classes = class_names(dataset)
+        index = first_other_class(trained, classes)
+        if index is None or len(classes) not in numbers:
+            continue
+        option = DataReport(cfg, split).option(where, "metainfo.classes", "classes")
+        raise UsageError(
+            f"checkpoint {path!r} was trained on the classes {list_quoted(trained)}, but {where} "
+            f"has {list_quoted(classes)} ({option}): class {index} is {trained[index]!r} there and "
+            f"{classes[index]!r} here; {advise_config(str(path))}, or --no-check if they mean the "
+            "same"
+        )
 
 
 def check_checkpoint(path: str, argument: str, *, resume: bool = False) -> None:

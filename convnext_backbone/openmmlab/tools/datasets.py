@@ -42,7 +42,8 @@ def dataset_class(dataset: Mapping[str, Any]) -> Any:
 def class_names(dataset: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the classes that a data set will have: those of its config, or of its type."""
     given = (dataset.get("metainfo") or {}).get("classes")
-    classes = given if given is not None else dataset_class(dataset).METAINFO.get("classes", ())
+    own = getattr(dataset_class(dataset), "METAINFO", {})
+    classes = given if given is not None else own.get("classes", ())
     if isinstance(classes, str):
         # mmengine takes a file with a name a line, too.
         if os.path.isfile(classes):

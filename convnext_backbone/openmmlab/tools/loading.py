@@ -2,7 +2,7 @@
 
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,17 +76,33 @@ def refuse_incomplete(report: LoadReport, checkpoint: Mapping[str, Any], config:
     trained = f"; it was trained on {len(classes)} classes ({shorten_list(classes)})"
     raise UsageError(
         f"checkpoint {report.source!r} does not fit config {config!r}: {reason}"
-        f"{trained if classes else ''}; {_advise(report.source)}"
+        f"{trained if classes else ''}; {advise_config(report.source)}"
     )
 
 
-def trained_classes(checkpoint: Mapping[str, Any]) -> list[str]:
+def trained_classes(checkpoint: Any) -> list[str]:
     """List the classes that a run's checkpoint was trained on; empty where it does not say."""
-    meta = checkpoint.get("meta") or {}
-    return [str(name) for name in (meta.get("dataset_meta") or {}).get("classes") or ()]
+    meta = checkpoint.get("meta") if isinstance(checkpoint, Mapping) else None
+    if not isinstance(meta, Mapping):
+        return []
+    # "CLASSES" was its name before mmengine.
+    classes = (meta.get("dataset_meta") or {}).get("classes") or meta.get("CLASSES") or ()
+    return [str(name) for name in classes]
 
 
-def _advise(checkpoint: str) -> str:
+def first_other_class(trained: Sequence[Any], classes: Sequence[Any]) -> int | None:
+    """Return the first class whose names differ beyond case and blanks.
+
+    None where there is none, or the numbers of classes differ: the tensors then do not fit.
+    """
+    if len(trained) != len(classes):
+        return None
+    there, here = ([str(name).strip().lower() for name in names] for names in (trained, classes))
+    return next((i for i, name in enumerate(there) if name != here[i]), None)
+
+
+def advise_config(checkpoint: str) -> str:
+    """Name the configs in a checkpoint's folder, to use them instead."""
     configs = configs_beside(checkpoint)
     if configs:
         return f"use the config of its run, {shorten_list([str(path) for path in configs], 2)}"

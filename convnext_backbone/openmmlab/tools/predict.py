@@ -26,8 +26,15 @@ from ..config_walk import iter_datasets
 from .arguments import read_options
 from .checkpoint_checks import check_checkpoint
 from .config import build_model, load_config
+from .data_report import list_quoted
 from .errors import UsageError
-from .loading import configs_beside, load_and_report, refuse_incomplete
+from .loading import (
+    configs_beside,
+    first_other_class,
+    load_and_report,
+    refuse_incomplete,
+    trained_classes,
+)
 from .terminal import hold_back_chatter
 
 CONFIG_SUFFIXES = (".py", ".yml", ".yaml", ".json")
@@ -140,7 +147,11 @@ def load_model(cfg: Config, checkpoint: str, device: str) -> tuple[Any, dict[str
     print(report)
     dataset = next(iter_datasets(cfg.test_dataloader.dataset))[0]
     metainfo = dict(DATASETS.build({**dataset, "lazy_init": True}).metainfo)
+    trained, others = trained_classes(loaded), metainfo.get("classes") or ()
+    if first_other_class(trained, others) is not None:
+        print(f"warning: named by the checkpoint's classes, not the config's {list_quoted(others)}")
     metainfo.update((loaded.get("meta") or {}).get("dataset_meta") or {})
+    metainfo.update({"classes": tuple(trained)} if trained else {})
     return model.to(device).eval(), metainfo
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from mmengine.config import Config
 
+from .checkpoint_checks import check_classes
 from .config_checks import check_files, check_model, check_types
 from .data_checks import check_data_contents
 
@@ -30,6 +31,8 @@ def check_run(cfg: Config, command: str) -> list[str]:
     splits = SPLITS[command]
     check_files(cfg, splits)
     check_types(cfg, splits)
+    if command == "test" or cfg.get("resume"):  # a training may begin with weights of other classes
+        check_classes(cfg, splits[0])
     report = check_data_contents(cfg, splits)
     check_model(cfg)
     return report.warnings

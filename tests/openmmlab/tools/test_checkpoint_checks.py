@@ -15,6 +15,7 @@ from mmengine.config import Config
 
 from convnext_backbone.openmmlab.tools.checkpoint_checks import (
     check_checkpoint,
+    check_classes,
     check_start,
     find_resumable,
 )
@@ -104,3 +105,68 @@ def test_pipes_are_refused_and_not_waited_for(work_dir):
     os.mkfifo(work_dir / "last_checkpoint")
     with pytest.raises(UsageError, match="last_checkpoint is a FIFO"):
         find_resumable(work_dir, "--resume")
+
+
+# --------------------------------------------------------------------------- names of classes
+
+
+def evaluation(folder, classes, meta, head=None, path="run.pth"):
+    """A config that tests on `classes`, and its checkpoint with this `meta`."""
+    torch.save({"state_dict": {}, "meta": meta}, folder / "run.pth")
+    head = head or {"type": "RetinaHead", "num_classes": 3}
+    dataset = {"type": "CocoDataset", "metainfo": {"classes": classes}}
+    return Config(
+        {
+            "default_scope": "mmdet",
+            "load_from": str(folder / path) if path else None,
+            "model": {"bbox_head": head},
+            "test_dataloader": {"dataset": {"type": "RepeatDataset", "dataset": dataset}},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("classes", "key", "index"),
+    [
+        (("nut", "screw", "gear"), "dataset_meta", 1),
+        (("bolt", "nut", "gear"), "dataset_meta", 0),
+        (("nut", "bolt", "cog"), "CLASSES", 2),
+    ],
+    ids=["other names", "another order", "a file of mmdet 2"],
+)
+def test_as_many_classes_of_other_names_are_refused_with_both_lists(classes, key, index, tmp_path):
+    names = ("nut", "bolt", "gear")
+    meta = {"dataset_meta": {"classes": names}} if key == "dataset_meta" else {key: names}
+    (tmp_path / "config_of_the_run.py").touch()
+    with pytest.raises(UsageError) as error:
+        check_classes(evaluation(tmp_path, classes, meta), "test")
+    for words in (
+        "trained on the classes 'nut', 'bolt', 'gear'",
+        f"test_dataloader.dataset.dataset has {', '.join(map(repr, classes))}",
+        "(test_dataloader.dataset.dataset.metainfo.classes)",
+        f"class {index} is {names[index]!r} there and {classes[index]!r} here",
+        "config_of_the_run.py",
+        "--no-check",
+    ):
+        assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"meta": {"dataset_meta": {"classes": ["Nut ", "bolt", "gear"]}}},
+        {"meta": {}},
+        {"meta": None},
+        {"meta": {"dataset_meta": {"classes": ("a", "b")}}},
+        {"head": {"type": "RPNHead", "num_classes": 3}},
+        {"head": {"type": "GroundingDINOHead", "num_classes": 256}},
+        {"path": None},
+    ],
+    ids=[
+        "the same but for case and blanks", "no names", "no meta", "tensors show another number",
+        "an RPN", "classes as words", "no checkpoint",
+    ],
+)  # fmt: skip
+def test_checkpoints_whose_names_agree_or_say_nothing_pass(changes, tmp_path):
+    other = {"meta": {"dataset_meta": {"classes": ("a", "b", "c")}}}
+    check_classes(evaluation(tmp_path, ("nut", "bolt", "gear"), **{**other, **changes}), "test")
