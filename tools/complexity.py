@@ -10,20 +10,20 @@ samples is not counted, nor is anything else that is no product.
 
 import copy
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
 
 _PROPOSALS = 1000
 _MASKS = 100
 _DETECTION_SIZE = (800, 1280)
-_COSTLY = frozenset({*flop_registry, torch.ops.aten.grid_sampler_2d})
+_LARGE = 100_000  # numbers in a tensor, of which nobody reads the values
 
 
 def input_size(cfg: Config) -> tuple[int, int]:
@@ -71,9 +71,9 @@ def _run_heads(model: Any, maps: Sequence[Tensor]) -> None:
 
 
 class _Uncomputed(TorchDispatchMode):
-    """Returns zeros of the right shape for products and for the sampling of deformable heads.
+    """Returns zeros of the right shape, one number seen many times, for what is large.
 
-    The rest, such as the sizes of levels that a head reads, is computed.
+    Small tensors, such as the sizes of levels that a head reads, are computed.
     """
 
     def __torch_dispatch__(
@@ -81,13 +81,21 @@ class _Uncomputed(TorchDispatchMode):
         func: Any,
         types: Sequence[type],
         args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """See `TorchDispatchMode`."""
-        if func._overloadpacket not in _COSTLY:
-            return func(*args, **(kwargs or {}))
-        on_meta = tree_map_only(Tensor, lambda value: value.to("meta"), (args, kwargs or {}))
-        return torch.zeros_like(func(*on_meta[0], **on_meta[1]), device="cpu")
+        kwargs = kwargs or {}
+        values = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
+        if func.is_view or all(value.numel() < _LARGE for value in values):
+            return func(*args, **kwargs)
+        if func._schema.is_mutable:
+            return args[0]  # written to or not, its values are not read
+        args, kwargs = tree_map_only(Tensor, lambda value: value.to("meta"), (args, kwargs))
+        if "device" in kwargs:
+            kwargs["device"] = "meta"
+        return tree_map_only(
+            Tensor, lambda x: torch.zeros((), dtype=x.dtype).expand(x.shape), func(*args, **kwargs)
+        )
 
 
 def _run_transformer(model: Any, maps: Sequence[Tensor], size: tuple[int, int]) -> None:
