@@ -176,7 +176,8 @@ class ConvNextConfig:
         head_hidden_size: Width of a hidden layer with GELU in the classifier; 0 builds none.
         out_features: Names of the outputs, out of `stage_names`, in their order.
         out_indices: The same outputs as positions in `stage_names`; negative ones count from the
-            end. With neither given the last stage is the output; with both, they must agree.
+            end, and an integer is the only one. With neither given the last stage is the output;
+            with both, they must agree.
         model_type: transformers' name of the family: "convnext", "convnextv2" or
             "dinov3_convnext". By default, one of the first two, by `use_grn`.
         num_labels: Number of classes of the classifier; by default that of `id2label`, or 2.
@@ -508,11 +509,11 @@ def _apply_changes(
 def align_outputs(
     stage_names: Sequence[str],
     out_features: Iterable[str] | None,
-    out_indices: Iterable[int] | None,
+    out_indices: Iterable[int] | int | None,
 ) -> tuple[list[str], list[int]]:
     """Return `out_features` and `out_indices`, each derived from the other where it is None.
 
-    Negative indices stay negative, as in transformers.
+    Negative indices stay negative, as in transformers. An integer is one index, as in mmpretrain.
 
     Raises:
         ValueError: A choice is empty, unknown, out of range, repeated or not in the order of
@@ -520,6 +521,8 @@ def align_outputs(
         TypeError: A choice is not a sequence of names or of integers.
     """
     names, num = list(stage_names), len(stage_names)
+    if isinstance(out_indices, int) and not isinstance(out_indices, bool):
+        out_indices = [out_indices]
     if out_features is None:
         indices = _sequence("out_indices", [num - 1] if out_indices is None else out_indices, int)
         if any(not -num <= i < num for i in indices):

@@ -60,6 +60,17 @@ def test_out_indices_are_valid_exactly_when_they_pick_stages_in_order(indices, a
     assert given_value == before
 
 
+@pytest.mark.parametrize("index", [-5, -1, 0, 3])
+def test_a_plain_integer_is_one_index(index):
+    config, as_list = ConvNextConfig(out_indices=index), ConvNextConfig(out_indices=[index])
+    assert config == as_list
+    assert config.to_dict() == as_list.to_dict()
+    config = ConvNextConfig()
+    config.out_indices = index
+    assert (config.out_indices, config.out_features) == ([index], as_list.out_features)
+    assert config.replace(out_indices=-1).out_indices == [-1]
+
+
 @pytest.mark.parametrize("depth", [1, 2, 3, 5, 6])
 def test_stage_names_follow_the_number_of_stages(depth):
     config = ConvNextConfig(hidden_sizes=(8,) * depth, depths=(1,) * depth, out_indices=[-1])
@@ -77,7 +88,9 @@ def test_stage_names_follow_the_number_of_stages(depth):
         ({"out_features": "stage1"}, TypeError, "out_features must be a list or tuple of str"),
         ({"out_features": [1]}, TypeError, "out_features must be a list or tuple of str"),
         ({"out_indices": [4, -1]}, ValueError, "duplicates"),
-        ({"out_indices": 4}, TypeError, "out_indices must be a list or tuple of int"),
+        ({"out_indices": 5}, ValueError, "out_indices must be valid indices for stage_names"),
+        ({"out_indices": True}, TypeError, "out_indices must be a list or tuple of int"),
+        ({"out_indices": 4.0}, TypeError, "out_indices must be a list or tuple of int"),
         ({"out_indices": [True]}, TypeError, "out_indices must be a list or tuple of int"),
         (
             {"out_features": ["stage1", "stage2"], "out_indices": [0, 2]},
@@ -364,7 +377,7 @@ BAD_ASSIGNMENTS = {
     "head_norm_first": ("yes", None),
     "head_hidden_size": (-1, 1.5),
     "out_features": ([], ["stage9"], ["stage2", "stage1"], "stage1", [1]),
-    "out_indices": ([], [5], [1, 0], 4, [True]),
+    "out_indices": ([], [5], [1, 0], 5, "4", True, [True]),
     "model_type": ("resnet", 3),
     "num_labels": (-1, "3", 2.0),
     "id2label": (["cat"], {"x": "cat"}),
