@@ -1,6 +1,6 @@
 """Checks of what the data sets of a run hold; each message names the file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mmengine.config import Config
@@ -9,7 +9,7 @@ from mmengine.registry import DefaultScope
 from ..config_walk import split_datasets
 from .coco_checks import check_coco, check_evaluators
 from .data_report import DataReport
-from .datasets import LABEL_MAP_DEFAULTS, count_training_images, dataset_class
+from .datasets import Reads, count_training_images, resolve_dataset
 from .label_map_checks import check_label_maps
 from .schedule import schedule_warnings
 
@@ -19,7 +19,8 @@ def check_data_contents(
 ) -> DataReport:
     """Check the annotations and images of every data set that a run will use.
 
-    Data sets in COCO's format and folders of label maps are checked; others are skipped.
+    Data sets in COCO's format and folders of label maps are checked, those of subclasses that read
+    as their base does among them; others are skipped.
 
     Args:
         cfg: The config.
@@ -50,8 +51,13 @@ def check_data_contents(
 
 
 def _check_dataset(dataset: Mapping[str, Any], where: str, report: DataReport) -> None:
-    name = dataset_class(dataset).__name__
-    if name == "CocoDataset":
-        check_coco(dataset, where, report)
-    elif name in LABEL_MAP_DEFAULTS:
-        check_label_maps(dataset, where, report)
+    resolved = resolve_dataset(dataset)
+    if resolved is not None:
+        reads, settings = resolved
+        _CHECKS[reads](settings, where, report)
+
+
+_CHECKS: Mapping[Reads, Callable[[Mapping[str, Any], str, DataReport], None]] = {
+    Reads.COCO: check_coco,
+    Reads.LABEL_MAPS: check_label_maps,
+}

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from typing import Any
 
 from mmengine.config import Config
@@ -10,17 +11,64 @@ from mmengine.registry import DATASETS, DefaultScope
 
 from ..config_walk import is_remote, join_root
 from .coco import count_trained_images, read_coco
-from .errors import UsageError
+from .errors import BUILD_ERRORS, UsageError
 
-# The defaults of mmsegmentation's data sets that read folders of label maps.
-LABEL_MAP_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "BaseSegDataset": {
-        "img_suffix": ".jpg",
-        "seg_map_suffix": ".png",
-        "reduce_zero_label": False,
-    },
-    "ADE20KDataset": {"img_suffix": ".jpg", "seg_map_suffix": ".png", "reduce_zero_label": True},
+# The defaults of mmsegmentation's `BaseSegDataset`.
+_LABEL_MAP_DEFAULTS: Mapping[str, Any] = {
+    "img_suffix": ".jpg",
+    "seg_map_suffix": ".png",
+    "reduce_zero_label": False,
 }
+# What a data set may set in its constructor.
+_SETTINGS = ("ann_file", "data_prefix", "metainfo", "filter_cfg", "test_mode", *_LABEL_MAP_DEFAULTS)
+
+
+class Reads(Enum):
+    """What a data set reads, by the class of mmdet or mmsegmentation that reads it."""
+
+    COCO = "CocoDataset"
+    LABEL_MAPS = "BaseSegDataset"
+
+
+def resolve_dataset(dataset: Mapping[str, Any]) -> tuple[Reads, Mapping[str, Any]] | None:
+    """Return what a data set reads, and its settings as its class completes them.
+
+    None where that is not known: a class of another kind, one that overrides a method of its base,
+    or one that cannot be built.
+
+    Raises:
+        UsageError: Its type is not registered.
+    """
+    type_ = dataset_class(dataset)
+    for reads in Reads:
+        classes = getattr(type_, "__mro__", ())
+        index = next((i for i, c in enumerate(classes) if _is_own(c, reads.value)), None)
+        if index == 0:
+            return reads, dataset
+        if index is not None and not any(_overrides(c, classes[index]) for c in classes[:index]):
+            complete = _complete(dataset)
+            return None if complete is None else (reads, complete)
+    return None
+
+
+def _is_own(type_: type, name: str) -> bool:
+    return type_.__name__ == name and type_.__module__.startswith(("mmdet.", "mmseg."))
+
+
+def _overrides(type_: type, base: type) -> bool:
+    """Return whether a class has other methods than its base, its constructor left aside."""
+    names = [name for name in vars(type_) if name != "__init__" and hasattr(base, name)]
+    return any(callable(getattr(type_, name)) for name in names)
+
+
+def _complete(dataset: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the settings of a data set after its constructor, which reads no file of it."""
+    try:
+        built = DATASETS.build({**dataset, "pipeline": [], "lazy_init": True})
+    except BUILD_ERRORS:
+        return None  # the run's own error names the argument
+    own = {name: getattr(built, name) for name in _SETTINGS if hasattr(built, name)}
+    return {**dataset, **own, "data_root": ""}  # its paths are joined
 
 
 def dataset_class(dataset: Mapping[str, Any]) -> Any:
@@ -91,8 +139,7 @@ def list_stems(dataset: Mapping[str, Any]) -> list[str] | None:
 
 def label_map_settings(dataset: Mapping[str, Any]) -> dict[str, Any]:
     """Return suffixes and `reduce_zero_label` of folders of label maps."""
-    defaults = LABEL_MAP_DEFAULTS[dataset_class(dataset).__name__]
-    return {key: dataset.get(key, value) for key, value in defaults.items()}
+    return {key: dataset.get(key, value) for key, value in _LABEL_MAP_DEFAULTS.items()}
 
 
 def count_training_images(cfg: Config) -> int | None:
@@ -111,11 +158,14 @@ def _count_images(dataset: Any) -> int | None:
         return sum(known) * dataset.get("times", 1) if len(known) == len(counts) else None
     if dataset.get("indices") is not None:
         return None
-    name = dataset_class(dataset).__name__
-    if name == "CocoDataset":
+    resolved = resolve_dataset(dataset)
+    if resolved is None:
+        return None
+    reads, dataset = resolved
+    if reads is Reads.COCO:
         path = annotation_path(dataset)
         if not os.path.isfile(path):
             return None
         return count_trained_images(read_coco(path), class_names(dataset), dataset)
-    stems = list_stems(dataset) if name in LABEL_MAP_DEFAULTS else None
+    stems = list_stems(dataset)
     return len(stems) if stems else None

@@ -1,0 +1,134 @@
+"""Data sets of the user's own classes are checked where they read as their base does."""
+# ruff: noqa: E402 - imports follow the check that OpenMMLab is there
+
+from typing import ClassVar
+
+import pytest
+
+pytest.importorskip("mmdet")
+pytest.importorskip("mmseg")
+
+import convnext_backbone.openmmlab  # noqa: F401 - mmdet.datasets needs mmcv's operations
+
+pytestmark = pytest.mark.openmmlab
+
+from mmdet.datasets import CocoDataset
+from mmdet.registry import DATASETS as DETECTION_SETS
+from mmseg.datasets import ADE20KDataset, BaseSegDataset
+from mmseg.registry import DATASETS as SEGMENTATION_SETS
+
+from convnext_backbone.openmmlab.tools.data_checks import check_data_contents
+from convnext_backbone.openmmlab.tools.datasets import count_training_images
+from convnext_backbone.openmmlab.tools.errors import UsageError
+
+from .test_data_checks import (
+    DETECTOR,
+    NAMES,
+    SEGMENTOR,
+    coco,
+    prepared,
+    write_detection,
+    write_segmentation,
+)
+
+
+def detection(type_, root, train):
+    """The config of a detector whose training set is of another type, its classes not given."""
+    DETECTION_SETS.register_module(module=type_, force=True)
+    cfg = prepared(DETECTOR, custom_dataset=write_detection(root, train=train))
+    cfg.train_dataloader.dataset.type = type_.__name__
+    del cfg.train_dataloader.dataset.metainfo
+    return cfg
+
+
+def segmentation(type_, root, **options):
+    SEGMENTATION_SETS.register_module(module=type_, force=True)
+    cfg = prepared(SEGMENTOR, custom_dataset=write_segmentation(root, **options))
+    dataset = cfg.train_dataloader.dataset
+    dataset.type = type_.__name__
+    for name in ("metainfo", "reduce_zero_label"):
+        del dataset[name]
+    return cfg
+
+
+class Cells(CocoDataset):
+    """Names its classes, and passes over small images unless it is told otherwise."""
+
+    METAINFO: ClassVar = {"classes": tuple(NAMES)}
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **{"filter_cfg": {"min_size": 61}, **kwargs})
+
+    def count(self):
+        """Return something that `CocoDataset` does not know."""
+        return len(self)
+
+
+class OwnReader(Cells):
+    def parse_data_info(self, raw_data_info):
+        raw_data_info["raw_ann_info"] = []
+        return super().parse_data_info(raw_data_info)
+
+
+class Streets(BaseSegDataset):
+    METAINFO: ClassVar = {"classes": ("road", "sky")}
+
+    def __init__(self, **kwargs):
+        super().__init__(seg_map_suffix=".png", reduce_zero_label=True, **kwargs)
+
+
+class NoVoid(Streets):
+    METAINFO: ClassVar = {"classes": ("void", "road", "sky")}
+
+    def __init__(self, **kwargs):
+        super(Streets, self).__init__(**kwargs)
+
+
+class Streets16(Streets):
+    def __getitem__(self, index):
+        raise NotImplementedError
+
+
+class FewerNames(ADE20KDataset):
+    pass
+
+
+def test_a_subclass_of_coco_is_checked_with_its_own_classes(tmp_path):
+    report = check_data_contents(detection(Cells, tmp_path / "good", coco()), ("train",))
+    assert "2 images, 2 instances" in report.summaries[0]
+    stray = {**coco()["annotations"][0], "category_id": 1}
+    with pytest.raises(UsageError, match=r"train\.json.* category_id .* such as 1"):
+        check_data_contents(
+            detection(Cells, tmp_path / "bad", coco(annotations=[stray])), ("train",)
+        )
+
+
+def test_settings_of_the_constructor_count(tmp_path):
+    cfg = detection(Cells, tmp_path / "det", coco())
+    assert count_training_images(cfg) == 2
+    del cfg.train_dataloader.dataset.filter_cfg
+    assert count_training_images(cfg) == 0
+    cfg = segmentation(Streets, tmp_path / "seg", highest=2)
+    assert count_training_images(cfg) == 2
+    report = check_data_contents(cfg, ("train",))
+    assert "road" in report.summaries[0]
+    message = r"a\.png' holds the value 3, but there are 2 classes: with reduce_zero_label=True"
+    with pytest.raises(UsageError, match=message):
+        check_data_contents(segmentation(Streets, tmp_path / "bad", highest=3), ("train",))
+    cfg = segmentation(NoVoid, tmp_path / "void", highest=2)
+    for head in (cfg.model.decode_head, cfg.model.auxiliary_head):
+        head.num_classes = 3
+    assert "void" in check_data_contents(cfg, ("train",)).summaries[0]
+
+
+@pytest.mark.parametrize("type_", [Streets16, FewerNames])
+def test_classes_that_read_otherwise_or_cannot_be_built_are_passed_over(type_, tmp_path):
+    cfg = segmentation(type_, tmp_path, highest=9)
+    cfg.train_dataloader.dataset.metainfo = {"classes": ("road", "moon")}
+    assert check_data_contents(cfg, ("train",)).summaries == []
+
+
+def test_a_method_of_its_own_makes_a_coco_set_unknown(tmp_path):
+    cfg = detection(OwnReader, tmp_path, coco(annotations=[]))
+    assert check_data_contents(cfg, ("train",)).summaries == []
+    assert count_training_images(cfg) is None
