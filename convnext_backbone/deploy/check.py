@@ -1,7 +1,8 @@
 """Compare a deployed network with the predictions of the library that trained it.
 
 Boxes whose scores or overlaps lie closer to a threshold than the rounding error may be kept by one
-and dropped by the other: such ties are counted, and everything else has to agree.
+and dropped by the other: such ties are counted, and everything else has to agree. So may a pixel
+fall to either of two classes of one score, where the scores themselves have been found to agree.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,8 +33,11 @@ class Tolerance:
     scores: float = 1e-4
     masks: float = 1e-3  # of probabilities
     overlaps: float = 1e-3  # of an IoU from the threshold of NMS, for a tie
-    labels: float = 1e-3  # share of the pixels of a label map
-    logits: float = 1e-5  # of the largest, between two classes, for a tie
+    labels: float = 1e-3  # share of the pixels of a label map, and of their logits
+    # Of a segmentor's logits, as a share of the largest in the image. Mask2Former's decoder attends
+    # where a mask is above 0.5: rounding decides that in single pixels, and moves a whole mask.
+    logits: float = 1e-3
+    margin: float = 1e-5  # between two classes as a share of the pixel's largest logit, for a tie
     refuse: bool = True  # what differs by more; otherwise it is counted
 
 
@@ -45,22 +49,37 @@ class Report:
     compared: int = 0  # boxes or pixels
     ties: int = 0
     missed: int = 0  # boxes that one has alone, where the tolerance does not refuse them
+    classes: set[int] = field(default_factory=set)  # of the trained model's boxes or pixels
     worst: dict[str, float] = field(default_factory=dict)
 
     def note(self, name: str, difference: float) -> None:
         """Keep the largest difference of an output."""
-        self.worst[name] = max(self.worst.get(name, 0.0), difference)
+        self.worst[name] = max(difference, self.worst.get(name, 0.0))  # in this order also nan
 
     def as_json(self) -> dict[str, Any]:
         """Return it for deploy.json."""
         unit = "pixels" if "label_map" in self.worst else "boxes"
+        warning = self._warning(unit)
         return {
             "shapes": [list(shape) for shape in self.shapes],
             f"compared_{unit}": self.compared,
+            "compared_classes": len(self.classes),
             "ties": self.ties,
             **({"missed": self.missed} if self.missed else {}),
             "largest_difference": self.worst,
+            **({"warning": warning} if warning else {}),
         }
+
+    def _warning(self, unit: str) -> str | None:
+        """Return what keeps the comparison from showing much of the model, if anything does."""
+        if not self.compared:
+            return "nothing was compared: the trained model finds no box in these images"
+        if unit == "pixels" and self.ties > Tolerance.labels * self.compared:
+            return (
+                f"{self.ties / self.compared:.2%} of the pixels have another label, and there two "
+                "classes of the trained model have the same score: is it trained?"
+            )
+        return None
 
 
 def load_images(paths: Sequence[str], size: Size) -> Tensor:
@@ -115,19 +134,40 @@ def _compare_label_maps(
         shapes = tuple(ours.shape), tuple(labels.shape)
         raise DisagreementError(f"{place}: label_map is {shapes[0]}, it must be {shapes[1]}")
     different = ours != labels
-    if len(logits) > 1:
-        # Two classes that are equal but for rounding: either may be the best.
-        loss = logits.amax(0) - logits.gather(0, ours[None])[0]
-        ties = different & (loss <= tolerance.logits * logits.abs().amax())
+    scores = {"logits": logits, "probabilities": logits.softmax(0) if len(logits) > 1 else logits}
+    compared = [name for name in scores if name in got]
+    for name in compared:
+        _compare_scores(report, name, scores[name], got[name], tolerance, place)
+    if compared:  # otherwise a wrong graph could hide behind classes that are nearly equal
+        loss = logits.amax(0) - logits.gather(0, ours.clamp(0, len(logits) - 1)[None])[0]
+        ties = different & (loss <= tolerance.margin * logits.abs().amax(0)) & (len(logits) > 1)
         report.ties += int(ties.sum())
         different = different & ~ties
     share = float(different.float().mean())
     report.note("label_map", share)
     report.compared += labels.numel()
+    report.classes.update(labels.unique().tolist())
     if tolerance.refuse and share > tolerance.labels:
         raise DisagreementError(
             f"{place}: {share:.2%} of the pixels have other labels, allowed are "
             f"{tolerance.labels:.2%}"
+        )
+
+
+def _compare_scores(
+    report: Report, name: str, expected: Tensor, got: Tensor, tolerance: Tolerance, place: str
+) -> None:
+    """Compare logits or probabilities (C, H, W), which each pixel's class is chosen by."""
+    if got.shape != expected.shape:
+        shapes = tuple(got.shape), tuple(expected.shape)
+        raise DisagreementError(f"{place}: {name} are {shapes[0]}, they must be {shapes[1]}")
+    difference = (got - expected).abs().amax(0) / expected.abs().max()
+    report.note(name, float(difference.max()))
+    share = float((~(difference <= tolerance.logits)).float().mean())  # nan is off as well
+    if tolerance.refuse and share > tolerance.labels:
+        raise DisagreementError(
+            f"{place}: in {share:.2%} of the pixels {name} differ by more than "
+            f"{tolerance.logits:g} of the largest, allowed are {tolerance.labels:.2%}"
         )
 
 
@@ -154,6 +194,7 @@ def _compare_boxes(
         )
         report.note(name, float((ours - theirs).abs().max()))
     report.compared += len(pairs)
+    report.classes.update(expected["labels"].tolist())
     ties = 0
     for side, (one, other) in enumerate(((expected, found), (found, expected))):
         matched = {pair[side] for pair in pairs}
@@ -168,7 +209,7 @@ def _compare_boxes(
     report.ties += ties
     if ties > max(1, _MAX_TIES * len(pairs)):
         raise DisagreementError(f"{place}: {ties} boxes differ beside {len(pairs)} that agree")
-    if tolerance.refuse and report.worst.get("masks", 0.0) > tolerance.masks:
+    if tolerance.refuse and not report.worst.get("masks", 0.0) <= tolerance.masks:  # also nan
         raise DisagreementError(
             f"{place}: masks differ by {report.worst['masks']:.2g}, allowed is {tolerance.masks:g}"
         )

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -85,3 +86,35 @@ def write_onnx(
     if written != list(output_names):
         raise RuntimeError(f"the ONNX file has outputs {written}, they must be {output_names}")
     return session
+
+
+def read_before(path: str, output: str, operators: Sequence[str]) -> Callable[..., Any]:
+    """Make an inner value of a network readable: the input of the operator that gives an output.
+
+    Args:
+        path: The file; it is not changed.
+        output: The name of the output.
+        operators: Names of ONNX operators; the nearest before the output is taken.
+
+    Returns:
+        A function of the network's inputs by name that returns the value.
+    """
+    import onnx
+    import onnxruntime
+
+    model = onnx.load(path, load_external_data=False)
+    producers = {name: node for node in model.graph.node for name in node.output}
+    node = producers[output]
+    while node.op_type not in operators:
+        node = producers[node.input[0]]
+    name = node.input[0]
+    if name not in [value.name for value in model.graph.output]:
+        model.graph.output.append(onnx.ValueInfoProto(name=name))
+    # Beside the file, since weights beyond 2 GiB are found by a relative name.
+    beside = f"{path}.inner"
+    try:
+        onnx.save(model, beside)
+        session = onnxruntime.InferenceSession(beside, providers=["CPUExecutionProvider"])
+    finally:
+        Path(beside).unlink(missing_ok=True)
+    return lambda inputs: session.run([name], inputs)[0]

@@ -39,6 +39,7 @@ def test_equal_results_agree():
     assert report.as_json() == {
         "shapes": [[1, 64, 96]],
         "compared_boxes": 3,
+        "compared_classes": 3,
         "ties": 0,
         "largest_difference": {"boxes": 0.0, "scores": 0.0},
     }
@@ -106,11 +107,79 @@ def test_label_maps_may_differ_in_a_thousandth():
         check({"label_map": labels[None].numpy()}, theirs, None)
 
 
-def test_classes_that_are_equal_but_for_rounding_are_ties():
-    logits = torch.rand(3, 64, 96)
-    logits[2] = logits[:2].amax(0) + 1e-7
-    theirs = {"logits": logits, "label_map": logits.argmax(0)}
-    ours = {"label_map": logits[:2].argmax(0)[None].numpy()}
-    report = check(ours, theirs, None)
+def nearly_equal_classes():
+    """Logits (3, 64, 96) whose two best classes differ by a rounding error, and what is best."""
+    logits = torch.rand(3, 64, 96, generator=torch.Generator().manual_seed(0)) + 1
+    logits[2] = logits[:2].amax(0) + 1e-6
+    return {"logits": logits, "label_map": logits.argmax(0)}, logits[:2].argmax(0)
+
+
+def as_outputs(labels, logits):
+    return {"label_map": labels[None].numpy(), "logits": logits[None].numpy()}
+
+
+def test_classes_that_are_equal_but_for_rounding_are_ties_and_said_to_be_many():
+    theirs, other = nearly_equal_classes()
+    report = check(as_outputs(other, theirs["logits"]), theirs, None)
     assert report.ties == 64 * 96
-    assert report.worst == {"label_map": 0.0}
+    assert report.worst == {"logits": 0.0, "label_map": 0.0}
+    assert "100.00% of the pixels" in report.as_json()["warning"]
+    # A thousandth of the pixels, which a trained model stays below, is no reason to warn.
+    few = theirs["label_map"].clone()
+    few[0, :6] = other[0, :6]
+    report = check(as_outputs(few, theirs["logits"]), theirs, None)
+    assert report.ties == 6
+    assert "warning" not in report.as_json()
+
+
+def test_pixels_are_no_ties_where_the_scores_were_not_compared():
+    theirs, other = nearly_equal_classes()
+    with pytest.raises(DisagreementError, match=r"100.00% of the pixels have other labels"):
+        check({"label_map": other[None].numpy()}, theirs, None)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [lambda x: x * 1.01, lambda x: x.flip(1), lambda x: x * torch.nan],
+    ids=["scaled", "upside down", "nan"],
+)
+@pytest.mark.parametrize("name", ["logits", "probabilities"])
+def test_a_wrong_graph_does_not_pass_for_ties_nor_for_one_class(wrong, name):
+    for theirs in (nearly_equal_classes()[0], one_class()):
+        logits = theirs["logits"]
+        scores = logits if name == "logits" else logits.softmax(0)
+        labels = logits.flip(1).argmax(0)
+        ours = {"label_map": labels[None].numpy(), name: wrong(scores)[None].numpy()}
+        with pytest.raises(DisagreementError, match=rf"of the pixels {name} differ by more"):
+            check(ours, theirs, None)
+
+
+def one_class():
+    """A segmentor that gives background everywhere: its label maps show nothing."""
+    logits = torch.rand(3, 64, 96, generator=torch.Generator().manual_seed(1))
+    logits[0] += 1
+    return {"logits": logits, "label_map": logits.argmax(0)}
+
+
+def test_classes_of_tiny_scores_are_not_all_equal():
+    """Mask2Former's scores where no query claims a pixel."""
+    scores = torch.tensor([1e-6, 3e-6, 2e-6])[:, None, None].repeat(1, 64, 96)
+    scores[0, :32] = 1
+    theirs = {"logits": scores, "label_map": scores.argmax(0)}
+    labels = theirs["label_map"].clone()
+    labels[32:] = 2
+    with pytest.raises(DisagreementError, match=r"50.00% of the pixels have other labels"):
+        check(as_outputs(labels, scores), theirs, None)
+
+
+def test_masks_that_are_no_numbers_are_refused():
+    masks = torch.full((3, 28, 28), 0.5)
+    ours = padded(expected())
+    ours["masks"] = torch.full((1, 4, 28, 28), torch.nan).numpy()
+    with pytest.raises(DisagreementError, match="masks differ by nan"):
+        check(ours, expected(masks=masks))
+
+
+def test_an_image_without_boxes_is_said_to_show_nothing():
+    none = {name: values[:0] for name, values in expected().items()}
+    assert "finds no box" in check(padded(none), none).as_json()["warning"]

@@ -6,6 +6,7 @@ import re
 import runpy
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -123,16 +124,66 @@ FAMILIES = {
         "model.decode_head.transformer_decoder.num_layers": 3,
     },
 }
+DENSE_4 = {
+    **DENSE,
+    "model.neck.in_channels": list(WIDTHS),
+    **dict.fromkeys((*DENSE_WIDTHS, "model.neck.out_channels"), 64),
+    "model.test_cfg.nms.iou_threshold": 0.8,  # most boxes overlap
+}
+DILATED = {
+    "model.pretrained": None,
+    "model.decode_head.in_channels": WIDTHS[3],
+    "model.decode_head.channels": 16,
+    "model.auxiliary_head.in_channels": WIDTHS[2],
+    "model.auxiliary_head.channels": 16,
+}
+DEFORMABLE = {
+    "model.neck.in_channels": list(WIDTHS[1:]),
+    "model.num_queries": 60,
+    "model.bbox_head.num_classes": 5,
+    "model.encoder.num_layers": 1,
+    "model.decoder.num_layers": 2,
+    "model.test_cfg.max_per_img": 40,
+}
+# Heads without a shipped config, with those of mmdet and mmsegmentation; variants of shipped ones.
+OTHERS = {
+    "mmdet:atss/atss_r50_fpn_1x_coco.py": DENSE_4,
+    "mmdet:gfl/gfl_r50_fpn_1x_coco.py": DENSE_4,
+    "mmdet:deformable_detr/deformable-detr_r50_16xb2-50e_coco.py": DEFORMABLE,
+    "mmdet:deformable_detr/deformable-detr-refine-twostage_r50_16xb2-50e_coco.py": DEFORMABLE,
+    "mmseg:pspnet/pspnet_r50-d8_4xb4-80k_ade20k-512x512.py": DILATED,
+    "mmseg:fcn/fcn_r50-d8_4xb4-80k_ade20k-512x512.py": DILATED,
+    "mmseg:deeplabv3/deeplabv3_r50-d8_4xb4-80k_ade20k-512x512.py": DILATED,
+    "deeplabv3plus/deeplabv3plus_convnext-t-os16_8xb2-amp-160k_ade20k-512x512.py": FAMILIES[
+        "deeplabv3plus/deeplabv3plus_convnext-t_8xb2-amp-160k_ade20k-512x512.py"
+    ],
+    "linear/linear_dinov3-convnext-t-os8_8xb2-40k_ade20k-512x512.py": FAMILIES[
+        "linear/linear_dinov3-convnext-t_8xb2-40k_ade20k-512x512.py"
+    ],
+}
+
+
+def read_config(name):
+    """Read a shipped config, or one that mmdet or mmsegmentation bring with them."""
+    library, _, path = name.rpartition(":")
+    if not library:
+        cfg = Config.fromfile(CONFIGS / name)
+        kept = ("out_features", "output_stride")
+        return cfg, {key: cfg.model.backbone[key] for key in kept if key in cfg.model.backbone}
+    folder = Path(find_spec(library).submodule_search_locations[0], ".mim", "configs")
+    cfg = Config.fromfile(folder / path)
+    cfg.default_scope = library
+    return cfg, {"out_indices": [index + 1 for index in cfg.model.backbone.out_indices]}
 
 
 def write_model(folder, name, options):
     """Write a config and a checkpoint of random weights whose scores are far apart."""
-    cfg = Config.fromfile(CONFIGS / name)
+    cfg, features = read_config(name)
     cfg.model.backbone = {
         "type": "ConvNextBackbone",
         "hidden_sizes": WIDTHS,
         "depths": (1, 1, 1, 1),
-        "out_features": cfg.model.backbone.out_features,
+        **features,
     }
     cfg.merge_from_dict(options)
     if cfg.default_scope == "mmseg":
@@ -156,6 +207,7 @@ SPREAD = 1.5
 LAST = (
     *("retina_cls", "retina_reg", "conv_cls", "conv_reg", "rpn_cls", "rpn_reg"),
     *("fc_cls", "fc_reg", "conv_logits", "conv_seg", "cls_branches", "cls_embed", "mask_embed"),
+    *("atss_cls", "atss_reg", "atss_centerness", "gfl_cls", "gfl_reg"),
 )
 
 
@@ -181,6 +233,10 @@ def family(name):
     return name.partition("/")[0]
 
 
+def identifier(name):
+    return family(name) if name in FAMILIES else Path(name).stem
+
+
 def load_images(photographs, size):
     images = [np.array(Image.open(path).resize(size)) for path in photographs]
     return [torch.from_numpy(image).permute(2, 0, 1) for image in images]
@@ -202,9 +258,10 @@ def assert_agrees(got, expected, task):
             np.testing.assert_allclose(got[key][:count], expected[key].numpy(), atol=tolerance)
 
 
-@pytest.mark.parametrize("name", FAMILIES, ids=family)
+@pytest.mark.filterwarnings("ignore:.*num_anchors")  # of mmdet, about its own GFL and ATSS
+@pytest.mark.parametrize("name", FAMILIES | OTHERS, ids=identifier)
 def test_the_graph_of_a_family_computes_what_the_library_predicts(name, photographs, tmp_path):
-    trained = load_trained_model(*write_model(tmp_path, name, FAMILIES[name]))
+    trained = load_trained_model(*write_model(tmp_path, name, (FAMILIES | OTHERS)[name]))
     pad_for_neck(trained.model)
     network = folder.build_network(trained, False)
     for size in ((181, 135), (128, 160)):  # width and height
@@ -304,16 +361,19 @@ def test_size_batch_and_dtype_are_fixed_on_request(linear, photographs, tmp_path
     assert done.description["check"]["shapes"] == [[3, 256, 320]]
 
 
-def test_nothing_is_written_where_the_network_differs(linear, photographs, tmp_path, monkeypatch):
+@pytest.mark.parametrize("spoil", [torch.nn.init.normal_, lambda weight: weight.mul_(1.1)])
+def test_nothing_is_written_where_the_network_differs(
+    linear, photographs, tmp_path, monkeypatch, spoil
+):
     build = folder.build_network
 
     def build_wrong(trained, *options):
         network = build(trained, *options)
-        torch.nn.init.normal_(network.heads.conv_seg.weight)
+        spoil(network.heads.conv_seg.weight)
         return network
 
     monkeypatch.setattr(folder, "build_network", build_wrong)
-    with pytest.raises(DisagreementError, match="of the pixels have other labels"):
+    with pytest.raises(DisagreementError, match="of the pixels logits differ by more"):
         deploy_model(*linear, tmp_path / "out", images=photographs)
     assert list(tmp_path.iterdir()) == []
 
