@@ -101,6 +101,38 @@ def test_a_detector_is_tested_as_it_was_validated(detection, detected):
     assert shown == {name[:-4] for name in names}
 
 
+@pytest.mark.parametrize("changes", ["ids from 0", "no iscrowd"])
+def test_perfect_detections_score_one_whatever_the_file_leaves_to_pycocotools(
+    changes, detector, digits, tmp_path
+):
+    data = json.loads((digits / "annotations" / "instances_val.json").read_text())
+    for number, annotation in enumerate(data["annotations"]):
+        if changes == "ids from 0":
+            annotation["id"] = number
+        else:
+            del annotation["iscrowd"]
+    path = tmp_path / "val.json"
+    path.write_text(json.dumps(data))
+    config = write_config(
+        tmp_path / "oracle.py",
+        f"""
+        _base_ = ['{detector}']
+        custom_imports = dict(imports=['convnext_backbone', 'helpers.oracle_detector'])
+        model = dict(_delete_=True, type='OracleDetector')
+        test_dataloader = dict(dataset=dict(ann_file='{path}'))
+        test_evaluator = dict(ann_file='{path}', metric='bbox')
+        """,
+    )
+    torch.save({"state_dict": {"weight": torch.ones(1)}}, tmp_path / "oracle.pth")
+    work = tmp_path / "work"
+    work.mkdir()
+    result = run("test.py", config, tmp_path / "oracle.pth", "--work-dir", "run", cwd=work)
+    assert last_metrics(work / "run")["coco/bbox_mAP"] == 1.0
+    assert ("its ids begin at 0" in result.err) == (changes == "ids from 0")
+    assert ("have no 'iscrowd'" in result.err) == (changes == "no iscrowd")
+    assert json.loads(path.read_text()) == data
+
+
 def test_a_detector_is_tested_with_augmentation(detection, detector):
     folder, _ = detection
     # mmdet merges boxes only.
