@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -133,6 +134,21 @@ def test_weights_of_another_kind_of_model_are_refused(detector, tmp_path):
     result = run_tool("train.py", detector, *options, cwd=work)
     assert result.code == 2
     assert "has nothing in common with the model" in result.err
+
+
+def test_tensorboard_by_one_option_writes_events_or_says_what_to_install(detector, tmp_path):
+    option = "visualizer.vis_backends.0.type=TensorboardVisBackend"
+    work = tmp_path / "work"
+    work.mkdir()
+    result = run_tool("train.py", detector, "--work-dir", "r", "--cfg-options", option, cwd=work)
+    if find_spec("tensorboard") is None:
+        assert result.code == 2
+        (line,) = [line for line in result.err.splitlines() if "error:" in line]
+        assert re.search('"pip install .*tensorboard"', line)
+        assert "Traceback" not in result.err
+    else:
+        assert result.code == 0, result.err
+        assert [path.stat().st_size > 0 for path in work.rglob("events.out.tfevents.*")] == [True]
 
 
 @pytest.mark.parametrize(("step", "words"), [(1, "before the first checkpoint"), (4, "--resume")])

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import FlexibleRunner, Runner
 
 from ...utils.commandline import EXIT_USAGE, print_error
 from ...utils.files import DISK_FULL
@@ -38,7 +38,7 @@ from .option_checks import check_folders, check_loop, check_optimizer
 from .preflight import check_run
 from .processes import is_main_process, leave_processes, prepare_processes, print_once
 from .run_hook import RunHook
-from .terminal import QuietRunner, hold_back_chatter
+from .terminal import QUIET_RUNNERS, hold_back_chatter
 
 EXIT_INTERRUPTED = 130  # a shell's exit code of a program that SIGINT ended
 
@@ -181,6 +181,7 @@ def build_errors(path: str, hook: RunHook) -> Iterator[None]:
         raise UsageError(f"config {path!r} cannot be built: {describe_error(error)}") from error
 
 
-def build_runner(cfg: Config) -> Runner:
-    """Build mmengine's runner, or the one that the config's `runner_type` names."""
-    return RUNNERS.build(cfg) if "runner_type" in cfg else QuietRunner.from_cfg(cfg)
+def build_runner(cfg: Config) -> Runner | FlexibleRunner:
+    """Build the runner that the config's `runner_type` names, by default mmengine's `Runner`."""
+    quiet = QUIET_RUNNERS.get(cfg.get("runner_type", "Runner"))
+    return RUNNERS.build(cfg) if quiet is None else quiet.from_cfg(cfg)

@@ -3,12 +3,13 @@
 import logging
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
+from mmengine._strategy import BaseStrategy
 from mmengine.logging import MMLogger
-from mmengine.runner import Runner
+from mmengine.runner import FlexibleRunner, Runner
 
 # Beginnings of mmengine's messages that are for the log file: environment, config, hooks, the
 # options of every parameter, and what the summary of a run says in a line.
@@ -64,11 +65,30 @@ class QuietRunner(Runner):
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
         """Build the logger, and filter what it prints."""
-        logger = super().build_logger(*args, **kwargs)
-        for handler in logger.handlers:
-            if not isinstance(handler, logging.FileHandler):
-                handler.addFilter(TerminalFilter())
-        return logger
+        return _filter_terminal(super().build_logger(*args, **kwargs))
+
+
+class QuietFlexibleRunner(FlexibleRunner):
+    """mmengine's runner with a strategy, which has the logger; otherwise as `QuietRunner`."""
+
+    def build_strategy(self, *args: Any, **kwargs: Any) -> BaseStrategy:
+        """Build the strategy, and filter what its logger prints."""
+        strategy = super().build_strategy(*args, **kwargs)
+        _filter_terminal(strategy.logger)
+        return strategy
+
+
+QUIET_RUNNERS: Mapping[str, type[QuietRunner | QuietFlexibleRunner]] = {
+    "Runner": QuietRunner,
+    "FlexibleRunner": QuietFlexibleRunner,
+}
+
+
+def _filter_terminal(logger: MMLogger) -> MMLogger:
+    for handler in logger.handlers:
+        if not isinstance(handler, logging.FileHandler):
+            handler.addFilter(TerminalFilter())
+    return logger
 
 
 def hold_back_chatter() -> None:

@@ -10,10 +10,12 @@ pytestmark = pytest.mark.openmmlab
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
 
+from mmengine.config import Config
 from mmengine.fileio import FileClient
 from mmengine.logging import MMLogger
 
 from convnext_backbone.openmmlab.tools import terminal
+from convnext_backbone.openmmlab.tools.launch import build_runner
 
 
 def is_printed(text, level=logging.INFO):
@@ -60,3 +62,18 @@ def test_a_warning_that_nobody_can_act_on_is_held_back_and_no_other(package, opt
         warnings.warn("Default ``avg_non_ignore`` is False, and more", stacklevel=1)
     assert len(caught) == 2
     assert "and more" in str(caught[1].message)
+
+
+@pytest.mark.parametrize("runner", [{}, {"runner_type": "FlexibleRunner"}])
+def test_config_and_environment_go_to_the_log_file_alone(runner, tmp_path, capsys):
+    model = {"type": "ConvNextBackbone", "hidden_sizes": [8], "depths": [1]}
+    env_cfg = {"dist_cfg": {"backend": "gloo"}}
+    cfg = {"model": model, "work_dir": str(tmp_path), "env_cfg": env_cfg, **runner}
+    built = build_runner(Config(cfg))
+    built.logger.info("the first loss")
+    printed = capsys.readouterr().out
+    assert "the first loss" in printed
+    (log,) = tmp_path.glob("*/*.log")
+    for part in ("System environment:", "Config:", "Hooks will be executed"):
+        assert part in log.read_text()
+        assert part not in printed
