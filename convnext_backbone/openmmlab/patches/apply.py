@@ -17,19 +17,23 @@ from . import (
     mmcv_photometric,
     mmdet_coco,
     mmdet_palette,
+    mmengine_complexity,
     mmengine_loaders,
     mmengine_packages,
     mmseg_metainfo,
+    mmseg_visualizer,
     numpy_names,
 )
 
 REPAIRS: Mapping[str, Callable[[ModuleType], None]] = {
+    "mmengine.analysis.print_helper": mmengine_complexity.repair,
     "mmengine.runner.checkpoint": mmengine_loaders.repair,
     "mmengine.utils.package_utils": mmengine_packages.repair,
     "mmcv.image.photometric": mmcv_photometric.repair,
     "mmdet.datasets.api_wrappers.coco_api": mmdet_coco.repair,
     "mmdet.visualization.palette": mmdet_palette.repair,
     "mmseg.datasets.basesegdataset": mmseg_metainfo.repair,
+    "mmseg.visualization.local_visualizer": mmseg_visualizer.repair,
     **dict.fromkeys(
         (
             "mmdet.evaluation.functional.ytviseval",

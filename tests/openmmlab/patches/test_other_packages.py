@@ -6,6 +6,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 
 import convnext_backbone  # noqa: F401 - applies the repairs
 
@@ -98,3 +99,35 @@ def test_a_float_image_for_pillow_is_the_error_that_mmcv_means():
 
     with pytest.raises(AssertionError, match="uint8"):
         adjust_hue(np.zeros((2, 2, 3), np.float32), 0.1, backend="pillow")
+
+
+def test_mmseg_draws_on_pictures_of_any_memory_layout():
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+    from mmseg.visualization import SegLocalVisualizer
+
+    planes = np.random.default_rng(0).integers(0, 255, (3, 48, 64), dtype=np.uint8)
+    picture = planes.transpose(1, 2, 0)  # as mmseg's browse_dataset has it
+    assert not picture.flags.c_contiguous
+    labels = torch.arange(48 * 64).reshape(1, 48, 64) // 1600
+    sample = SegDataSample(gt_sem_seg=PixelData(data=labels))
+    drawn = []
+    for layout in (picture, np.ascontiguousarray(picture)):
+        visualizer = SegLocalVisualizer()
+        visualizer.dataset_meta = {"classes": ("a", "b"), "palette": [[255, 0, 0], [0, 255, 0]]}
+        visualizer.add_datasample("", layout, sample)
+        drawn.append(visualizer.get_image())
+    np.testing.assert_array_equal(*drawn)
+    assert (drawn[0] != picture).any()
+
+
+def test_operations_are_counted_for_an_input_and_its_shape():
+    from mmengine.analysis import get_model_complexity_info
+
+    layer, image = torch.nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 8, 8)
+    quiet = {"show_table": False, "show_arch": False}
+    assert get_model_complexity_info(layer, (3, 8, 8), inputs=image, **quiet)["flops"] == (
+        4 * 6 * 6 * 3 * 3 * 3  # outputs times the size of the kernel
+    )
+    with pytest.raises(ValueError, match="cannot be both set"):
+        get_model_complexity_info(layer, (3, 9, 9), inputs=image, **quiet)
