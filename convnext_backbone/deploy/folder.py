@@ -53,7 +53,14 @@ TARGETS = ("onnx", "openvino")
 PRECISIONS = {
     "float32": Tolerance(),
     "float16": Tolerance(
-        boxes=2.0, scores=2e-2, masks=5e-2, overlaps=5e-2, labels=1e-2, logits=2e-2, margin=1e-3
+        boxes=2.0,
+        scores=2e-2,
+        masks=5e-2,
+        overlaps=5e-2,
+        ties=0.1,
+        labels=1e-2,
+        logits=2e-2,
+        margin=1e-3,
     ),
     "int8": Tolerance(boxes=8.0, scores=0.1, refuse=False),
 }

@@ -88,6 +88,23 @@ def test_a_tie_is_counted_and_not_refused(box, score, label):
     assert (report.compared, report.ties) == (3, 1)
 
 
+def full(last, score):
+    """Four boxes, as many as are kept, the last of them given."""
+    return expected(
+        boxes=torch.cat([BOXES, torch.tensor([last])]),
+        scores=torch.cat([SCORES, torch.tensor([score])]),
+        labels=torch.cat([LABELS, torch.tensor([2])]),
+    )
+
+
+def test_two_boxes_of_one_score_may_change_places_at_the_end_of_a_full_list():
+    first, second = [70.0, 70, 80, 80], [5.0, 50, 15, 60]
+    report = check(padded(full(first, 0.2)), full(second, 0.20001))
+    assert (report.compared, report.ties) == (3, 2)
+    with pytest.raises(DisagreementError, match="only the trained model has"):
+        check(padded(full(first, 0.2)), full(second, 0.21))
+
+
 def test_wrong_padding_is_refused():
     ours = padded(expected())
     ours["scores"][0, 3] = 0.5

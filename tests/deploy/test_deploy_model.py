@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -359,6 +360,36 @@ def test_size_batch_and_dtype_are_fixed_on_request(linear, photographs, tmp_path
     assert given.type == {"float32": "tensor(float)", "uint8": "tensor(uint8)"}[dtype]
     assert done.description["input"]["size"] == [256, 320]
     assert done.description["check"]["shapes"] == [[3, 256, 320]]
+
+
+def test_a_segmentor_of_one_channel_is_compared_by_its_probabilities(photographs, tmp_path):
+    name = "linear/linear_dinov3-convnext-t_8xb2-40k_ade20k-512x512.py"
+    binary = {"num_classes": 2, "out_channels": 1, "threshold": 0.4}
+    binary["loss_decode"] = {"use_sigmoid": True}
+    options = {f"model.decode_head.{key}": value for key, value in binary.items()}
+    files = write_model(tmp_path, name, {**FAMILIES[name], **options})
+    fixed = {"size": (96, 128), "batch": 1}
+    options = {"model.test_cfg.mode": "whole"}
+    done = deploy_model(*files, tmp_path / "out", images=photographs, options=options, **fixed)
+    check = done.description["check"]
+    assert check["compared_classes"] == 2
+    assert check["largest_difference"].keys() == {"logits", "label_map"}
+    assert check["largest_difference"]["logits"] < 1e-4
+
+
+def test_a_detector_in_float16_keeps_its_boxes(photographs, tmp_path):
+    name = "retinanet/retinanet_convnextv2-atto_fpn_8xb2-amp-ms-crop-3x_coco.py"
+    files = write_model(tmp_path, name, FAMILIES[name])
+    fixed = {"size": (128, 160), "batch": 2, "precision": "float16"}
+    done = deploy_model(*files, tmp_path / "out", images=photographs, **fixed)
+    check = done.description["check"]
+    assert check["compared_boxes"] >= 2 * 20
+    assert check["ties"] <= 4
+    weights = onnx.load(tmp_path / "out" / "model.onnx").graph.initializer
+    half = {w.name for w in weights if w.data_type == onnx.TensorProto.FLOAT16}
+    assert any(name.startswith("features.backbone.") for name in half)
+    assert not any(name.startswith("heads.") for name in half)
+    assert 0 < check["largest_difference"]["scores"] < 2e-2
 
 
 @pytest.mark.parametrize("spoil", [torch.nn.init.normal_, lambda weight: weight.mul_(1.1)])
