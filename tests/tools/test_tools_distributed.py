@@ -148,6 +148,8 @@ def test_the_shipped_sharded_config_steps_on_the_cpu_as_one_process_does(sharded
     halves = (*options, "train_dataloader.batch_size=2")
     double = run_script("dist_train.sh", sharded, 2, "--work-dir", "two", *halves, cwd=tmp_path)
     assert double.returncode == 0, double.stderr
+    assert "System environment" not in double.stdout
+    assert "Iter(train) [1/2]" in double.stdout
     assert double.stdout.count("2 processes on the CPU, over gloo") == 1
     text = f"_base_ = ['{sharded}']\nrunner_type = 'Runner'\noptim_wrapper = dict(use_fsdp=False)\n"
     whole = write_config(tmp_path / "whole.py", text)
