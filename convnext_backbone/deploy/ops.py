@@ -34,7 +34,15 @@ def _(boxes: Tensor, scores: Tensor, iou_threshold: float, max_kept: int) -> Ten
     return torch.empty_like(scores, dtype=torch.bool)
 
 
-@torch.library.custom_op("convnext_backbone::roi_align_levels", mutates_args=())
+@torch.library.custom_op(
+    "convnext_backbone::roi_align_levels",
+    mutates_args=(),
+    # torch 2.6 cannot read it from the annotations.
+    schema=(
+        "(Tensor[] features, Tensor boxes, Tensor images, Tensor levels, float[] scales, int[] size, "
+        "int sampling_ratio, bool aligned) -> Tensor"
+    ),
+)
 def roi_align_levels(
     features: Sequence[Tensor],
     boxes: Tensor,
