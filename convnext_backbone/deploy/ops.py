@@ -39,8 +39,8 @@ def _(boxes: Tensor, scores: Tensor, iou_threshold: float, max_kept: int) -> Ten
     mutates_args=(),
     # torch 2.6 cannot read it from the annotations.
     schema=(
-        "(Tensor[] features, Tensor boxes, Tensor images, Tensor levels, float[] scales, int[] size, "
-        "int sampling_ratio, bool aligned) -> Tensor"
+        "(Tensor[] features, Tensor boxes, Tensor images, Tensor levels, float[] scales, "
+        "int[] size, int sampling_ratio, bool aligned) -> Tensor"
     ),
 )
 def roi_align_levels(
