@@ -7,6 +7,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # `backbone_config` has an error of its own where mmengine is missing
     from mmengine.config import ConfigDict
 
+# Heads that have classes of their own: objects and background, borders, stuff beside things, words.
+_OTHER_CLASSES = (
+    "RPNHead",
+    "STDCHead",
+    "FusedSemanticHead",
+    "SCNetSemanticHead",
+    "GroundingDINOHead",
+)
+
 
 def iter_dicts(value: Any) -> Iterator["ConfigDict"]:
     """Yield every dict inside `value`, itself included, outer ones first."""
@@ -27,9 +36,10 @@ def iter_named_dicts(value: Any, where: str) -> Iterator[tuple["ConfigDict", str
 
 def iter_heads(model: Mapping[str, Any]) -> Iterator[tuple["ConfigDict", str]]:
     """Yield every part of a model that predicts the classes of the data, with its name."""
-    # --tta wraps the model of the config. An RPN separates objects from background only.
+    # --tta wraps the model of the config.
     for part, where in iter_named_dicts(model.get("module", model), "model"):
-        if "num_classes" in part and part.get("type") != "RPNHead":
+        type_ = str(part.get("type")).rpartition(".")[2]
+        if "num_classes" in part and type_ not in _OTHER_CLASSES and "rpn_head" not in where:
             yield part, where
 
 

@@ -11,7 +11,7 @@ from mmengine.registry import DATASETS, DefaultScope
 
 from ..config_walk import is_remote, join_root
 from .coco import count_trained_images, read_coco
-from .errors import BUILD_ERRORS, UsageError
+from .errors import CONFIG_ERRORS, UsageError
 
 # The defaults of mmsegmentation's `BaseSegDataset`.
 _LABEL_MAP_DEFAULTS: Mapping[str, Any] = {
@@ -65,7 +65,7 @@ def _complete(dataset: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Return the settings of a data set after its constructor, which reads no file of it."""
     try:
         built = DATASETS.build({**dataset, "pipeline": [], "lazy_init": True})
-    except BUILD_ERRORS:
+    except CONFIG_ERRORS:  # a constructor of the user's may raise anything
         return None  # the run's own error names the argument
     own = {name: getattr(built, name) for name in _SETTINGS if hasattr(built, name)}
     return {**dataset, **own, "data_root": ""}  # its paths are joined

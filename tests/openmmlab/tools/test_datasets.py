@@ -1,6 +1,8 @@
 """Data sets of the user's own classes are checked where they read as their base does."""
 # ruff: noqa: E402 - imports follow the check that OpenMMLab is there
 
+from importlib.util import find_spec
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -14,11 +16,16 @@ pytestmark = pytest.mark.openmmlab
 
 from mmdet.datasets import CocoDataset
 from mmdet.registry import DATASETS as DETECTION_SETS
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from mmseg.datasets import ADE20KDataset, BaseSegDataset
 from mmseg.registry import DATASETS as SEGMENTATION_SETS
 
+from convnext_backbone.openmmlab.config_walk import iter_heads
+from convnext_backbone.openmmlab.tools.coco_checks import check_num_classes
 from convnext_backbone.openmmlab.tools.data_checks import check_data_contents
-from convnext_backbone.openmmlab.tools.datasets import count_training_images
+from convnext_backbone.openmmlab.tools.data_report import DataReport
+from convnext_backbone.openmmlab.tools.datasets import class_names, count_training_images
 from convnext_backbone.openmmlab.tools.errors import UsageError
 
 from .test_data_checks import (
@@ -132,3 +139,25 @@ def test_a_method_of_its_own_makes_a_coco_set_unknown(tmp_path):
     cfg = detection(OwnReader, tmp_path, coco(annotations=[]))
     assert check_data_contents(cfg, ("train",)).summaries == []
     assert count_training_images(cfg) is None
+
+
+@pytest.mark.parametrize(
+    ("package", "name"),
+    [
+        ("mmdet", "htc/htc_r50_fpn_1x_coco.py"),
+        ("mmdet", "scnet/scnet_r50_fpn_1x_coco.py"),
+        ("mmseg", "stdc/stdc1_4xb12-80k_cityscapes-512x1024.py"),
+    ],
+)
+def test_heads_of_other_classes_than_the_datas_are_not_compared_with_it(package, name):
+    folder = Path(find_spec(package).origin).parent / ".mim" / "configs"
+    cfg = Config.fromfile(folder / name)
+    with DefaultScope.overwrite_default_scope(package):
+        check_num_classes(DataReport(cfg), len(class_names(cfg.train_dataloader.dataset)))
+
+
+def test_heads_that_propose_or_are_asked_in_words_are_not_compared():
+    proposing, boxes = {"type": "FCOSHead", "num_classes": 1}, {"num_classes": 7}
+    words = {"type": "mmdet.GroundingDINOHead", "num_classes": 256}
+    model = {"rpn_head": proposing, "bbox_head": words, "roi_head": {"bbox_head": [boxes]}}
+    assert list(iter_heads(model)) == [(boxes, "model.roi_head.bbox_head.0")]
