@@ -26,7 +26,7 @@ PAGES = {
 }
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES)
 # Run by tests of their own: a page, the state of the machine, trained models, Ray.
-RUN_ELSEWHERE = ("--serve", "doctor", "predict", "deploy", "--engine ray")
+RUN_ELSEWHERE = ("--serve", "doctor", "predict", "deploy", "work_dirs/", "--engine ray")
 SHOWN = r"^print\(.*\)  # (.*)$"  # `print(x)  # y` prints y
 # What these blocks name is a user's, or they are parts of configs with bases of their own.
 NOT_RUN = {"install.md", "measurements.md", "deploy.md"}

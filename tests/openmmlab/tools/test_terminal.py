@@ -69,7 +69,8 @@ def test_config_and_environment_go_to_the_log_file_alone(runner, tmp_path, capsy
     model = {"type": "ConvNextBackbone", "hidden_sizes": [8], "depths": [1]}
     env_cfg = {"dist_cfg": {"backend": "gloo"}}
     cfg = {"model": model, "work_dir": str(tmp_path), "env_cfg": env_cfg, **runner}
-    built = build_runner(Config(cfg))
+    # mmengine keeps a logger by this name, which is otherwise the second in which it was made.
+    built = build_runner(Config({**cfg, "experiment_name": tmp_path.name}))
     built.logger.info("the first loss")
     printed = capsys.readouterr().out
     assert "the first loss" in printed
