@@ -5,7 +5,7 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `deploy`."""
-    from ..deploy.folder import INPUT_DTYPES, PRECISIONS, TARGETS
+    from ..deploy.folder import INPUT_DTYPES, PRECISIONS, SHORT_NAMES, TARGETS
 
     add = parser.add_argument
     add("config", metavar="CONFIG", help="the config of the training, mmdet's or mmsegmentation's")
@@ -15,7 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=int, metavar="N", help="fix the batch")
     add("--input-dtype", choices=tuple(INPUT_DTYPES), default="float32", help="of the images")
     add("--probabilities", action="store_true", help="a segmentor returns probabilities as well")
-    add("--precision", choices=tuple(PRECISIONS), default="float32", help="of backbone and neck")
+    precisions = (*PRECISIONS, *SHORT_NAMES)
+    add("--precision", choices=precisions, default="float32", help="of backbone and neck")
     add("--to", choices=TARGETS, default="onnx", help="openvino: its IR as well")
     add("--calibration", nargs="+", metavar="IMAGE", help="to quantize with, for int8")
     add("--images", nargs="+", metavar="IMAGE", help="to compare on (default: of the test set)")

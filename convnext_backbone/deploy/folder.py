@@ -64,6 +64,8 @@ PRECISIONS = {
     ),
     "int8": Tolerance(boxes=8.0, scores=0.1, refuse=False),
 }
+# As other exporters call them.
+SHORT_NAMES = {"fp32": "float32", "fp16": "float16"}
 # Height and width of the comparison: square, odd, and wide.
 _CHECK_SIZES: tuple[Size, ...] = ((256, 256), (287, 395), (320, 480))
 _CHECK_IMAGES = 4
@@ -121,8 +123,8 @@ def deploy_model(
         input_dtype: "float32", or "uint8" for images as bytes.
         probabilities: Of a segmentor, whether to return probabilities (N, C, H, W) as well. Sliding
             inference needs them and always has them.
-        precision: "float32"; "float16" for backbone and neck; "int8", of OpenVINO only, for their
-            convolutions and linear layers.
+        precision: "float32"; "float16" for backbone and neck ("fp32" and "fp16" are the same);
+            "int8", of OpenVINO only, for their convolutions and linear layers.
         to: "onnx", or "openvino" for model.xml and model.bin as well, which predict.py then runs.
         calibration: Files to quantize with, some tens of the kind that the model will see.
         images: Files to compare on; by default the first of the config's test set.
@@ -136,6 +138,7 @@ def deploy_model(
         DisagreementError: The network does not give what the model gives.
         OSError: The folder cannot be written.
     """
+    precision = SHORT_NAMES.get(precision, precision)
     check_choice("input_dtype", input_dtype, INPUT_DTYPES)
     given = Given(_read_size(size), batch, INPUT_DTYPES[input_dtype])
     if batch is not None:

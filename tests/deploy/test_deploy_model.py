@@ -409,6 +409,13 @@ def test_nothing_is_written_where_the_network_differs(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_short_names_of_precisions_are_taken(linear, tmp_path, capsys):
+    out = tmp_path / "out"
+    options = ["--out", str(out), "--no-check", "--precision", "fp16"]
+    assert cli.main(["deploy", *map(str, linear), *options]) == 0
+    assert json.loads((out / "deploy.json").read_text())["precision"] == "float16"
+
+
 def test_without_a_check_the_description_says_so(linear, tmp_path):
     done = deploy_model(*linear, tmp_path / "out", check=False)
     assert done.description["check"] == "not done"
