@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Train in several processes: dist_train.sh CONFIG GPUS [flags of train.py].
-# On several machines set NNODES, NODE_RANK, MASTER_ADDR and PORT. Without a GPU the processes
-# run on the CPU and talk over gloo.
+# Machines and ports: dist_launch.sh.
 set -euo pipefail
 
 if (( $# < 2 )); then
@@ -11,14 +10,4 @@ fi
 config=$1
 processes=$2
 
-# mmengine imports yapf, whose grammar the first import writes to the user's cache; of processes that
-# start together in an empty one, some would read half a file.
-"${PYTHON:-python}" -c "import yapf" 2>/dev/null || true
-
-exec "${PYTHON:-python}" -m torch.distributed.run \
-    --nnodes="${NNODES:-1}" \
-    --node-rank="${NODE_RANK:-0}" \
-    --master-addr="${MASTER_ADDR:-127.0.0.1}" \
-    --master-port="${PORT:-29500}" \
-    --nproc-per-node="$processes" \
-    "$(dirname "${BASH_SOURCE[0]}")/train.py" "$config" --launcher pytorch "${@:3}"
+exec "$(dirname "${BASH_SOURCE[0]}")/dist_launch.sh" "$processes" train.py "$config" "${@:3}"
