@@ -130,9 +130,7 @@ def _compare_label_maps(
     place: str,
 ) -> None:
     logits, labels, ours = expected["logits"], expected["label_map"], got["label_map"]
-    if ours.shape != labels.shape:
-        shapes = tuple(ours.shape), tuple(labels.shape)
-        raise DisagreementError(f"{place}: label_map is {shapes[0]}, it must be {shapes[1]}")
+    _check_shape("label_map", ours, labels, place)
     different = ours != labels
     scores = {"logits": logits, "probabilities": logits.softmax(0) if len(logits) > 1 else logits}
     compared = [name for name in scores if name in got]
@@ -158,9 +156,7 @@ def _compare_scores(
     report: Report, name: str, expected: Tensor, got: Tensor, tolerance: Tolerance, place: str
 ) -> None:
     """Compare logits or probabilities (C, H, W), which each pixel's class is chosen by."""
-    if got.shape != expected.shape:
-        shapes = tuple(got.shape), tuple(expected.shape)
-        raise DisagreementError(f"{place}: {name} are {shapes[0]}, they must be {shapes[1]}")
+    _check_shape(name, got, expected, place)
     largest = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
     difference = (got - expected).abs().amax(0) / largest
     report.note(name, float(difference.max()))
@@ -170,6 +166,12 @@ def _compare_scores(
             f"{place}: in {share:.2%} of the pixels {name} differ by more than "
             f"{tolerance.logits:g} of the largest, allowed are {tolerance.labels:.2%}"
         )
+
+
+def _check_shape(name: str, got: Tensor, expected: Tensor, place: str) -> None:
+    if got.shape != expected.shape:
+        shapes = tuple(got.shape), tuple(expected.shape)
+        raise DisagreementError(f"{place}: {name} has shape {shapes[0]}, it must be {shapes[1]}")
 
 
 # ------------------------------------------------------------------------------ boxes

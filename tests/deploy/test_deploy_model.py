@@ -57,6 +57,21 @@ DENSE = {
     "model.test_cfg.nms_pre": 100,
     "model.test_cfg.max_per_img": 40,
 }
+DEFORMABLE = {
+    "model.neck.in_channels": list(WIDTHS[1:]),
+    "model.num_queries": 60,
+    "model.bbox_head.num_classes": 5,
+    "model.encoder.num_layers": 1,
+    "model.decoder.num_layers": 2,
+    "model.test_cfg.max_per_img": 40,
+}
+# A segmentor's head on the last map, and its second one on the map before.
+LAST_MAP = {
+    "model.decode_head.in_channels": WIDTHS[3],
+    "model.decode_head.channels": 16,
+    "model.auxiliary_head.in_channels": WIDTHS[2],
+    "model.auxiliary_head.channels": 16,
+}
 # Shipped configs, with narrow layers in the place of their own.
 FAMILIES = {
     "retinanet/retinanet_convnextv2-atto_fpn_8xb2-amp-ms-crop-3x_coco.py": DENSE,
@@ -88,14 +103,7 @@ FAMILIES = {
         "model.neck.norm_cfg.num_groups": 4,
         "model.bbox_head.norm_cfg.num_groups": 4,
     },
-    "dino/dino-4scale_convnext-t_8xb2-12e_coco.py": {
-        "model.neck.in_channels": list(WIDTHS[1:]),
-        "model.num_queries": 60,
-        "model.bbox_head.num_classes": 5,
-        "model.encoder.num_layers": 1,
-        "model.decoder.num_layers": 2,
-        "model.test_cfg.max_per_img": 40,
-    },
+    "dino/dino-4scale_convnext-t_8xb2-12e_coco.py": DEFORMABLE,
     "upernet/upernet_convnext-t_8xb2-amp-160k_ade20k-512x512.py": {
         "model.decode_head.in_channels": list(WIDTHS),
         "model.decode_head.channels": 16,
@@ -111,12 +119,9 @@ FAMILIES = {
         "model.decode_head.channels": 16,
     },
     "deeplabv3plus/deeplabv3plus_convnext-t_8xb2-amp-160k_ade20k-512x512.py": {
-        "model.decode_head.in_channels": WIDTHS[3],
-        "model.decode_head.channels": 16,
+        **LAST_MAP,
         "model.decode_head.c1_in_channels": WIDTHS[0],
         "model.decode_head.c1_channels": 8,
-        "model.auxiliary_head.in_channels": WIDTHS[2],
-        "model.auxiliary_head.channels": 16,
     },
     "mask2former/mask2former_convnext-t_8xb2-160k_ade20k-512x512.py": {
         "model.decode_head.in_channels": list(WIDTHS),
@@ -131,21 +136,7 @@ DENSE_4 = {
     **dict.fromkeys((*DENSE_WIDTHS, "model.neck.out_channels"), 64),
     "model.test_cfg.nms.iou_threshold": 0.8,  # most boxes overlap
 }
-DILATED = {
-    "model.pretrained": None,
-    "model.decode_head.in_channels": WIDTHS[3],
-    "model.decode_head.channels": 16,
-    "model.auxiliary_head.in_channels": WIDTHS[2],
-    "model.auxiliary_head.channels": 16,
-}
-DEFORMABLE = {
-    "model.neck.in_channels": list(WIDTHS[1:]),
-    "model.num_queries": 60,
-    "model.bbox_head.num_classes": 5,
-    "model.encoder.num_layers": 1,
-    "model.decoder.num_layers": 2,
-    "model.test_cfg.max_per_img": 40,
-}
+DILATED = {"model.pretrained": None, **LAST_MAP}
 # Heads without a shipped config, with those of mmdet and mmsegmentation; variants of shipped ones.
 OTHERS = {
     "mmdet:atss/atss_r50_fpn_1x_coco.py": DENSE_4,
