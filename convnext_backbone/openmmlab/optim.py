@@ -25,20 +25,42 @@ def layer_decay_constructor(
     return ConvNextLayerDecayOptimWrapperConstructor(*args, **kwargs)
 
 
-def auto_amp_optim_wrapper(*, use_fsdp: bool = False, **kwargs: Any) -> "OptimWrapper":
+def auto_amp_optim_wrapper(
+    *, dtype: str | None = None, use_fsdp: bool = False, **kwargs: Any
+) -> "OptimWrapper":
     """Build the optimizer wrapper with the best mixed precision that this machine has.
 
     bfloat16 where the GPU computes in it; else float16 with dynamic loss scaling; on a CPU plain
-    float32. The choice goes to the log. With `use_fsdp`, float16 takes the loss scaler for
-    sharded models.
+    float32, or bfloat16 where `dtype` asks for it, which pays where the CPU has AMX. The choice
+    goes to the log.
+
+    Args:
+        dtype: "bfloat16" or "float16" instead of the machine's best.
+        use_fsdp: float16 takes the loss scaler for sharded models.
+        **kwargs: Of mmengine's `OptimWrapper`.
+
+    Raises:
+        ValueError: An unknown `dtype`, or float16 on a CPU.
     """
     from mmengine.logging import print_log
     from mmengine.optim import AmpOptimWrapper, OptimWrapper
 
-    if not torch.cuda.is_available():
-        print_log("No GPU: training in float32, without mixed precision.", logger="current")
-        return OptimWrapper(**kwargs)
-    dtype = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    from .cpu_amp import CpuAmpOptimWrapper
+
+    gpu = torch.cuda.is_available()
+    known = tuple(_LOSS_SCALE) if gpu else ("bfloat16",)
+    if dtype is not None and dtype not in known:
+        machine = "a GPU" if gpu else "a CPU"
+        raise ValueError(f"optim_wrapper.dtype: on {machine} one of {known}, got {dtype!r}")
+    if not gpu:
+        if dtype is None:
+            print_log("No GPU: training in float32, without mixed precision.", logger="current")
+            return OptimWrapper(**kwargs)
+        print_log("No GPU: mixed precision in bfloat16 on the CPU.", logger="current")
+        return CpuAmpOptimWrapper(**kwargs)
+    if dtype is None:
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        dtype = "bfloat16" if native else "float16"
     print_log(f"Mixed precision in {dtype}.", logger="current")
     return AmpOptimWrapper(dtype=dtype, loss_scale=_LOSS_SCALE[dtype], use_fsdp=use_fsdp, **kwargs)
 
