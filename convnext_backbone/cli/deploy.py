@@ -5,7 +5,8 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `deploy`."""
-    from ..deploy.folder import INPUT_DTYPES, PRECISIONS, SHORT_NAMES, TARGETS
+    from ..deploy.folder import INPUT_DTYPES, PRECISIONS, TARGETS
+    from ..deploy.onnx_file import SHORT_NAMES
 
     add = parser.add_argument
     add("config", metavar="CONFIG", help="the config of the training, mmdet's or mmsegmentation's")

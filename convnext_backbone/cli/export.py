@@ -8,6 +8,7 @@ from .arguments import WEIGHTS_HELP, add_limit_arguments
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `export`."""
     from ..deploy.graph_export import EXPORTERS, PRECISIONS
+    from ..deploy.onnx_file import SHORT_NAMES
 
     add = parser.add_argument
     add("weights", metavar="W", help=WEIGHTS_HELP)
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--logits", action="store_true", help="export the classifier; its output is `logits`")
     add("--opset", type=int, help="of ONNX, 18 to 23 (default: 18)")
-    add("--precision", choices=tuple(PRECISIONS), help="of ONNX (default: float32)")
+    add("--precision", choices=(*PRECISIONS, *SHORT_NAMES), help="of ONNX (default: float32)")
     add_limit_arguments(parser)
 
 

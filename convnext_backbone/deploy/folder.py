@@ -34,7 +34,7 @@ from .boxes import Limits, Size
 from .check import Report, Run, Tolerance, compare, load_images
 from .detector import Detector
 from .inputs import pad_for_neck
-from .onnx_file import DEFAULT_OPSET, read_before, require_onnx, write_onnx
+from .onnx_file import DEFAULT_OPSET, SHORT_NAMES, read_before, require_onnx, write_onnx
 from .openvino_file import MODEL as OPENVINO_MODEL
 from .openvino_file import calibration_inputs, require_openvino, write_openvino
 from .ops import onnx_translations
@@ -64,8 +64,6 @@ PRECISIONS = {
     ),
     "int8": Tolerance(boxes=8.0, scores=0.1, refuse=False),
 }
-# As other exporters call them.
-SHORT_NAMES = {"fp32": "float32", "fp16": "float16"}
 # Height and width of the comparison: square, odd, and wide.
 _CHECK_SIZES: tuple[Size, ...] = ((256, 256), (287, 395), (320, 480))
 _CHECK_IMAGES = 4

@@ -24,7 +24,7 @@ from ..models.backbone import ConvNextBackbone
 from ..models.classifier import ConvNextForImageClassification, ConvNextModel
 from ..utils.checks import check_choice
 from ..utils.files import errors_naming
-from .onnx_file import DEFAULT_OPSET, check_opset, require_onnx, write_onnx
+from .onnx_file import DEFAULT_OPSET, SHORT_NAMES, check_opset, require_onnx, write_onnx
 
 INPUT = "pixel_values"
 _Network = ConvNextBackbone | ConvNextModel | ConvNextForImageClassification
@@ -86,7 +86,8 @@ def export_onnx(
         model: A `ConvNextBackbone`, `ConvNextModel` or `ConvNextForImageClassification`.
         path: The file to write; it appears only when the comparison held.
         opset: The version of ONNX's operators, 18 to 23.
-        precision: "float32", or "float16" for weights and values in half precision.
+        precision: "float32", or "float16" for weights and values in half precision
+            ("fp32" and "fp16" are the same).
 
     Returns:
         What was written. fp32 is held to 1e-4 of the largest value of each output.
@@ -99,6 +100,7 @@ def export_onnx(
         OSError: The file cannot be written.
     """
     check_opset(opset)
+    precision = SHORT_NAMES.get(precision, precision)
     check_choice("precision", precision, PRECISIONS)
     require_onnx()
     network = _TupleNetwork(model, PRECISIONS[precision])

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 DEFAULT_OPSET = 18
 OPSETS = range(18, 24)  # what torch's exporter writes, and LayerNormalization (17) with it
+# Of precisions, as other exporters call them.
+SHORT_NAMES = {"fp32": "float32", "fp16": "float16"}
 
 
 def check_opset(opset: int) -> None:
