@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import EpochBasedTrainLoop, Runner, find_latest_checkpoint
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ...models.trunk import ConvNextTrunk
 from ...utils.checks import shorten_list
@@ -95,6 +96,11 @@ def initial_reports(model: nn.Module) -> Iterator[tuple[str, LoadReport]]:
             yield name or type(module).__name__, module.load_report
 
 
+def images_per_step(loader: DataLoader[Any]) -> int | None:
+    """Return the batch size; with a batch sampler, as mmdet's, only that may know it."""
+    return loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
+
+
 def summarise(runner: Runner, cfg: Config, loaded: LoadReport | None) -> Iterator[tuple[str, str]]:
     """Yield what a training is about to do, as names and values of one line each."""
     model = unwrap_model(runner.model)
@@ -110,10 +116,9 @@ def summarise(runner: Runner, cfg: Config, loaded: LoadReport | None) -> Iterato
     yield "weights", sources or "newly initialized: neither init_cfg nor load_from names any"
     loader = runner.train_dataloader
     processes = f" in each of {get_world_size()} processes" if get_world_size() > 1 else ""
-    yield (
-        "train",
-        f"{len(loader.dataset)} images, {loader.batch_size} a step{processes}, {len(loader)} steps",
-    )
+    batch = images_per_step(loader)
+    step = f", {batch} a step{processes}" if batch else ""
+    yield "train", f"{len(loader.dataset)} images{step}, {len(loader)} steps"
     if runner.val_loop is not None:
         yield "val", f"{len(runner.val_dataloader.dataset)} images"
     classes = (getattr(loader.dataset, "metainfo", None) or {}).get("classes")

@@ -9,11 +9,14 @@ pytestmark = pytest.mark.openmmlab
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
 
+import convnext_backbone  # noqa: F401  # isort: skip  (serves mmcv._ext)
+from mmdet.datasets.samplers import AspectRatioBatchSampler
 from mmengine.config import Config
+from torch.utils.data import DataLoader, SequentialSampler
 
 from convnext_backbone.openmmlab.tools import launch
 from convnext_backbone.openmmlab.tools.errors import UsageError
-from convnext_backbone.openmmlab.tools.run_hook import RunHook
+from convnext_backbone.openmmlab.tools.run_hook import RunHook, images_per_step
 
 
 def fail(error, *, begun):
@@ -50,3 +53,11 @@ def test_warnings_do_not_hide_a_mistake(recwarn):
     with pytest.raises(UsageError, match="the mistake"):
         warn(then_fail=True)
     assert list(recwarn) == []
+
+
+def test_the_batch_size_is_found_whoever_makes_the_batches():
+    images = list(range(8))
+    batches = AspectRatioBatchSampler(SequentialSampler(images), batch_size=3)
+    assert images_per_step(DataLoader(images, batch_size=3)) == 3
+    assert images_per_step(DataLoader(images, batch_sampler=batches)) == 3
+    assert images_per_step(DataLoader(images, batch_sampler=[[0, 1], [2]])) is None
