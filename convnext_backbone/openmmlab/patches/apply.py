@@ -16,7 +16,9 @@ from ...utils.post_import import after_import
 from . import (
     mmcv_photometric,
     mmdet_coco,
+    mmdet_masks,
     mmdet_palette,
+    mmdet_ssd,
     mmengine_complexity,
     mmengine_loaders,
     mmengine_packages,
@@ -31,6 +33,8 @@ REPAIRS: Mapping[str, Callable[[ModuleType], None]] = {
     "mmengine.utils.package_utils": mmengine_packages.repair,
     "mmcv.image.photometric": mmcv_photometric.repair,
     "mmdet.datasets.api_wrappers.coco_api": mmdet_coco.repair,
+    "mmdet.models.dense_heads.ssd_head": mmdet_ssd.repair,
+    "mmdet.models.roi_heads.mask_heads.fcn_mask_head": mmdet_masks.repair,
     "mmdet.visualization.palette": mmdet_palette.repair,
     "mmseg.datasets.basesegdataset": mmseg_metainfo.repair,
     "mmseg.visualization.local_visualizer": mmseg_visualizer.repair,

@@ -131,3 +131,47 @@ def test_operations_are_counted_for_an_input_and_its_shape():
     )
     with pytest.raises(ValueError, match="cannot be both set"):
         get_model_complexity_info(layer, (3, 9, 9), inputs=image, **quiet)
+
+
+def test_ssd_predicts():
+    from mmdet.models.dense_heads import SSDHead
+    from mmengine.config import ConfigDict
+
+    torch.manual_seed(0)
+    head = SSDHead(
+        num_classes=2,
+        in_channels=[4],
+        anchor_generator=ConfigDict(
+            type="SSDAnchorGenerator", scale_major=False, input_size=64, strides=[16],
+            ratios=[[2]], min_sizes=[16], max_sizes=[32],
+        ),
+        test_cfg=ConfigDict(
+            nms_pre=100, nms=ConfigDict(type="nms", iou_threshold=0.5), min_bbox_size=0,
+            score_thr=0.0, max_per_img=5,
+        ),
+    )  # fmt: skip
+    meta = {"img_shape": (64, 64), "scale_factor": (1.0, 1.0)}
+    with torch.no_grad():
+        maps = head([torch.randn(1, 4, 4, 4)])
+    (found,) = head.predict_by_feat(*maps, batch_img_metas=[meta])
+    scores = maps[0][0][0].view(4, 3, 4, 4).softmax(1)[:, :2]  # the third is the background's
+    assert len(found) == 5
+    assert float(found.scores[0]) == pytest.approx(float(scores.max()))
+
+
+@pytest.mark.parametrize(
+    "box",
+    [[-30, 2, -20, 9], [2, -30, 9, -20], [40, 2, 50, 9], [2, 40, 9, 50], [-3, 4, 5, 40],
+     [2, 3, 9, 11], [-1.5, 2, -0.5, 9], [20.5, 2, 24, 9]],
+)  # fmt: skip
+def test_masks_of_boxes_outside_of_the_image_are_empty_on_the_cpu_as_on_a_gpu(box):
+    from mmdet.models.roi_heads.mask_heads import fcn_mask_head
+
+    height, width = 16, 20
+    masks, boxes = torch.ones(1, 1, 28, 28), torch.tensor([box], dtype=torch.float32)
+    paste = fcn_mask_head._do_paste_mask
+    whole, _ = paste(masks, boxes, height, width, skip_empty=False)  # as on a GPU
+    part, place = paste(masks, boxes, height, width, skip_empty=True)
+    pasted = torch.zeros(1, height, width)
+    pasted[(slice(None), *place)] = part
+    torch.testing.assert_close(pasted, whole)
