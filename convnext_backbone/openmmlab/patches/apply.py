@@ -22,6 +22,7 @@ from . import (
     mmengine_complexity,
     mmengine_loaders,
     mmengine_packages,
+    mmseg_class_weights,
     mmseg_metainfo,
     mmseg_visualizer,
     numpy_names,
@@ -37,6 +38,7 @@ REPAIRS: Mapping[str, Callable[[ModuleType], None]] = {
     "mmdet.models.roi_heads.mask_heads.fcn_mask_head": mmdet_masks.repair,
     "mmdet.visualization.palette": mmdet_palette.repair,
     "mmseg.datasets.basesegdataset": mmseg_metainfo.repair,
+    "mmseg.models.losses.cross_entropy_loss": mmseg_class_weights.repair,
     "mmseg.visualization.local_visualizer": mmseg_visualizer.repair,
     **dict.fromkeys(
         (

@@ -83,8 +83,6 @@ def _check_contents(
         report.warn(f"{where}: {len(void)} label maps are void throughout, such as {void[0]!r}")
     per_class = values.per_class(counts)
     num_void = counts.sum() - per_class.sum()
-    if report.split == "train" and num_void:
-        _check_class_weights(report)
     read = f", {len(sample):,} of them read" if others else ""
     (common, _), *_ = sizes.most_common(1)
     lines = [
@@ -136,11 +134,18 @@ def _check_classes(classes: Sequence[str], where: str, report: DataReport) -> No
     twice = [name for name, number in Counter(classes).items() if number > 1]
     if twice:
         raise UsageError(f"{option} names {twice[0]!r} twice")
-    for _, place in _softmax_losses(report) if len(classes) == 1 else ():
-        raise UsageError(
-            f"{option} has one class, for which the softmax of {place} is 1 and its loss 0, "
-            f"whatever the image: name the background too, or set {place}.use_sigmoid=True"
-        )
+    for loss, place in _softmax_losses(report):
+        if len(classes) == 1:
+            raise UsageError(
+                f"{option} has one class, for which the softmax of {place} is 1 and its loss 0, "
+                f"whatever the image: name the background too, or set {place}.use_sigmoid=True"
+            )
+        weights = loss.get("class_weight")
+        if isinstance(weights, list | tuple) and len(weights) != len(classes):
+            raise UsageError(
+                f"{place}.class_weight has {len(weights)} weights, but {option} has "
+                f"{len(classes)} classes"
+            )
 
 
 def _softmax_losses(report: DataReport) -> Iterator[tuple[Mapping[str, Any], str]]:
@@ -149,20 +154,6 @@ def _softmax_losses(report: DataReport) -> Iterator[tuple[Mapping[str, Any], str
         for loss, place in iter_named_dicts(head.get("loss_decode"), f"{where}.loss_decode"):
             if loss.get("type") == "CrossEntropyLoss" and not loss.get("use_sigmoid"):
                 yield loss, place
-
-
-def _check_class_weights(report: DataReport) -> None:
-    """Refuse class weights where there is void.
-
-    mmsegmentation 1.2.2 looks up the weight of each pixel's label, of void's 255 too, and stops
-    with an IndexError in the first iteration.
-    """
-    for loss, place in _softmax_losses(report):
-        if isinstance(loss.get("class_weight"), Sequence):
-            raise UsageError(
-                f"{place}.class_weight: mmsegmentation has no weight for the void pixels of the "
-                f"label maps; set {place}.class_weight=None"
-            )
 
 
 def _read_labels(path: str) -> np.ndarray:

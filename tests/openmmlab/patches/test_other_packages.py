@@ -175,3 +175,19 @@ def test_masks_of_boxes_outside_of_the_image_are_empty_on_the_cpu_as_on_a_gpu(bo
     pasted = torch.zeros(1, height, width)
     pasted[(slice(None), *place)] = part
     torch.testing.assert_close(pasted, whole)
+
+
+@pytest.mark.parametrize("avg_non_ignore", [False, True])
+def test_weights_of_classes_stand_beside_void_pixels_as_in_torch(avg_non_ignore):
+    from mmseg.models.losses import CrossEntropyLoss
+
+    torch.manual_seed(0)
+    weights = [0.5, 2.0, 1.0]
+    loss = CrossEntropyLoss(class_weight=weights, avg_non_ignore=avg_non_ignore)
+    scores, labels = torch.randn(2, 3, 4, 5), torch.randint(0, 3, (2, 4, 5))
+    for void in (0, 4, 40):  # pixels
+        labels.view(-1)[:void] = 255
+        expected = torch.nn.functional.cross_entropy(
+            scores, labels, torch.tensor(weights), ignore_index=255, reduction="sum"
+        ) / max(sum(weights[label] for label in labels.view(-1)[void:]), 1e-7)
+        torch.testing.assert_close(loss(scores, labels, ignore_index=255), expected)

@@ -409,14 +409,12 @@ def test_one_class_is_enough_where_no_softmax_is_over_it(tmp_path):
     checked(typed(SEGMENTOR, data, **sigmoid), "train")
 
 
-def test_class_weights_beside_void_pixels_are_refused(tmp_path):
+def test_class_weights_stand_beside_void_pixels_and_one_is_needed_for_each_class(tmp_path):
     data = write_segmentation(tmp_path)
-    weights = {"model.decode_head.loss_decode.class_weight": [1.0, 2.0]}
-    with pytest.raises(UsageError, match=r"loss_decode\.class_weight=None"):
-        checked(typed(SEGMENTOR, data, **weights), "train")
-    for split in ("train", "val"):
-        write_maps(tmp_path, split, [1, 2], [2, 1])
-    checked(typed(SEGMENTOR, data, **weights), "train")
+    option = "model.decode_head.loss_decode.class_weight"
+    checked(typed(SEGMENTOR, data, **{option: [1.0, 2.0]}), "train")
+    with pytest.raises(UsageError, match=rf"{option} has 3 weights, but .*classes has 2 classes"):
+        checked(typed(SEGMENTOR, data, **{option: [1.0, 2.0, 3.0]}), "train")
 
 
 def test_a_label_map_of_another_size_is_named(tmp_path):
