@@ -1,7 +1,7 @@
-"""mmdet's pasting of masks on the CPU, for boxes that lie outside of their image.
+"""mmdet's pasting of masks on the CPU, for boxes that cover no part of their image.
 
-mmdet 3.3.0 pastes into the part of the image that a box covers, and for a box that covers none
-asks torch for a range that ends before it begins. Heads that do not clip their boxes, as
+mmdet 3.3.0 pastes into the part of the image that a box covers, and for a box outside of it, or one
+that ends before it begins, asks torch for a range that does. Heads that do not clip their boxes, as
 QueryInst's, yield such. Goes when that range is empty instead.
 """
 
@@ -20,15 +20,15 @@ def repair(fcn_mask_head: ModuleType) -> None:
     def _do_paste_mask(
         masks: Tensor, boxes: Tensor, img_h: int, img_w: int, skip_empty: bool = True
     ) -> tuple[Tensor, Any]:
-        if skip_empty and _are_outside(boxes, img_h, img_w):
+        if skip_empty and _cover_nothing(boxes, img_h, img_w):
             return masks.new_zeros(len(masks), 0, 0), (slice(0, 0), slice(0, 0))
         return original(masks, boxes, img_h, img_w, skip_empty)
 
     replace_function(original, _do_paste_mask)
 
 
-def _are_outside(boxes: Tensor, height: int, width: int) -> bool:
-    """Return whether what mmdet would paste into, a pixel beyond all boxes, leaves the image."""
-    left, top = (boxes[:, :2].min(dim=0).values.floor() - 1).tolist()
+def _cover_nothing(boxes: Tensor, height: int, width: int) -> bool:
+    """Return whether the part that mmdet pastes into, a pixel more than the boxes, is empty."""
+    left, top = (boxes[:, :2].min(dim=0).values.floor() - 1).clamp(min=0).tolist()
     right, bottom = (boxes[:, 2:].max(dim=0).values.ceil() + 1).tolist()
-    return left > width or top > height or right < 0 or bottom < 0
+    return left >= min(right, width) or top >= min(bottom, height)

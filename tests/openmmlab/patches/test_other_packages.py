@@ -162,7 +162,7 @@ def test_ssd_predicts():
 @pytest.mark.parametrize(
     "box",
     [[-30, 2, -20, 9], [2, -30, 9, -20], [40, 2, 50, 9], [2, 40, 9, 50], [-3, 4, 5, 40],
-     [2, 3, 9, 11], [-1.5, 2, -0.5, 9], [20.5, 2, 24, 9]],
+     [2, 3, 9, 11], [21, 2, 25, 9], [-1.5, 2, -0.5, 9], [20.5, 2, 24, 9]],
 )  # fmt: skip
 def test_masks_of_boxes_outside_of_the_image_are_empty_on_the_cpu_as_on_a_gpu(box):
     from mmdet.models.roi_heads.mask_heads import fcn_mask_head
@@ -175,6 +175,15 @@ def test_masks_of_boxes_outside_of_the_image_are_empty_on_the_cpu_as_on_a_gpu(bo
     pasted = torch.zeros(1, height, width)
     pasted[(slice(None), *place)] = part
     torch.testing.assert_close(pasted, whole)
+
+
+@pytest.mark.parametrize("box", [[9, 2, 3, 9], [2, 12, 9, 3]])
+def test_boxes_that_end_before_they_begin_have_empty_masks(box):
+    from mmdet.models.roi_heads.mask_heads import fcn_mask_head
+
+    boxes = torch.tensor([box], dtype=torch.float32)
+    part, _ = fcn_mask_head._do_paste_mask(torch.ones(1, 1, 28, 28), boxes, 16, 20)
+    assert part.numel() == 0
 
 
 @pytest.mark.parametrize("avg_non_ignore", [False, True])
