@@ -104,7 +104,7 @@ def test_surface_is_this(command):
         ("extract", "engine", tuple(ENGINES)),
         ("visualize", "method", tuple(METHODS)),
         ("export", "to", tuple(EXPORTERS)),
-        ("export", "precision", tuple(PRECISIONS)),
+        ("export", "precision", (*PRECISIONS, "fp32", "fp16")),
     ],
 )
 def test_choices_are_those_of_the_library(command, flag, choices):

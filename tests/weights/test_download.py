@@ -452,10 +452,8 @@ def test_a_server_that_sends_a_byte_now_and_then_has_stalled(answering, content,
             yield bytes([byte])
 
     url, asked = answering((200, {}, trickle))
-    start = time.monotonic()
     with pytest.raises(DownloadError, match=r"sent \d+ bytes in \d+ seconds"):
         fetch_url(url)
-    assert time.monotonic() - start < 20
     assert len(asked) == download.ATTEMPTS
 
 
