@@ -136,20 +136,22 @@ def test_operations_are_counted_for_an_input_and_its_shape():
 def test_ssd_predicts():
     from mmdet.models.dense_heads import SSDHead
     from mmengine.config import ConfigDict
+    from mmengine.registry import DefaultScope
 
     torch.manual_seed(0)
-    head = SSDHead(
-        num_classes=2,
-        in_channels=[4],
-        anchor_generator=ConfigDict(
-            type="SSDAnchorGenerator", scale_major=False, input_size=64, strides=[16],
-            ratios=[[2]], min_sizes=[16], max_sizes=[32],
-        ),
-        test_cfg=ConfigDict(
-            nms_pre=100, nms=ConfigDict(type="nms", iou_threshold=0.5), min_bbox_size=0,
-            score_thr=0.0, max_per_img=5,
-        ),
-    )  # fmt: skip
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        head = SSDHead(
+            num_classes=2,
+            in_channels=[4],
+            anchor_generator=ConfigDict(
+                type="SSDAnchorGenerator", scale_major=False, input_size=64, strides=[16],
+                ratios=[[2]], min_sizes=[16], max_sizes=[32],
+            ),
+            test_cfg=ConfigDict(
+                nms_pre=100, nms=ConfigDict(type="nms", iou_threshold=0.5), min_bbox_size=0,
+                score_thr=0.0, max_per_img=5,
+            ),
+        )  # fmt: skip
     meta = {"img_shape": (64, 64), "scale_factor": (1.0, 1.0)}
     with torch.no_grad():
         maps = head([torch.randn(1, 4, 4, 4)])
