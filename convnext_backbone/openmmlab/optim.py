@@ -52,16 +52,15 @@ def auto_amp_optim_wrapper(
     if dtype is not None and dtype not in known:
         machine = "a GPU" if gpu else "a CPU"
         raise ValueError(f"optim_wrapper.dtype: on {machine} one of {known}, got {dtype!r}")
-    if not gpu:
-        if dtype is None:
-            print_log("No GPU: training in float32, without mixed precision.", logger="current")
-            return OptimWrapper(**kwargs)
-        print_log("No GPU: mixed precision in bfloat16 on the CPU.", logger="current")
-        return CpuAmpOptimWrapper(**kwargs)
-    if dtype is None:
+    if dtype is None and gpu:
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         dtype = "bfloat16" if native else "float16"
-    print_log(f"Mixed precision in {dtype}.", logger="current")
+    if dtype is None:
+        print_log("No GPU: training in float32, without mixed precision.", logger="current")
+        return OptimWrapper(**kwargs)
+    print_log(f"Mixed precision in {dtype}{'' if gpu else ' on the CPU'}.", logger="current")
+    if not gpu:
+        return CpuAmpOptimWrapper(**kwargs)
     return AmpOptimWrapper(dtype=dtype, loss_scale=_LOSS_SCALE[dtype], use_fsdp=use_fsdp, **kwargs)
 
 

@@ -1,4 +1,5 @@
-"""Repairs of the published OpenMMLab packages for current torch, NumPy and setuptools.
+"""Repairs of the published OpenMMLab packages: for current torch, NumPy and setuptools, and of
+faults of their own that stop a training or a prediction.
 
 Each repair waits for the module that it concerns, so `apply_compat` imports nothing of OpenMMLab
 itself. No installed file is touched; where a package has repaired itself, as the onedl family has

@@ -1,4 +1,4 @@
-"""Repairs that keep evaluation and drawing of mmdet and mmseg alive on current NumPy."""
+"""Repairs of evaluation, drawing, heads and losses of mmdet, mmseg and their neighbours."""
 # ruff: noqa: E402 - imports follow the check that OpenMMLab is there
 
 import sys
