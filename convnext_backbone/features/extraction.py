@@ -134,8 +134,7 @@ def extract_features(
     }
     given = {"files": format, "shard_images": shard_images, "shard_bytes": shard_bytes}
     plan = _write_or_compare_plan(out, plan, {k: v for k, v in given.items() if v is not None})
-    for stale in out.glob(".features-*.part"):  # of a run that was killed
-        stale.unlink(missing_ok=True)
+    _remove_partial(out)  # of a run that was killed
     result, listed = ExtractionResult(), 0
     with tqdm(unit="image", disable=not progress) as bar:
 
@@ -149,12 +148,19 @@ def extract_features(
             ShardWriter(own, out, plan), shards(), bar.update, **engine_options
         ):
             result.add(report)
+    _remove_partial(out)  # of workers that were killed, whose shards others wrote
     if (out / f"{shard_name(listed)}.json").exists():
         raise ValueError(f"{out} holds features of other images (more of them): {_ANOTHER}")
     counts = {"shards": listed, "images": result.images, "failures": result.failed}
     _write_json(out / MANIFEST, {"format": FORMAT, **plan["settings"], **counts})
     result.seconds = time.perf_counter() - start
     return result
+
+
+def _remove_partial(out: Path) -> None:
+    """Remove files that a killed process had begun to write."""
+    for partial in out.glob(".features-*.part"):
+        partial.unlink(missing_ok=True)
 
 
 def _place(

@@ -57,6 +57,9 @@ def test_a_killed_worker_loses_nothing_and_adds_nothing(weights_file, image_fold
             if number == 24:  # while both workers are at work
                 killed.extend(_working(os.getpid())[:1])
                 os.kill(killed[0], signal.SIGKILL)
+                # What one leaves that is killed while it writes, which this one may not have done.
+                partial = tmp_path / "ray" / f".features-000003-00.parquet.{killed[0]}.part"
+                partial.write_bytes(b"PAR1")
             yield entry
 
     extractor = make_extractor(weights_file, device="cpu")
