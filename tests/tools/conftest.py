@@ -51,7 +51,7 @@ def segmentor(digits, tmp_path_factory):
     """The quickstart segmentor on the small set, without anything random in model and data."""
     text = f"""
         _base_ = ['{ROOT}/configs/quickstart/upernet_convnext-atto_quickstart.py']
-        norm_cfg = dict(_delete_=True, type='GN', num_groups=4)
+        norm_cfg = dict(type='SyncBN')
         # Weights are averaged over each process's own pixels, not over the batch.
         even = dict(class_weight=None)
         model = dict(

@@ -75,6 +75,12 @@ def test_two_processes_end_with_the_weights_of_one(both):
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-5)
 
 
+def test_the_dumped_config_keeps_its_batch_norm_and_builds_in_one_process(both, segmentor):
+    cfg = Config.fromfile(both[0] / "two" / segmentor.name)
+    assert cfg.model.decode_head.norm_cfg.type == "SyncBN"
+    assert build_model(cfg).decode_head.conv_seg.out_channels == 11
+
+
 def test_two_processes_see_the_whole_validation_set(both, segmentor):
     folder, single, double = both
     assert mean_iou(double.stdout) == mean_iou(single.out)

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.registry import MODELS
 
-from ..config_walk import iter_dicts
-from ..mmcv_ops.finder import mmcv_ops_provider
 from .errors import UsageError
 
 GLOO_REST = 0.2  # seconds
@@ -69,7 +68,7 @@ def prepare_processes(cfg: Config) -> None:
     timeout = datetime.timedelta(seconds=seconds) if seconds is not None else None
     torch.distributed.init_process_group("gloo", timeout=timeout)
     wrap_on_cpu(cfg)
-    synchronise_on_cpu(cfg)
+    synchronise_on_cpu()
     print_once(f"no GPU: {torch.distributed.get_world_size()} processes on the CPU, over gloo")
 
 
@@ -86,17 +85,13 @@ def wrap_on_cpu(cfg: Config) -> None:
         cfg.strategy.model_wrapper = dict(cfg.strategy.get("model_wrapper") or default, **device)
 
 
-def synchronise_on_cpu(cfg: Config) -> None:
-    """Replace torch's synchronised batch norm, which refuses the CPU, by mmcv's.
+def synchronise_on_cpu() -> None:
+    """Let `SyncBN` name a batch norm that synchronises on the CPU, which torch's refuses."""
+    import mmcv.cnn  # noqa: F401 - registers torch's, whose place this one takes
 
-    The two compute the same and name their tensors alike. mmcv's runs on the CPU by this package's
-    operations only, not by compiled ones.
-    """
-    if mmcv_ops_provider() != "torchvision":
-        return
-    for part in iter_dicts(cfg.model):
-        if part.get("type") == "SyncBN":
-            part.type = "MMSyncBN"
+    from ..cpu_sync_bn import CpuSyncBN  # torch may be built without processes
+
+    MODELS.register_module("SyncBN", module=CpuSyncBN, force=True)
 
 
 def leave_processes() -> None:

@@ -8,8 +8,11 @@ pytestmark = pytest.mark.openmmlab
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
 
+from mmcv.cnn import build_norm_layer
 from mmengine.config import Config
+from mmengine.registry import MODELS
 
+from convnext_backbone.openmmlab.cpu_sync_bn import CpuSyncBN
 from convnext_backbone.openmmlab.tools import processes as run_processes
 from convnext_backbone.openmmlab.tools.errors import UsageError
 
@@ -39,6 +42,7 @@ def joined(monkeypatch):
         monkeypatch.setenv(name, "0")
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: None)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setitem(MODELS.module_dict, "SyncBN", MODELS.get("SyncBN"))
 
 
 def prepared(**settings):
@@ -78,14 +82,13 @@ def test_the_wrapper_of_a_strategy_names_no_gpu(strategy, expected, joined):
     assert "model_wrapper_cfg" not in cfg
 
 
-def test_synchronised_batch_norm_is_the_one_that_works_without_a_gpu(joined, monkeypatch):
-    model = {"head": [{"norm_cfg": {"type": "SyncBN", "eps": 1e-3}}, {"norm_cfg": {"type": "GN"}}]}
-    monkeypatch.setattr(run_processes, "mmcv_ops_provider", lambda: "torchvision")
-    heads = prepared(model=model).model.head
-    assert heads[0].norm_cfg == {"type": "MMSyncBN", "eps": 1e-3}
-    assert heads[1].norm_cfg == {"type": "GN"}
-    monkeypatch.setattr(run_processes, "mmcv_ops_provider", lambda: "compiled")
-    assert prepared(model=model).model.head[0].norm_cfg.type == "SyncBN"
+def test_synchronised_batch_norm_is_one_that_works_without_a_gpu(joined):
+    model = {"norm_cfg": {"type": "SyncBN", "eps": 1e-3}}
+    cfg = prepared(model=model)
+    assert cfg.model == model  # what the user wrote is what the dumped config says
+    name, layer = build_norm_layer(cfg.model.norm_cfg, 4)
+    assert (name, type(layer), layer.eps) == ("bn", CpuSyncBN, 1e-3)
+    assert torch.equal(layer.weight, torch.ones(4))  # mmcv's own begins with random ones
 
 
 def test_a_group_is_left(monkeypatch):
