@@ -1,8 +1,9 @@
 """Synchronised batch norm on the CPU, where torch's refuses to work."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -25,10 +26,10 @@ class CpuSyncBN(_BatchNorm):
         axes = [0, *range(2, x.ndim)]
         shape = (-1,) + (1,) * (x.ndim - 2)
         values = x.new_full((1,), x.numel() // x.shape[1])
-        sums = all_reduce(torch.cat([x.sum(axes), values]))
+        sums = _Sum.apply(torch.cat([x.sum(axes), values]))
         count, mean = sums[-1], sums[:-1] / sums[-1]
         centred = x - mean.view(shape)
-        var = all_reduce(centred.square().sum(axes)) / count
+        var = _Sum.apply(centred.square().sum(axes)) / count
         self._track(mean.detach(), (var * count / (count - 1).clamp(min=1)).detach())
         scale = torch.rsqrt(var + self.eps)
         if not self.affine:
@@ -50,3 +51,17 @@ class CpuSyncBN(_BatchNorm):
         share = 1 / number.item() if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean.to(self.running_mean), share)
         self.running_var.lerp_(var.to(self.running_var), share)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum of a tensor over all processes, and the sum of its gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        total = own.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _Sum.apply(grad)
