@@ -18,13 +18,15 @@ _FILE_ONLY = (
     "Config:\n",
     "Hooks will be executed in the following order:",
     "paramwise_options -- ",
+    "Layer decay {",
     "Exp name: ",
     "Checkpoints will be saved to ",
     "Load checkpoint from ",
     "Loads checkpoint by ",
     "Distributed training is not used, all SyncBatchNorm (SyncBN) layers in the model will be ",
 )
-# Whole messages of mmengine, mmcv, mmdet and mmseg about their own code: no user can act on them.
+# Whole messages of mmengine, mmcv, mmdet, mmseg and torch about OpenMMLab's code and published
+# configs: no user can act on them.
 _NOT_ACTIONABLE: Sequence[str] = (
     '"FileClient" will be deprecated in future. Please use io functions in '
     "https://mmengine.readthedocs.io/en/latest/api/fileio.html#file-io",
@@ -36,6 +38,14 @@ _NOT_ACTIONABLE: Sequence[str] = (
     "Previous Implementation: Hsigmoid(x) = min(max((x + 1) / 2, 0), 1). "
     "Current Implementation: Hsigmoid(x) = min(max((x + 3) / 6, 0), 1).",
     "``build_loss`` would be deprecated soon, please use ``mmseg.registry.MODELS.build()``",
+    "The draw is False, it means that the hook for visualization will not take effect. "
+    "The results will NOT be visualized or stored.",
+    "`reduce_zero_label` will be deprecated, if you would like to ignore the zero label, please "
+    "set `reduce_zero_label=True` when dataset initialized",
+    "`broadcast_buffers` is deprecated. Use `forward_sync_buffers` instead. IMPORTANT: unlike "
+    "`broadcast_buffers=False`, `forward_sync_buffers=False` still syncs buffers at init. If you "
+    "rely on buffers NOT being synced at init (e.g. rank-local buffers), keep using "
+    "`broadcast_buffers=False` until `init_sync_buffers` is available.",
     "Warning: The bbox is out of bounds, the drawn bbox may not be in the image",
     "Warning: The polygon is out of bounds, the drawn polygon may not be in the image",
 )
@@ -45,6 +55,7 @@ _NOT_ACTIONABLE_PATTERNS = (
     r'the current "[\w ]+" registry in "\w+" is used to build instance\. This may cause unexpected '
     r'failure when running the built modules\. Please check whether "\w+" is a correct scope, or '
     r"whether the registry is initialized\.",
+    r"The prefix is not set in metric class \w+\.",
 )
 _PATTERNS = [*map(re.escape, _NOT_ACTIONABLE), *_NOT_ACTIONABLE_PATTERNS]
 _HELD_BACK = re.compile("|".join(rf"(?:{pattern})\s*\Z" for pattern in _PATTERNS))

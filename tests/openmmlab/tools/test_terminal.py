@@ -5,6 +5,7 @@ import logging
 import warnings
 
 import pytest
+import torch
 
 pytestmark = pytest.mark.openmmlab
 pytest.importorskip("mmdet")
@@ -13,6 +14,8 @@ pytest.importorskip("mmseg")
 from mmengine.config import Config
 from mmengine.fileio import FileClient
 from mmengine.logging import MMLogger
+from mmengine.model import MMDistributedDataParallel
+from mmengine.visualization import Visualizer
 
 from convnext_backbone.openmmlab.tools import terminal
 from convnext_backbone.openmmlab.tools.launch import build_runner
@@ -32,20 +35,28 @@ def test_what_a_user_follows_is_printed(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["Config:\nmodel = dict()", "paramwise_options -- a.weight:lr=0.1", "Exp name: a_1"]
+    "text",
+    [
+        "Config:\nmodel = dict()",
+        "paramwise_options -- a.weight:lr=0.1",
+        "Exp name: a_1",
+        "Layer decay {'decay_rate': 0.7}:\ngroup  lr",
+    ],
 )
 def test_what_is_for_the_file_is_not_printed(text):
     assert not is_printed(text)
 
 
-def test_mmengines_own_deprecations_are_not_printed(monkeypatch):
+def test_what_mmengine_says_of_its_own_code_is_not_printed(monkeypatch):
     # The texts are those of the installed mmengine, caught as it logs them.
     logged = []
     logger = MMLogger.get_instance("deprecations")
     monkeypatch.setattr(MMLogger, "callHandlers", lambda self, r: logged.append(r.getMessage()))
     monkeypatch.setattr(FileClient, "_instances", {}, raising=False)
     FileClient("disk")
-    assert any("FileClient" in text for text in logged)
+    pytest.importorskip("mmseg.evaluation").IoUMetric()
+    for part in ("FileClient", "prefix"):
+        assert any(part in text for text in logged)
     assert not any(is_printed(text, logging.WARNING) for text in logged)
     assert logger.handlers
 
@@ -62,6 +73,34 @@ def test_a_warning_that_nobody_can_act_on_is_held_back_and_no_other(package, opt
         warnings.warn("Default ``avg_non_ignore`` is False, and more", stacklevel=1)
     assert len(caught) == 2
     assert "and more" in str(caught[1].message)
+
+
+@pytest.fixture
+def process_group():
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_what_published_configs_and_the_runner_set_is_not_warned_about(process_group):
+    hooks = pytest.importorskip("mmseg.engine.hooks")
+    transforms = pytest.importorskip("mmseg.datasets.transforms")
+    Visualizer.get_instance("unseen")
+
+    def build():
+        hooks.SegVisualizationHook(draw=False)
+        transforms.LoadAnnotations(reduce_zero_label=True)
+        MMDistributedDataParallel(torch.nn.Linear(1, 1), broadcast_buffers=False)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        build()
+        assert len(caught) >= 2  # torch before 2.14 takes broadcast_buffers as it is
+        caught.clear()
+        terminal.hold_back_chatter()
+        build()
+    assert [str(warning.message) for warning in caught] == []
 
 
 @pytest.mark.parametrize("runner", [{}, {"runner_type": "FlexibleRunner"}])
