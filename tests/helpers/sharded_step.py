@@ -49,10 +49,9 @@ def step(model, images, rank, world_size):
     optimizer.step()
 
 
-def worker(rank, port, out):
+def worker(rank, store, out):
     torch.set_num_threads(1)
-    store = dist.TCPStore("127.0.0.1", port, 2, is_master=rank == 0)
-    dist.init_process_group("gloo", rank=rank, world_size=2, store=store)
+    dist.init_process_group("gloo", rank=rank, world_size=2, store=dist.FileStore(store, 2))
     torch.manual_seed(0)
     whole = ConvNextBackbone(**SETTINGS)
     for parameter in whole.parameters():

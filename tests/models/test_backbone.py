@@ -9,6 +9,7 @@ import timm
 import torch
 import transformers
 from helpers.peers import PEERS
+from helpers.process_group import one_process
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -407,15 +408,11 @@ def test_distributed_training_finds_gradients_with_the_strides_of_their_paramete
     use_grn, with_cp
 ):
     b = tiny(num_channels=1, use_grn=use_grn, with_cp=with_cp)
-    store = torch.distributed.HashStore()
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
+    with one_process():
         model = nn.parallel.DistributedDataParallel(b)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             sum(y.square().mean() for y in model(torch.randn(2, 1, 64, 64))).backward()
-    finally:
-        torch.distributed.destroy_process_group()
     # torch warns of the first difference in a process only, so look at all of them as well
     assert {n: p.grad.stride() for n, p in b.named_parameters()} == {
         n: p.stride() for n, p in b.named_parameters()

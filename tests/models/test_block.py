@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from helpers import reference
+from helpers.process_group import one_process
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.utils import prune
@@ -284,9 +285,7 @@ def test_a_checkpointed_stage_is_run_again_in_the_backward_pass():
 def test_stages_and_the_backbone_can_be_sharded():
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
-    store = torch.distributed.HashStore()
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
+    with one_process():
         mesh = torch.distributed.init_device_mesh("cpu", (1,))
         b, x = build(), torch.randn(1, 3, 32, 32)
         expected = [m.detach() for m in b(x)]
@@ -299,8 +298,6 @@ def test_stages_and_the_backbone_can_be_sharded():
             torch.testing.assert_close(got, e)
         sum(m.sum() for m in maps).backward()
         assert all(p.grad is not None for p in b.parameters())
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 def test_a_slice_of_a_stage_is_a_stage():

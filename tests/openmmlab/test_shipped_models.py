@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed
 
 import convnext_backbone  # noqa: F401  # isort: skip  (serves mmcv._ext)
+from helpers.process_group import one_process
+
 from convnext_backbone.openmmlab.patches.apply import apply_compat
 
 apply_compat()
@@ -88,10 +89,8 @@ def registered():
 @pytest.fixture(scope="module", autouse=True)
 def one_process_group():
     """MMSyncBN asks for a process group when it is built."""
-    store = torch.distributed.HashStore()
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
+    with one_process():
+        yield
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ pytestmark = pytest.mark.openmmlab
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
 
+from helpers.process_group import one_process
 from mmengine.config import Config
 from mmengine.fileio import FileClient
 from mmengine.logging import MMLogger
@@ -75,15 +76,7 @@ def test_a_warning_that_nobody_can_act_on_is_held_back_and_no_other(package, opt
     assert "and more" in str(caught[1].message)
 
 
-@pytest.fixture
-def process_group():
-    store = torch.distributed.HashStore()
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
-def test_what_published_configs_and_the_runner_set_is_not_warned_about(process_group):
+def test_what_published_configs_and_the_runner_set_is_not_warned_about():
     hooks = pytest.importorskip("mmseg.engine.hooks")
     transforms = pytest.importorskip("mmseg.datasets.transforms")
     Visualizer.get_instance("unseen")
@@ -91,7 +84,8 @@ def test_what_published_configs_and_the_runner_set_is_not_warned_about(process_g
     def build():
         hooks.SegVisualizationHook(draw=False)
         transforms.LoadAnnotations(reduce_zero_label=True)
-        MMDistributedDataParallel(torch.nn.Linear(1, 1), broadcast_buffers=False)
+        with one_process():
+            MMDistributedDataParallel(torch.nn.Linear(1, 1), broadcast_buffers=False)
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
