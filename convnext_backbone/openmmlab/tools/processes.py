@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import MODELS
 
+from ..cpu_sync_bn import CpuSyncBN
 from .errors import UsageError
 
 GLOO_REST = 0.2  # seconds
@@ -88,8 +89,6 @@ def wrap_on_cpu(cfg: Config) -> None:
 def synchronise_on_cpu() -> None:
     """Let `SyncBN` name a batch norm that synchronises on the CPU, which torch's refuses."""
     import mmcv.cnn  # noqa: F401 - registers torch's, whose place this one takes
-
-    from ..cpu_sync_bn import CpuSyncBN  # torch may be built without processes
 
     MODELS.register_module("SyncBN", module=CpuSyncBN, force=True)
 
