@@ -24,16 +24,19 @@ NEEDED: Mapping[str, Sequence[str]] = {
 }
 
 
-def load_config(path: str, options: Mapping[str, Any] | None, needed: Sequence[str]) -> Config:
+def load_config(
+    path: str, options: Mapping[str, Any] | None, needed: Sequence[str], launcher: str = "none"
+) -> Config:
     """Read a config, merge `--cfg-options` into it and find its scope.
 
     Args:
         path: The config file.
         options: The parsed `--cfg-options`.
         needed: Keys that it must have.
+        launcher: What started the processes of the run, which share each epoch.
 
     Returns:
-        The config with `default_scope` set.
+        The config with `default_scope` and `launcher` set.
 
     Raises:
         UsageError: The config is missing, broken, incomplete or of no known scope.
@@ -54,6 +57,7 @@ def load_config(path: str, options: Mapping[str, Any] | None, needed: Sequence[s
     if missing:
         raise UsageError(f"config {path!r} has no {missing[0]!r}")
     cfg.default_scope = find_scope(cfg, path)
+    cfg.launcher = launcher
     try:
         apply_options(cfg, options)
     except BUILD_ERRORS as error:

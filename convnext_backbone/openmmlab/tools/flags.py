@@ -32,8 +32,7 @@ DUMP_SUFFIXES = (".pkl", ".pickle")
 
 
 def set_run(cfg: Config, args: argparse.Namespace) -> None:
-    """Set where a run writes and what launched it."""
-    cfg.launcher = args.launcher
+    """Set where a run writes."""
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get("work_dir") is None:

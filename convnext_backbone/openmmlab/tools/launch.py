@@ -63,7 +63,7 @@ def _run(
     cfg = Config()
     try:
         with late_warnings():
-            cfg = load_config(args.config, args.cfg_options, NEEDED[command])
+            cfg = load_config(args.config, args.cfg_options, NEEDED[command], args.launcher)
             set_run(cfg, args)
             prepare(cfg, args)
             check_before_run(cfg, args, command)

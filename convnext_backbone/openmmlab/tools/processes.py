@@ -18,6 +18,12 @@ GLOO_REST = 0.2  # seconds
 DDP_WRAPPER: Mapping[str, Any] = {"type": "MMDistributedDataParallel", "broadcast_buffers": False}
 # The variables in which torchrun, Slurm and Open MPI give a process its rank.
 RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
+# The variables in which they give it the number of processes, by the name of the launcher.
+WORLD_SIZES: Mapping[str, str] = {
+    "pytorch": "WORLD_SIZE",
+    "slurm": "SLURM_NTASKS",
+    "mpi": "OMPI_COMM_WORLD_SIZE",
+}
 # mmengine's strategies that work without a GPU: the wrapper of a config that names none, and the
 # option that keeps any wrapper off the GPU of the process's local rank.
 STRATEGIES_ON_CPU: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
@@ -39,6 +45,11 @@ def print_once(message: str) -> None:
     """Print a line, once per distributed run."""
     if is_main_process():
         print(message, flush=True)
+
+
+def count_processes(cfg: Config) -> int:
+    """Return how many processes the run's launcher started, before mmengine has set up the run."""
+    return int(os.environ.get(WORLD_SIZES.get(cfg.get("launcher", "none"), ""), 1))
 
 
 def prepare_processes(cfg: Config) -> None:

@@ -1,7 +1,6 @@
 """How long a training is, and schedules that are relative to it."""
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,6 +8,7 @@ from mmengine.config import Config, ConfigDict
 
 from ..config_walk import iter_named_dicts
 from .errors import UsageError
+from .processes import count_processes
 from .typed import TypedOptions
 
 _WARM_UPS = ("LinearLR", "ConstantLR", "QuadraticWarmupLR")
@@ -18,9 +18,11 @@ _ODD_WARM_UP_PART = 0.2
 
 
 def iterations_per_epoch(cfg: Config, num_images: int) -> int:
-    """Return the number of iterations of one epoch, over all processes of the run."""
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    return max(1, math.ceil(num_images / (cfg.train_dataloader.batch_size * processes)))
+    """Return the number of iterations of one epoch, which the processes of the run share."""
+    loader = cfg.train_dataloader
+    share = math.ceil(num_images / count_processes(cfg))
+    rounded = math.floor if loader.get("drop_last") else math.ceil
+    return max(1, rounded(share / loader.batch_size))
 
 
 def is_by_epoch(cfg: Config) -> bool:

@@ -50,11 +50,11 @@ SMALL_SEGMENTOR = CONFIGS / "small_data/upernet_convnextv2-atto_1xb8-amp-4k_own-
 SOLO_STRIDES = [8, 8, 16, 32, 32]
 
 
-def typed(path, data=None, **options):
+def typed(path, data=None, launcher="none", **options):
     """The config after these `--cfg-options`; `__` stands for a dot."""
     named = {f"custom_dataset.{key}": value for key, value in (data or {}).items()}
     named |= {key.replace("__", "."): value for key, value in options.items()}
-    return load_config(str(path), named, ())
+    return load_config(str(path), named, (), launcher)
 
 
 def checked(cfg, *splits):
@@ -472,6 +472,32 @@ def test_steps_keep_their_place_in_a_training_of_other_length(tmp_path):
     assert rates[135] == pytest.approx(0.1)  # 27 of 36
     assert rates[164] == pytest.approx(0.1)
     assert rates[165] == pytest.approx(0.01)  # 33 of 36
+
+
+@pytest.mark.parametrize("launcher", ["none", "pytorch", "slurm", "mpi"])
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"])
+def test_the_processes_that_the_launcher_started_share_an_epoch(
+    launcher, name, tmp_path, monkeypatch
+):
+    own = {"pytorch": "WORLD_SIZE", "slurm": "SLURM_NTASKS", "mpi": "OMPI_COMM_WORLD_SIZE"}
+    for variable in own.values():
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv(name, "2")
+    data = {**write_detection(tmp_path), "epochs": 40, "batch_size": 1}  # of two images
+    processes = 2 if own.get(launcher) == name else 1
+    cfg = typed(DETECTOR, data, launcher)
+    assert cfg.param_scheduler[1].end == 80 / processes
+    assert cfg.launcher == launcher
+
+
+@pytest.mark.parametrize(("drop_last", "iterations"), [(False, 2), (True, 1)])
+def test_an_epoch_ends_with_its_last_batch(drop_last, iterations, tmp_path):
+    images = [{"id": i, "file_name": f"{i}.jpg", "width": 80, "height": 60} for i in (1, 2, 3)]
+    annotations = [annotation(i, image_id=i) for i in (1, 2, 3)]
+    data = write_detection(tmp_path, train=coco(images=images, annotations=annotations))
+    data |= {"epochs": 40, "batch_size": 2}
+    cfg = typed(DETECTOR, data, train_dataloader__drop_last=drop_last)
+    assert cfg.param_scheduler[1].end == 40 * iterations
 
 
 @pytest.mark.parametrize("path", [SEGMENTOR, QUICK_SEGMENTOR, SMALL_SEGMENTOR])
