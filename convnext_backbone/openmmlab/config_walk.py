@@ -88,6 +88,12 @@ def join_root(root: str | None, path: str) -> str:
     return path if not root or is_abs(path) else os.path.join(root, path)
 
 
+def is_local(part: Mapping[str, Any]) -> bool:
+    """Return whether a data set, a metric or a loader reads files, and not a storage backend."""
+    settings = part.get("backend_args") or part.get("file_client_args") or {}
+    return settings.get("backend", "local") in ("local", "disk")
+
+
 def is_remote(path: str) -> bool:
     """Return whether `path` is a URL or names a storage backend, so that no local file is meant."""
     return "://" in path

@@ -80,14 +80,22 @@ def forget_coco() -> None:
     _read.cache_clear()
 
 
-def category_names(coco: Mapping[str, Any], path: str) -> tuple[str, ...]:
+def category_names(
+    coco: Mapping[str, Any], path: str, classes: Sequence[str] | None = None
+) -> tuple[str, ...]:
     """Return the names of the categories of a COCO file, in its order.
 
+    Args:
+        coco: The contents of the file.
+        path: The file.
+        classes: The names that are in use; by default all.
+
     Raises:
-        UsageError: There are none, or a name occurs twice.
+        UsageError: There are none, or one that is in use occurs twice.
     """
     names = tuple(category["name"] for category in coco["categories"])
-    twice = sorted({name for name in names if names.count(name) > 1})
+    used = names if classes is None else [name for name in names if name in classes]
+    twice = sorted({name for name in used if used.count(name) > 1})
     if not names or twice:
         problem = f"names {twice[0]!r} twice" if twice else "has no categories"
         raise UsageError(f"annotation file {path!r} {problem}")
@@ -99,15 +107,17 @@ def kept_categories(coco: Mapping[str, Any], classes: Sequence[str]) -> set[Any]
     return {category["id"] for category in coco["categories"] if category["name"] in classes}
 
 
-def count_trained_images(
+def images_in_use(
     coco: Mapping[str, Any], classes: Sequence[str], dataset: Mapping[str, Any]
-) -> int:
-    """Return the number of images that mmdet's `CocoDataset` trains on, after its filter."""
+) -> list[Mapping[str, Any]]:
+    """Return the images that mmdet's `CocoDataset` opens: to train, those that its filter keeps."""
     rules = dataset.get("filter_cfg") or {}
+    if dataset.get("test_mode") or not rules:
+        return coco["images"]
     images = [i for i in coco["images"] if min(i["width"], i["height"]) >= rules.get("min_size", 0)]
     if not rules.get("filter_empty_gt"):
-        return len(images)
+        return images
     kept = kept_categories(coco, classes)
     annotations = coco.get("annotations", ())
     with_objects = {a["image_id"] for a in annotations if a["category_id"] in kept}
-    return sum(image["id"] in with_objects for image in images)
+    return [image for image in images if image["id"] in with_objects]

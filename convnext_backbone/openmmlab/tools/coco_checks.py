@@ -4,15 +4,16 @@ mmdet ignores most of these mistakes (a class without a category, boxes that it 
 are not the images') or reports them in the middle of an epoch without the name of a file.
 """
 
+import functools
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..config_walk import is_remote, iter_heads, split_datasets, split_metrics
-from .coco import category_names, count_trained_images, kept_categories, read_coco
+from ..config_walk import is_local, is_remote, iter_heads, split_datasets, split_metrics
+from .coco import category_names, images_in_use, kept_categories, read_coco
 from .data_report import DataReport, count_table, list_quoted
 from .datasets import annotation_path, class_names, image_folder
 from .errors import UsageError
@@ -47,6 +48,23 @@ class _CocoSet:
         """Whether mmdet filters its images, as it does to train."""
         return not self.dataset.get("test_mode")
 
+    @functools.cached_property
+    def sizes(self) -> Mapping[Any, tuple[float, float]]:
+        """The width and height of each image, by its id."""
+        return {image["id"]: (image["width"], image["height"]) for image in self.coco["images"]}
+
+    @functools.cached_property
+    def annotations(self) -> Sequence[Annotation]:
+        """Those that mmdet unpacks: of its images, and to train without those to ignore."""
+        listed = [a for a in self.coco.get("annotations", ()) if a["image_id"] in self.sizes]
+        return [a for a in listed if not (self.trains and a.get("ignore"))]
+
+    @functools.cached_property
+    def of_classes(self) -> Sequence[Annotation]:
+        """Those of them that it keeps: mmdet passes over other categories."""
+        kept = kept_categories(self.coco, self.classes)
+        return [a for a in self.annotations if a["category_id"] in kept]
+
     @property
     def filter_cfg(self) -> Mapping[str, Any]:
         """What mmdet filters them by."""
@@ -60,7 +78,7 @@ def check_coco(dataset: Mapping[str, Any], where: str, report: DataReport) -> No
         UsageError: Something does not fit or cannot be read.
     """
     path = annotation_path(dataset)
-    if not path or is_remote(path):
+    if not path:
         return
     unlabelled = _only_predicts(report)
     coco = read_coco(path, unlabelled=unlabelled)
@@ -68,7 +86,7 @@ def check_coco(dataset: Mapping[str, Any], where: str, report: DataReport) -> No
     _check_categories(data, report)
     check_num_classes(report, len(data.classes))
     if coco.get("annotations") or not unlabelled:
-        _check_references(coco, path)
+        _check_references(coco, path, report)
         _check_annotations(data, report)
     _check_filter(data, report)
     _check_images(data, report)
@@ -83,11 +101,12 @@ def check_evaluators(report: DataReport) -> None:
     """
     datasets = split_datasets(report.cfg, report.split)
     own = annotation_path(datasets[0][0]) if len(datasets) == 1 else ""
-    if not own or is_remote(own) or not own.endswith(".json"):
+    if not own.endswith(".json"):
         return
     for metric, where in split_metrics(report.cfg, report.split):
         other = metric.get("ann_file")
-        if not isinstance(other, str) or is_remote(other) or os.path.samefile(other, own):
+        is_file = isinstance(other, str) and is_local(metric) and not is_remote(other)
+        if not is_file or os.path.samefile(other, own):
             continue
         own_ids, other_ids = (
             {image["id"] for image in read_coco(file, unlabelled=True)["images"]}
@@ -125,7 +144,7 @@ def _only_predicts(report: DataReport) -> bool:
 
 def _check_categories(data: _CocoSet, report: DataReport) -> None:
     classes, path = data.classes, data.path
-    names = category_names(data.coco, path)
+    names = category_names(data.coco, path, classes)
     option = report.option(data.where, "metainfo.classes", "classes")
     absent = [name for name in classes if name not in names]
     if absent:
@@ -143,17 +162,24 @@ def _check_categories(data: _CocoSet, report: DataReport) -> None:
         )
 
 
-def _check_references(coco: Mapping[str, Any], path: str) -> None:
+def _check_references(coco: Mapping[str, Any], path: str, report: DataReport) -> None:
     annotations = coco.get("annotations", [])
     for key, known in (("category_id", "categories"), ("image_id", "images")):
         ids = {entry["id"] for entry in coco[known]}
-        wrong = Counter(a[key] for a in annotations if a[key] not in ids)
-        if wrong:
-            value, _ = wrong.most_common(1)[0]
-            raise UsageError(
-                f"annotation file {path!r}: {sum(wrong.values())} annotations whose {key} is none "
-                f"of its {known}, such as {value!r}"
-            )
+        used = Counter(a[key] for a in annotations)
+        unknown = Counter({value: n for value, n in used.items() if value not in ids})
+        if not unknown:
+            continue
+        value, _ = unknown.most_common(1)[0]
+        text = (
+            f"annotation file {path!r}: {unknown.total()} annotations whose {key} is none of its "
+            f"{known}, such as {value!r}"
+        )
+        if _are_shifted(set(used), ids):
+            raise UsageError(f"{text}; does one of the two count from 0, the other from 1?")
+        if unknown.total() == len(annotations):
+            raise UsageError(text)
+        report.warn(f"{text}; mmdet passes over them")
     for kind in ("images", "annotations"):
         twice = [i for i, n in Counter(e["id"] for e in coco.get(kind, [])).items() if n > 1]
         if twice:
@@ -163,18 +189,28 @@ def _check_references(coco: Mapping[str, Any], path: str) -> None:
             )
 
 
+def _are_shifted(used: set[Any], ids: set[Any]) -> bool:
+    """Return whether the numbers in use go one beyond the ids at one end, not up to the other."""
+    if not ids or not all(isinstance(number, int) for number in used | ids):
+        return False
+    ends = (min(ids), max(ids))
+    return any(
+        used - ids == {beyond} and unused not in used
+        for beyond, unused in ((ends[0] - 1, ends[1]), (ends[1] + 1, ends[0]))
+    )
+
+
 # --------------------------------------------------------------------------- boxes and masks
 
 
 def _check_annotations(data: _CocoSet, report: DataReport) -> None:
-    coco, path = data.coco, data.path
-    kept_ids = kept_categories(coco, data.classes)
-    sizes = {image["id"]: (image["width"], image["height"]) for image in coco["images"]}
-    own = [a for a in coco.get("annotations", []) if a["category_id"] in kept_ids]
-    for annotation in show_progress(own, f"checking the annotations of {path}"):
-        _check_box(annotation, path)
+    path, own, sizes = data.path, data.of_classes, data.sizes
+    categories = kept_categories(data.coco, data.classes)
+    for annotation in show_progress(data.annotations, f"checking the annotations of {path}"):
+        is_own = annotation["category_id"] in categories
+        _check_box(annotation, path, _is_finite if is_own else _is_number)
     filters = data.filter_cfg.get("filter_empty_gt")
-    if not own and ((data.trains and filters) or not coco.get("annotations")):
+    if not own and ((data.trains and filters) or not data.annotations):
         raise UsageError(
             f"annotation file {path!r} has no annotation of the classes "
             f"{list_quoted(data.classes)} ({data.where})"
@@ -195,11 +231,11 @@ def _check_annotations(data: _CocoSet, report: DataReport) -> None:
     _check_masks(data, kept, report)
 
 
-def _check_box(annotation: Annotation, path: str) -> None:
+def _check_box(annotation: Annotation, path: str, fits: Callable[[Any], bool]) -> None:
     for key, expected in (("bbox", 4), ("area", 1)):
         value = annotation[key]
         numbers = value if key == "bbox" and isinstance(value, list) else [value]
-        if len(numbers) != expected or not all(_is_finite(number) for number in numbers):
+        if len(numbers) != expected or not all(fits(number) for number in numbers):
             kind = "four finite numbers [x, y, width, height]" if expected == 4 else "a number"
             raise UsageError(
                 f"annotation file {path!r}: annotation {annotation['id']!r} has the {key} "
@@ -207,8 +243,12 @@ def _check_box(annotation: Annotation, path: str) -> None:
             )
 
 
-def _is_finite(number: Any) -> bool:
-    return isinstance(number, int | float) and math.isfinite(number)
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _is_finite(value: Any) -> bool:
+    return _is_number(value) and math.isfinite(value)
 
 
 def _is_kept(annotation: Annotation, width: float, height: float) -> bool:
@@ -302,18 +342,18 @@ def _check_filter(data: _CocoSet, report: DataReport) -> None:
         f"annotation file {data.path!r}: {small} of {len(images)} images are left out, because "
         f"{data.where}.filter_cfg.min_size is {least} pixels"
     )
-    if not count_trained_images(data.coco, data.classes, data.dataset):
+    if not images_in_use(data.coco, data.classes, data.dataset):
         raise UsageError(text)
     report.warn(text)
 
 
 def _check_images(data: _CocoSet, report: DataReport) -> None:
     folder, path = image_folder(data.dataset), data.path
-    if is_remote(folder):
-        return
-    images = data.coco["images"]
-    check_exist(folder, [image["file_name"] for image in images], path)
     reader = ImageReader(data.dataset.get("pipeline"))
+    if is_remote(folder) or not reader.opens_files:
+        return
+    images = images_in_use(data.coco, data.classes, data.dataset)
+    check_exist(folder, [image["file_name"] for image in images], path)
     if not reader.known:
         return
     sample = spread(images, None if report.everything else MAX_IMAGES)
@@ -347,18 +387,17 @@ def _compare_sizes(
 
 def _summarize(data: _CocoSet, report: DataReport) -> None:
     coco, classes, path, where = data.coco, data.classes, data.path, data.where
-    annotations = coco.get("annotations", [])
-    names = {c["id"]: c["name"] for c in coco["categories"] if c["name"] in classes}
-    counts = Counter(names[a["category_id"]] for a in annotations if a["category_id"] in names)
+    names = {category["id"]: category["name"] for category in coco["categories"]}
+    counts = Counter(names[a["category_id"]] for a in data.of_classes)
     images = coco["images"]
     lines = [f"{where}: {path}, {len(images):,} images, {sum(counts.values()):,} instances"]
     if data.trains:
-        left_out = len(images) - count_trained_images(coco, classes, data.dataset)
+        left_out = len(images) - len(images_in_use(coco, classes, data.dataset))
         if left_out:
             lines.append(f"  {left_out:,} images are left out of training (filter_cfg)")
     lines.append(_describe_sizes([(image["width"], image["height"]) for image in images]))
     lines.append(count_table([(name, counts[name]) for name in classes], "instances"))
-    areas = sorted(a["area"] ** 0.5 for a in annotations if a["category_id"] in names)
+    areas = sorted(max(a["area"], 0) ** 0.5 for a in data.of_classes)
     if areas:
         few, half, most = (areas[int(part * (len(areas) - 1))] for part in (0.1, 0.5, 0.9))
         lines.append(
@@ -367,7 +406,7 @@ def _summarize(data: _CocoSet, report: DataReport) -> None:
         )
     report.summaries.append("\n".join(lines))
     absent = [name for name in classes if not counts[name]]
-    if absent and annotations:
+    if absent and data.annotations:
         report.warn(f"{where}: annotation file {path!r} has no instance of {list_quoted(absent)}")
 
 

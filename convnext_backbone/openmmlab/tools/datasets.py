@@ -9,8 +9,8 @@ from mmengine.config import Config
 from mmengine.fileio import list_dir_or_file
 from mmengine.registry import DATASETS, DefaultScope
 
-from ..config_walk import is_remote, join_root
-from .coco import count_trained_images, read_coco
+from ..config_walk import is_local, is_remote, join_root
+from .coco import images_in_use, read_coco
 from .errors import CONFIG_ERRORS, UsageError
 
 # The defaults of mmsegmentation's `BaseSegDataset`.
@@ -102,9 +102,10 @@ def class_names(dataset: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def annotation_path(dataset: Mapping[str, Any]) -> str:
-    """Return the path of a data set's annotation file; empty where there is none."""
+    """Return the path of a data set's annotation file; empty where no file is meant."""
     path = dataset.get("ann_file") or ""
-    return join_root(dataset.get("data_root"), path) if path else ""
+    path = join_root(dataset.get("data_root"), path) if path else ""
+    return path if is_local(dataset) and not is_remote(path) else ""
 
 
 def image_folder(dataset: Mapping[str, Any]) -> str:
@@ -123,7 +124,7 @@ def label_map_folders(dataset: Mapping[str, Any]) -> tuple[str, str]:
 def list_stems(dataset: Mapping[str, Any]) -> list[str] | None:
     """List the images of folders of label maps without their suffix, as mmsegmentation does.
 
-    None where the folder is remote or missing.
+    None where the folder is missing, or no folder is meant.
     """
     images, _ = label_map_folders(dataset)
     suffix = label_map_settings(dataset)["img_suffix"]
@@ -131,7 +132,7 @@ def list_stems(dataset: Mapping[str, Any]) -> list[str] | None:
     if os.path.isfile(path):
         with open(path, encoding="utf-8") as file:
             return [line.strip() for line in file]
-    if is_remote(images) or not os.path.isdir(images):
+    if not is_local(dataset) or is_remote(images) or not os.path.isdir(images):
         return None
     names = list_dir_or_file(images, list_dir=False, suffix=suffix, recursive=True)
     return sorted(name[: -len(suffix)] for name in names)
@@ -166,6 +167,6 @@ def _count_images(dataset: Any) -> int | None:
         path = annotation_path(dataset)
         if not os.path.isfile(path):
             return None
-        return count_trained_images(read_coco(path), class_names(dataset), dataset)
+        return len(images_in_use(read_coco(path), class_names(dataset), dataset))
     stems = list_stems(dataset)
     return len(stems) if stems else None

@@ -13,6 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ...utils.checks import first_line
+from ..config_walk import is_local
 from .errors import UsageError
 
 MAX_IMAGES = 5000  # opening every file of a large data set would delay each start
@@ -32,7 +33,8 @@ class ImageReader:
         pipeline: The pipeline of a data set.
 
     Attributes:
-        known: Whether that step is OpenMMLab's loader with a backend that reads common files.
+        opens_files: Whether that step is OpenMMLab's loader, and reads from a file system.
+        known: Whether its backend reads common files, too.
     """
 
     def __init__(self, pipeline: Sequence[Mapping[str, Any]] | None) -> None:
@@ -41,11 +43,8 @@ class ImageReader:
         name = type_ if isinstance(type_, str) else getattr(type_, "__name__", "")
         self._flag = step.get("color_type", "color")
         self._backend = step.get("imdecode_backend", "cv2")
-        self.known = (
-            name.rpartition(".")[-1] == "LoadImageFromFile"
-            and self._backend in _BACKENDS
-            and not step.get("backend_args")
-        )
+        self.opens_files = name.rpartition(".")[-1] == "LoadImageFromFile" and is_local(step)
+        self.known = self.opens_files and self._backend in _BACKENDS
 
     def check(self, path: str) -> Size | None:
         """Check that an image is whole.

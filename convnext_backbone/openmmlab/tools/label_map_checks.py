@@ -9,7 +9,7 @@ import numpy as np
 from mmengine.fileio import list_dir_or_file
 from PIL import Image
 
-from ..config_walk import is_remote, iter_heads, iter_named_dicts
+from ..config_walk import is_local, is_remote, iter_heads, iter_named_dicts
 from .coco_checks import check_num_classes
 from .data_report import DataReport, count_table, list_quoted
 from .datasets import class_names, dataset_class, label_map_folders, label_map_settings, list_stems
@@ -35,7 +35,8 @@ def check_label_maps(dataset: Mapping[str, Any], where: str, report: DataReport)
     settings = label_map_settings(dataset)
     suffix = settings["img_suffix"]
     _check_suffixes(images, maps, suffix, bool(stems), where, report)
-    check_exist(images, [stem + suffix for stem in stems], images)
+    if ImageReader(dataset.get("pipeline")).opens_files:
+        check_exist(images, [stem + suffix for stem in stems], images)
     classes = class_names(dataset)
     _check_classes(classes, where, report)
     check_num_classes(report, len(classes))
@@ -45,10 +46,12 @@ def check_label_maps(dataset: Mapping[str, Any], where: str, report: DataReport)
 
 
 def _reads_label_maps(dataset: Mapping[str, Any]) -> bool:
-    """Return whether mmsegmentation's own step reads the label maps; others may read anything."""
+    """Return whether mmsegmentation's own step reads them from files; others may read anything."""
     steps = [step for step, _ in iter_named_dicts(dataset.get("pipeline") or (), "")]
     loads = [s for s in steps if str(s.get("type")).rpartition(".")[-1] == "LoadAnnotations"]
-    return bool(loads) and not any(step.get("imdecode_backend") == "tifffile" for step in loads)
+    return bool(loads) and all(
+        is_local(step) and step.get("imdecode_backend") != "tifffile" for step in loads
+    )
 
 
 def _check_contents(

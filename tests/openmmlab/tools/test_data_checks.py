@@ -186,6 +186,7 @@ def test_another_architecture_by_one_option_gives_neck_and_heads_its_channels(pa
 
 def _detection_messages():
     image = {"id": 9, "file_name": "gone.jpg", "width": 80, "height": 60}
+    its_own = {**coco()["annotations"][0], "id": 9, "image_id": 9}
     stray = {**coco()["annotations"][0], "category_id": 1}
     lost = {**coco()["annotations"][0], "image_id": 77}
     return [
@@ -198,7 +199,10 @@ def _detection_messages():
         (coco(annotations=[lost]), r"train\.json': 1 annotations whose image_id is .* such as 77"),
         ({"images": [], "categories": []}, r"train\.json' is not in COCO's format: no 'annotat"),
         (coco(categories=coco()["categories"] + [{"id": 4, "name": "nut"}]), "names 'nut' twice"),
-        (coco(images=[*coco()["images"], image]), r"1 of 3 files .* such as 'gone\.jpg'"),
+        (
+            coco(images=[*coco()["images"], image], annotations=[*coco()["annotations"], its_own]),
+            r"1 of 3 files .* such as 'gone\.jpg'",
+        ),
     ]
 
 

@@ -4,6 +4,7 @@
 import contextlib
 import json
 import os
+import shutil
 import time
 
 import numpy as np
@@ -26,7 +27,7 @@ from convnext_backbone.openmmlab.tools import image_checks
 from convnext_backbone.openmmlab.tools.arguments import train_parser
 from convnext_backbone.openmmlab.tools.check_data import main
 from convnext_backbone.openmmlab.tools.config import load_config
-from convnext_backbone.openmmlab.tools.config_checks import check_model
+from convnext_backbone.openmmlab.tools.config_checks import check_files, check_model
 from convnext_backbone.openmmlab.tools.data_checks import check_data_contents
 from convnext_backbone.openmmlab.tools.errors import UsageError
 from convnext_backbone.openmmlab.tools.launch import check_before_run
@@ -233,6 +234,61 @@ def test_a_field_of_another_type_is_named(kind, change, tmp_path):
         typed(DETECTOR, data)
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"image_id": 77}, "1 annotations whose image_id is none of its images, such as 77"),
+        ({"category_id": 70}, "1 annotations whose category_id is none of its categories"),
+        ({"ignore": 1, "bbox": None, "area": None}, ""),
+        ({"ignore": 1, "bbox": [0, 0, 0, 0], "area": -1}, ""),
+        ({"area": -1}, "drops 1 of 3"),
+        ({"category_id": 3, "bbox": [4, 4, float("nan"), 9]}, ""),
+    ],
+)
+def test_what_mmdet_passes_over_is_told_and_not_refused(changes, told, tmp_path):
+    data = {**detection(tmp_path, **changes), "classes": ["bolt"]}
+    cfg = typed(DETECTOR, data)
+    assert mmdet_reads(cfg) == 2
+    warnings = [text for text in checked(cfg, "train").warnings if "train.json" in text]
+    assert (len(warnings) == 1 and told in warnings[0]) if told else not warnings
+
+
+def mmdet_reads(cfg):
+    """The number of boxes that mmdet's own data set holds to train on."""
+    init_default_scope("mmdet")
+    dataset = DATASETS.build({**cfg.train_dataloader.dataset, "pipeline": []})
+    return sum(len(dataset.get_data_info(i)["instances"]) for i in range(len(dataset)))
+
+
+@pytest.mark.parametrize("key", ["image_id", "category_id"])
+def test_ids_that_count_from_0_beside_others_from_1_are_refused(key, tmp_path):
+    values = coco(
+        categories=[{"id": i, "name": name} for i, name in enumerate(("nut", "bolt"), 1)],
+        annotations=[
+            annotation(i, **{"image_id": 1, "category_id": 1, key: number})
+            for i, number in enumerate((0, 1), 1)
+        ],
+    )
+    data = write_detection(tmp_path, values)
+    with pytest.raises(UsageError, match=rf"1 annotations whose {key} .* as 0; .* count from 0"):
+        checked(typed(DETECTOR, data), "train")
+
+
+def test_a_box_of_another_category_is_unpacked_too(tmp_path):
+    data = {**detection(tmp_path, category_id=3, bbox=None), "classes": ["bolt"]}
+    with pytest.raises(TypeError):
+        mmdet_reads(typed(DETECTOR, data))
+    with pytest.raises(UsageError, match="annotation 1 has the bbox None"):
+        checked(typed(DETECTOR, data), "train")
+
+
+def test_categories_of_one_name_may_be_left_out(tmp_path):
+    others = [{"id": i, "name": "N/A"} for i in (1, 2)]
+    values = coco(categories=[*others, *coco()["categories"]])
+    data = {**write_detection(tmp_path, values, values), "classes": ["bolt"]}
+    checked(typed(DETECTOR, data))
+
+
 def test_normalised_boxes_are_recognised(tmp_path):
     boxes = [annotation(i, image_id=i, bbox=[0.1, 0.2, 0.5, 0.4]) for i in (1, 2)]
     with pytest.raises(UsageError, match=r"drops 2 of 2 .* normalised"):
@@ -346,6 +402,49 @@ def test_steps_that_are_not_known_are_passed_over(tmp_path):
     cfg = typed(DETECTOR, data)
     cfg.train_dataloader.dataset.pipeline[0].type = "LoadBands"
     checked(cfg, "train")
+
+
+def test_images_that_the_filter_leaves_out_need_not_be_there(tmp_path):
+    data = write_detection(tmp_path)
+    (tmp_path / "train.json").write_text(json.dumps(coco(annotations=[annotation()])))
+    (tmp_path / "train" / "2.jpg").unlink()
+    cfg = typed(DETECTOR, data)
+    assert mmdet_reads(cfg) == 1
+    checked(cfg, "train")
+    name = "train_dataloader__dataset__filter_cfg__filter_empty_gt"
+    cfg = typed(DETECTOR, data, **{name: False})
+    with pytest.raises(UsageError, match=r"1 of 2 files .* such as '2\.jpg'"):
+        checked(cfg, "train")
+
+
+def test_images_that_are_no_files_are_not_looked_for(tmp_path):
+    """In an archive that a step of the user's opens, or in a database."""
+    data = write_detection(tmp_path)
+    shutil.rmtree(tmp_path / "train")
+    (tmp_path / "train").write_bytes(b"an archive")
+    load = "train_dataloader__dataset__pipeline__0"
+    with pytest.raises(UsageError, match=r"folder .*train' not found"):
+        check_files(typed(DETECTOR, data), ["train"])
+    for options in (
+        {f"{load}__type": "LoadFromArchive"},
+        {f"{load}__backend_args": {"backend": "lmdb", "db_path": "images.lmdb"}},
+    ):
+        cfg = typed(DETECTOR, data, **options)
+        check_files(cfg, ["train"])
+        checked(cfg, "train")
+
+
+def test_annotations_of_a_storage_backend_are_not_looked_for(tmp_path):
+    data = {**write_detection(tmp_path), "classes": ["nut", "bolt", "gear"]}
+    (tmp_path / "train.json").unlink()
+    with pytest.raises(UsageError, match=r"annotation file .* not found"):
+        check_files(typed(DETECTOR, data), ["train"])
+    settings = {"backend": "petrel", "path_mapping": {str(tmp_path): "s3://bucket"}}
+    options = {"train_dataloader__dataset__backend_args": settings}
+    options["train_dataloader__dataset__pipeline__0__backend_args"] = settings
+    cfg = typed(DETECTOR, data, **options)
+    check_files(cfg, ["train"])
+    assert not checked(cfg, "train").warnings
 
 
 @pytest.mark.parametrize("kind", ["link", "absolute", "parent"])
