@@ -9,7 +9,7 @@ import numpy as np
 from mmengine.fileio import list_dir_or_file
 from PIL import Image
 
-from ..config_walk import is_local, is_remote, iter_heads, iter_named_dicts
+from ..config_walk import is_local, is_remote, iter_heads, iter_named_dicts, split_metrics
 from .coco_checks import check_num_classes
 from .data_report import DataReport, count_table, list_quoted
 from .datasets import class_names, dataset_class, label_map_folders, label_map_settings, list_stems
@@ -17,7 +17,7 @@ from .errors import UsageError
 from .image_checks import MAX_IMAGES, ImageReader, check_exist, show_progress, spread
 
 _MAX_LABEL_MAPS = 1000  # each is decoded
-_IGNORED_LABEL = 255
+_IGNORED_LABEL = 255  # mmsegmentation's default of `ignore_index`
 _VALUES = 256  # mmsegmentation reads labels as uint8
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
@@ -61,7 +61,7 @@ def _check_contents(
     images, maps = label_map_folders(dataset)
     settings = label_map_settings(dataset)
     classes = class_names(dataset)
-    values = _Values(dataset, classes, settings["reduce_zero_label"])
+    values = _Values(dataset, classes, settings["reduce_zero_label"], _void_labels(report))
     option = report.option(where, "reduce_zero_label", "reduce_zero_label")
     reader = ImageReader(dataset.get("pipeline"))
     sample = spread(stems, None if report.everything else _MAX_LABEL_MAPS)
@@ -179,6 +179,16 @@ def _read_labels(path: str) -> np.ndarray:
     return labels.astype(np.uint8)
 
 
+def _void_labels(report: DataReport) -> set[int]:
+    """Return the labels that all losses of a training, or all metrics of an evaluation, ignore."""
+    metrics = [metric for metric, _ in split_metrics(report.cfg, report.split)]
+    parts = [metric for metric in metrics if metric.get("type") == "IoUMetric"]
+    parts = parts or [head for head, _ in iter_heads(report.cfg.model)]
+    given = {part.get("ignore_index") for part in parts} or {None}
+    labels = {_IGNORED_LABEL if label is None else label for label in given}
+    return labels if len(labels) == 1 else set()
+
+
 class _Values:
     """The values of label maps and the classes that they stand for.
 
@@ -186,10 +196,15 @@ class _Values:
         dataset: The data set.
         classes: Its classes.
         reduced: `reduce_zero_label`: 0 is void and class k has the value k + 1.
+        void: The labels that are ignored.
     """
 
-    def __init__(self, dataset: Mapping[str, Any], classes: Sequence[str], reduced: bool) -> None:
+    def __init__(
+        self, dataset: Mapping[str, Any], classes: Sequence[str], reduced: bool, void: set[int]
+    ) -> None:
         self.classes, self.reduced = classes, reduced
+        # Reducing turns 0 into 255, and leaves 255 as it is.
+        self.void = {k + reduced if k < _IGNORED_LABEL - reduced else k for k in void}
         own = dataset_class(dataset).METAINFO.get("classes")
         # Of a type's own classes some may be chosen; the others become void.
         self.names = tuple(own) if own is not None else tuple(classes)
@@ -206,7 +221,7 @@ class _Values:
             UsageError: There are some; training would fail on them.
         """
         highest = len(self.names) + self.reduced - 1
-        wrong = [v for v in np.flatnonzero(counts) if highest < v != _IGNORED_LABEL]
+        wrong = [v for v in np.flatnonzero(counts) if v > highest and v not in self.void]
         if wrong:
             offset = (
                 "1 to the number of classes, 0 being void" if self.reduced else "0 to one below it"
@@ -214,8 +229,11 @@ class _Values:
             raise UsageError(
                 f"label map {path!r} holds the value {wrong[0]}, but there are {len(self.names)} "
                 f"classes: with reduce_zero_label={self.reduced} its values go from {offset} "
-                f"({option})"
+                f"({option}), and {self._name_void()} is void (ignore_index)"
             )
+
+    def _name_void(self) -> str:
+        return ", ".join(map(str, self.void)) or "no value that all ignore"
 
     def check_all(
         self, counts: np.ndarray, where: str, report: DataReport, read: int, number: int
@@ -234,7 +252,7 @@ class _Values:
         all_read = read == number
         trains = report.split == "train"
         if trains and all_read and len(self.classes) - len(absent) < min(2, len(self.classes)):
-            raise UsageError(f"{text}, of which {_IGNORED_LABEL} is void: nothing can be learnt")
+            raise UsageError(f"{text}, of which {self._name_void()} is void: nothing can be learnt")
         typed = (report.cfg.get("custom_dataset") or {}).get("reduce_zero_label") is not None
         from_zero = self.reduced and counts[0] and self.classes[-1] in absent
         if from_zero and all_read and trains and not typed and option.startswith("custom_"):

@@ -470,6 +470,22 @@ def test_binary_maps_of_0_and_255_are_refused(tmp_path):
         checked(typed(SEGMENTOR, data), "train")
 
 
+@pytest.mark.parametrize("reduce", [False, True])
+def test_void_may_be_any_value_that_heads_and_metric_ignore(reduce, tmp_path):
+    data = {**write_segmentation(tmp_path, 1 + reduce), "reduce_zero_label": reduce}
+    for split in ("train", "val"):
+        write_maps(tmp_path, split, [reduce, 1 + reduce, 200 + reduce], [reduce, 1 + reduce])
+    heads = {f"model__{head}__ignore_index": 200 for head in ("decode_head", "auxiliary_head")}
+    cfg = typed(SEGMENTOR, data, **heads)
+    checked(cfg, "train")
+    with pytest.raises(UsageError, match=rf"the value {200 + reduce}, .* 255 is void"):
+        checked(cfg, "val")  # it would count as a mistake of the model
+    checked(typed(SEGMENTOR, data, **heads, val_evaluator__ignore_index=200), "val")
+    del heads["model__auxiliary_head__ignore_index"]
+    with pytest.raises(UsageError, match="no value that all ignore is void"):
+        checked(typed(SEGMENTOR, data, **heads), "train")
+
+
 def test_labels_from_0_under_the_default_ask_for_the_option(tmp_path):
     data = write_segmentation(tmp_path)
     data["classes"] = ["road", "sky", "tree"]
