@@ -6,12 +6,13 @@ them with the maps: with other maps it trains to the end on boxes of the wrong s
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
+from torch import nn
 
 from ...models.backbone import ConvNextBackbone
 from ...models.config import ConvNextConfig
@@ -136,21 +137,32 @@ def _set_channels(
 # --------------------------------------------------------------------------- strides
 
 
+def check_built_strides(cfg: Config, model: nn.Module) -> None:
+    """Compare the strides of the levels with those that a built model has, as its defaults may be.
+
+    Raises:
+        UsageError: Anchors, points or RoI extractors stand on other levels than there are.
+    """
+    backbone = next((part for part in model.modules() if isinstance(part, ConvNextBackbone)), None)
+    if find_backbone(cfg) is not None and backbone is not None:
+        _compare_strides(_iter_built_strides(model), cfg.model.get("module", cfg.model), backbone)
+
+
 def _check_strides(settings: ConfigDict, model: ConfigDict, backbone: ConvNextBackbone) -> None:
-    neck = model.get("neck")
-    if isinstance(neck, Sequence):
-        neck = neck[0] if neck else None
-    if neck is None:
-        if not settings.get("out_features"):
-            _check_index_base(backbone)
-        strides: Sequence[int] | None = backbone.strides
-    else:
-        strides = _pyramid_strides(neck, backbone)
+    if not model.get("neck") and not settings.get("out_features"):
+        _check_index_base(backbone)
+    _compare_strides(_iter_strides(model), model, backbone)
+
+
+def _compare_strides(
+    found: Iterable[tuple[str, list[int]]], model: ConfigDict, backbone: ConvNextBackbone
+) -> None:
+    strides = _level_strides(model.get("neck"), backbone)
     if strides is None:
         return
-    for name, expected in _iter_strides(model):
+    for name, expected in found:
         # A RoI extractor reads the first levels only; anchors and points stand on each.
-        levels = list(strides)[: len(expected) if name.endswith("featmap_strides") else None]
+        levels = strides[: len(expected) if name.endswith("featmap_strides") else None]
         if expected != levels:
             raise UsageError(
                 f"{name} is {expected}, but the levels that it reads have the strides {levels}: "
@@ -170,8 +182,24 @@ def _iter_strides(model: ConfigDict) -> Iterator[tuple[str, list[int]]]:
                 yield f"{where}.{key}", strides
 
 
-def _pyramid_strides(neck: Mapping[str, Any], backbone: ConvNextBackbone) -> list[int] | None:
-    """List the strides of a neck's levels; None for a neck that is not known."""
+def _iter_built_strides(model: nn.Module) -> Iterator[tuple[str, list[int]]]:
+    """Yield the strides that the parts of a built model expect, as `_iter_strides` does."""
+    for where, part in model.named_modules(prefix="model"):
+        for name in ("prior_generator.strides", "point_generator.strides", "featmap_strides"):
+            value = part
+            for key in name.split("."):
+                value = getattr(value, key, None)
+            strides = _plain_strides(value)
+            if strides:
+                yield f"{where}.{name}", strides
+
+
+def _level_strides(neck: Any, backbone: ConvNextBackbone) -> list[int] | None:
+    """List the strides of the levels after the first neck; None for a neck that is not known."""
+    if isinstance(neck, Sequence):
+        neck = neck[0] if neck else None
+    if not neck:
+        return list(backbone.strides)
     name = str(neck.get("type", "")).rpartition(".")[-1]
     if name not in _PYRAMIDS:
         return None

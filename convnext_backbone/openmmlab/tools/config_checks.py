@@ -21,6 +21,7 @@ from mmengine.registry import (
 )
 
 from ..config_walk import is_local, is_remote, join_root, split_datasets, split_metrics
+from .channels import check_built_strides
 from .errors import BUILD_ERRORS, UsageError, describe_error
 from .image_checks import ImageReader
 
@@ -119,23 +120,24 @@ def check_model(cfg: Config) -> None:
     The runner builds it again after seeding, which keeps runs comparable with OpenMMLab's tools.
 
     Raises:
-        UsageError: The model cannot be built.
+        UsageError: The model cannot be built, or expects other strides than its levels have.
     """
     with DefaultScope.overwrite_default_scope(cfg.default_scope), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the second building warns again
         try:
             try:
-                _build_model(cfg, "meta")
+                model = _build_model(cfg, "meta")
             except (NotImplementedError, RuntimeError):
                 # Some models compute their rates of stochastic depth with a tensor.
-                _build_model(cfg, "cpu")
+                model = _build_model(cfg, "cpu")
         except BUILD_ERRORS as error:
             raise UsageError(f"config {cfg.filename!r}, model: {describe_error(error)}") from error
+    check_built_strides(cfg, model)
 
 
-def _build_model(cfg: Config, device: str) -> None:
+def _build_model(cfg: Config, device: str) -> Any:
     model = copy.deepcopy(cfg.model)
     if "data_preprocessor" in cfg:
         model.setdefault("data_preprocessor", copy.deepcopy(cfg.data_preprocessor))
     with torch.device(device):
-        MODELS.build(model)
+        return MODELS.build(model)

@@ -43,6 +43,7 @@ from .test_data_checks import (
     write_segmentation,
 )
 
+RETINANET = CONFIGS / "retinanet/retinanet_convnextv2-atto_fpn_8xb2-amp-ms-crop-3x_coco.py"
 FCOS = CONFIGS / "fcos/fcos_convnext-t_fpn_8xb2-amp-ms-crop-3x_coco.py"
 QUICK_DETECTOR = CONFIGS / "quickstart/mask-rcnn_convnext-atto_fpn_quickstart.py"
 QUICK_SEGMENTOR = CONFIGS / "quickstart/upernet_convnext-atto_quickstart.py"
@@ -168,6 +169,21 @@ def test_typed_outputs_replace_those_of_the_config(tmp_path):
 def test_levels_and_strides_that_disagree_are_refused(options):
     with pytest.raises(UsageError, match="the levels that it reads have the strides"):
         typed(DETECTOR, **options)
+
+
+def test_the_defaults_of_a_head_are_compared_too():
+    fcos = typed(FCOS)
+    check_model(fcos)
+    del fcos.model.bbox_head.strides
+    with pytest.raises(UsageError, match=r"prior_generator\.strides is \[4, 8, 16, 32, 64\], but"):
+        check_model(fcos)
+    retinanet = typed(RETINANET)
+    del retinanet.model.bbox_head.anchor_generator  # 8 to 128 by default, as it says
+    check_model(retinanet)
+    retinanet.model.backbone.out_features = ["stage1", "stage2", "stage3"]
+    retinanet.model.neck.in_channels = [40, 80, 160]
+    with pytest.raises(UsageError, match=r"is \[8, 16, 32, 64, 128\], but .* \[4, 8, 16, 32, 64\]"):
+        check_model(retinanet)
 
 
 def test_levels_that_fit_are_left_alone():
