@@ -88,14 +88,11 @@ def plot_runs(
         chosen = [name for name in curves if name.endswith(tuple(metrics))]
         for axis, names in zip(axes, (["loss"], ["lr"], chosen), strict=True):
             for name in names:
-                # COCO's -1 means that there is nothing of this size.
-                points = {k: v for k, v in curves.get(name, {}).items() if v >= 0}
-                axis.plot(
-                    [*points],
-                    [*points.values()],
-                    marker="." * (axis is axes[2]),
-                    label=prefix + name,
-                )
+                points = sorted(curves.get(name, {}).items())
+                if axis is axes[2]:  # COCO's -1 means that there is nothing of this size
+                    points = [(step, value) for step, value in points if value != -1]
+                marker = "." * (axis is axes[2])
+                axis.plot(*zip(*points, strict=True), marker=marker, label=prefix + name)
     for axis, title in zip(axes, ("loss", "learning rate", "metrics"), strict=True):
         axis.set_ylabel(title)
         axis.grid(alpha=0.3)

@@ -58,6 +58,30 @@ def test_metrics_are_drawn_by_the_ends_of_their_names(resumed, tmp_path):
     assert pictures["mAP"] == pictures["bbox_mAP"] != pictures["none"]
 
 
+@pytest.mark.parametrize(("name", "drawn"), [("loss", True), ("coco/bbox_mAP", False)])
+def test_a_negative_loss_is_drawn_and_a_metric_without_objects_is_not(name, drawn, tmp_path):
+    lines = [{name: 1.0, "iter": 1}, {name: -1.0, "iter": 2}, {name: 0.5, "iter": 3}]
+    for folder, kept in (("with", lines), ("without", [lines[0], lines[2]])):
+        log(tmp_path / folder / "run", "20260101_000000", kept)
+        out = str(tmp_path / folder / "curves.png")
+        assert plot.main([str(tmp_path / folder / "run"), "--out", out]) == 0
+    pictures = [(tmp_path / folder / "curves.png").read_bytes() for folder in ("with", "without")]
+    assert (pictures[0] != pictures[1]) == drawn
+
+
+def test_curves_go_forwards_where_a_resumed_run_logged_other_iterations(resumed, tmp_path):
+    log(tmp_path / "run", "20260103_000000", [{"loss": 2.0, "lr": 0.1, "iter": 15}])
+    log(tmp_path / "whole" / "run", "20260101_000000", [
+        {"loss": loss, "lr": lr, "iter": step}
+        for step, loss, lr in ((10, 40.0, 0.01), (15, 2.0, 0.1), (20, 30.0, 0.005), (30, 1.5, 0.5))
+    ])  # fmt: skip
+    for folder in (tmp_path, tmp_path / "whole"):
+        arguments = [str(folder / "run"), "--out", str(folder / "curves.png"), "--metrics", "none"]
+        assert plot.main(arguments) == 0
+    pictures = [(f / "curves.png").read_bytes() for f in (tmp_path, tmp_path / "whole")]
+    assert pictures[0] == pictures[1]
+
+
 def test_what_a_killed_run_wrote_last_is_left_out(resumed):
     before = plot.read_curves(resumed)
     scalars = Path(resumed) / "20260102_000000" / "vis_data" / "scalars.json"
