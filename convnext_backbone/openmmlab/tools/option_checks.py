@@ -14,9 +14,9 @@ from .processes import print_once
 # Top-level keys that mmengine, mmdet, mmseg or these tools read beside the runner's arguments.
 _READ = {
     *("activation_checkpointing", "backend_args", "compile", "custom_dataset", "custom_imports"),
-    *("dataset_meta", "efficient_conv_bn_eval", "find_unused_parameters", "init_weights_for_test"),
-    *("init_weights_for_test_or_val", "model_wrapper_cfg", "runner_type", "tta_model"),
-    *("tta_pipeline",),
+    *("dataset_meta", "efficient_conv_bn_eval", "find_unused_parameters", "from_scratch"),
+    *("init_weights_for_test", "init_weights_for_test_or_val", "model_wrapper_cfg", "runner_type"),
+    *("tta_model", "tta_pipeline"),
 }
 # mmdet's and mmseg's constructors, which know the ConvNeXt of mmpretrain only.
 _FOREIGN_LAYER_DECAY = ("LearningRateDecayOptimizerConstructor", "LayerDecayOptimizerConstructor")

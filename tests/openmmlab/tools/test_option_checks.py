@@ -64,6 +64,7 @@ def test_what_is_no_pair_or_would_have_to_be_run_is_refused(pair):
         {"train_cfg.max_epochs": 1},
         {"load_from": "a.pth"},
         {"custom_dataset.root": "/data"},
+        {"from_scratch": None},
         {"randomness.seed": 3},
         {"param_scheduler.1.gamma": 0.1},
         {"model.backbone.arch": "convnext_tiny"},
@@ -71,8 +72,9 @@ def test_what_is_no_pair_or_would_have_to_be_run_is_refused(pair):
         None,
     ],
 )
-def test_settings_of_a_run_pass(options):
+def test_settings_of_a_run_pass(options, capsys):
     option_checks.check_option_names(Config(CFG), options)
+    assert not capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
