@@ -12,7 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..config_walk import is_local, is_remote, iter_heads, split_datasets, split_metrics
+from ..config_walk import (
+    is_local,
+    is_remote,
+    iter_heads,
+    iter_named_dicts,
+    split_datasets,
+    split_metrics,
+)
 from .coco import category_names, images_in_use, kept_categories, read_coco
 from .data_report import DataReport, count_table, list_quoted
 from .datasets import annotation_path, class_names, image_folder
@@ -88,6 +95,7 @@ def check_coco(dataset: Mapping[str, Any], where: str, report: DataReport) -> No
     if coco.get("annotations") or not unlabelled:
         _check_references(coco, path, report)
         _check_annotations(data, report)
+    _check_limits(data, report)
     _check_filter(data, report)
     _check_images(data, report)
     _summarize(data, report)
@@ -310,6 +318,22 @@ def _check_masks(data: _CocoSet, kept: Sequence[Annotation], report: DataReport)
         ):
             raise UsageError(text)
         report.warn(text)
+
+
+def _check_limits(data: _CocoSet, report: DataReport) -> None:
+    """Report images of an evaluation with more objects than the model may find."""
+    if report.split == "train":
+        return
+    test_cfg = report.cfg.model.get("test_cfg") or {}
+    objects = Counter(annotation["image_id"] for annotation in data.of_classes)
+    for part, where in iter_named_dicts(test_cfg, "model.test_cfg"):
+        limit = part.get("max_per_img")
+        crowded = [i for i, n in objects.items() if isinstance(limit, int) and 0 <= limit < n]
+        if crowded:
+            report.warn(
+                f"annotation file {data.path!r}: {len(crowded)} images have more objects than "
+                f"{where}.max_per_img={limit}, such as id {crowded[0]!r} with {objects[crowded[0]]}"
+            )
 
 
 def _is_segmentation(value: Any) -> bool:

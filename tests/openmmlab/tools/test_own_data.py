@@ -305,6 +305,16 @@ def test_categories_of_one_name_may_be_left_out(tmp_path):
     checked(typed(DETECTOR, data))
 
 
+def test_more_objects_than_the_model_may_find_are_told(tmp_path):
+    data = detection(tmp_path)
+    shutil.copy(tmp_path / "train.json", tmp_path / "val.json")  # one image of two objects
+    for limit, told in ((1, True), (2, False), (-1, False)):
+        cfg = typed(DETECTOR, data, model__test_cfg__rcnn__max_per_img=limit)
+        warnings = " ".join(checked(cfg, "val").warnings)
+        assert ("1 images have more objects than model.test_cfg.rcnn.max_per_img=1, such as id 1 "
+                "with 2" in warnings) == told  # fmt: skip
+
+
 def test_normalised_boxes_are_recognised(tmp_path):
     boxes = [annotation(i, image_id=i, bbox=[0.1, 0.2, 0.5, 0.4]) for i in (1, 2)]
     with pytest.raises(UsageError, match=r"drops 2 of 2 .* normalised"):
