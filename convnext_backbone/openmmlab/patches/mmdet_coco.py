@@ -1,9 +1,9 @@
 """COCO annotations that pycocotools scores wrongly or not at all, mended as mmdet reads them.
 
 pycocotools 2.0.11 takes the id 0 for "no match", so that a perfect detection of such an object
-counts as a false positive (cocoapi issue 332), and reads `iscrowd` of every object that is
-evaluated. Files of other tools number from 0 and leave `iscrowd` out. Only what is in memory is
-changed. Unnecessary once pycocotools does both itself.
+counts as a false positive (cocoapi issue 332), keeps ids as numbers, and reads `iscrowd` of every
+object that is evaluated. Files of other tools number from 0, have words for ids, and leave
+`iscrowd` out. Only what is in memory is changed. Unnecessary once pycocotools does this itself.
 """
 
 import warnings
@@ -28,16 +28,19 @@ def repair(coco_api: ModuleType) -> None:
 
 
 def mend_annotations(annotations: Sequence[MutableMapping[str, Any]], path: str | None) -> None:
-    """Shift ids that begin at 0 by one, and take a missing `iscrowd` for 0, with a warning."""
-    if any(annotation.get("id") == 0 for annotation in annotations):
+    """Number ids of 0 and words from 1, and take a missing `iscrowd` for 0, with a warning."""
+    ids = [annotation.get("id") for annotation in annotations]
+    words = any(isinstance(number, str) for number in ids)
+    if words or 0 in ids:
+        reason = "are words" if words else "begin at 0, which pycocotools takes for no match"
         warnings.warn(
-            f"annotation file {path!r}: its ids begin at 0, which pycocotools takes for no match; "
-            "they are shifted by one in memory",
+            f"annotation file {path!r}: its ids {reason}; in memory they are numbered from 1",
             stacklevel=3,
         )
-        for annotation in annotations:
-            annotation["id"] += 1
-    without = [annotation for annotation in annotations if "iscrowd" not in annotation]
+        numbers: dict[Any, int] = {}  # an id that occurs twice still does
+        for annotation, number in zip(annotations, ids, strict=True):
+            annotation["id"] = numbers.setdefault(number, len(numbers) + 1)
+    without = [annotation for annotation in annotations if annotation.get("iscrowd") is None]
     if without:
         warnings.warn(
             f"annotation file {path!r}: {len(without)} annotations have no 'iscrowd', which "

@@ -345,9 +345,9 @@ def test_an_instance_without_a_polygon_trains_and_is_refused_for_masks_in_evalua
         checked(cfg, "val")
 
 
-@pytest.mark.parametrize("ids", [(0, 1), (1, 2)])
-@pytest.mark.parametrize("crowd", [{"iscrowd": 0}, {}])
-@pytest.mark.filterwarnings("ignore:.*(ids begin at 0|have no 'iscrowd')")
+@pytest.mark.parametrize("ids", [(0, 1), (1, 2), (-1, 0), ("a", "b"), ("0", "1")])
+@pytest.mark.parametrize("crowd", [{"iscrowd": 0}, {"iscrowd": None}, {}])
+@pytest.mark.filterwarnings("ignore:.*(ids (begin at 0|are words)|have no 'iscrowd')")
 def test_perfect_detections_score_one_whatever_the_ids(ids, crowd, tmp_path):
     from mmdet.datasets.api_wrappers import COCO, COCOeval
 
