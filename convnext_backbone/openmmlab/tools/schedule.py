@@ -1,5 +1,6 @@
 """How long a training is, and schedules that are relative to it."""
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,9 +13,12 @@ from .processes import count_processes
 from .typed import TypedOptions
 
 _WARM_UPS = ("LinearLR", "ConstantLR", "QuadraticWarmupLR")
+_BY_METRIC = "ReduceOnPlateau"  # such a scheduler waits for validations, whatever the length
+_LENGTHS = ("T_max", "step_size", "total_steps")
 _MAX_WARM_UP = 500  # iterations
 _MAX_WARM_UP_PART = 0.05
 _ODD_WARM_UP_PART = 0.2
+_HOOK_EPOCHS = ("switch_epoch", "num_last_epochs")  # of hooks that end the heavy augmentation
 
 
 def iterations_per_epoch(cfg: Config, num_images: int) -> int:
@@ -49,27 +53,39 @@ def fit_schedule(
     """
     unit, key = ("epochs", "max_epochs") if is_by_epoch(cfg) else ("iters", "max_iters")
     per_epoch = iterations_per_epoch(cfg, num_images)
-    # The length of the loop may have been typed; the schedulers are made for the published one.
     ends = {by_epoch: _last_end(cfg, by_epoch) for by_epoch in (True, False)}
-    before = ends[unit == "epochs"] or cfg.train_cfg[key]
+    # A typed length of the loop says nothing about the one that the schedulers are made for.
+    published = 0 if typed.covers(f"train_cfg.{key}") else cfg.train_cfg[key]
+    before = max(ends[unit == "epochs"] or 0, published) or cfg.train_cfg[key]
     ends[unit == "epochs"] = before
     _set_length(cfg, options, per_epoch, unit, key, typed)
     after = cfg.train_cfg[key]
     ratio = after / before
     total = after * (per_epoch if unit == "epochs" else 1)
-    interval = cfg.train_cfg.get("val_interval", 1)
-    typed.fill_in(cfg.train_cfg, "val_interval", _scale(interval, ratio), where="train_cfg")
-    if "dynamic_intervals" in cfg.train_cfg and not typed.covers("train_cfg.dynamic_intervals"):
-        intervals = cfg.train_cfg.dynamic_intervals
-        cfg.train_cfg.dynamic_intervals = [(_scale(begin, ratio), n) for begin, n in intervals]
+    _scale_loop(cfg, ratio, typed)
+    _scale_hooks(cfg, ratio, typed, by_epoch=unit == "epochs")
+    _scale_schedulers(cfg, ends, total, per_epoch, typed)
+
+
+def _scale_loop(cfg: Config, ratio: float, typed: TypedOptions) -> None:
+    loop = cfg.train_cfg
+    loop.setdefault("val_interval", 1)
+    for key in ("val_interval", "val_begin"):
+        if key in loop:
+            typed.fill_in(loop, key, _scale(loop[key], ratio), where="train_cfg")
+    if "dynamic_intervals" in loop and not typed.covers("train_cfg.dynamic_intervals"):
+        loop.dynamic_intervals = [(_scale(begin, ratio), n) for begin, n in loop.dynamic_intervals]
+
+
+def _scale_hooks(cfg: Config, ratio: float, typed: TypedOptions, *, by_epoch: bool) -> None:
     checkpoint: Any = (cfg.get("default_hooks") or {}).get("checkpoint") or {}
-    if "interval" in checkpoint and checkpoint.get("by_epoch", True) == (unit == "epochs"):
+    if "interval" in checkpoint and checkpoint.get("by_epoch", True) == by_epoch:
         value = _scale(checkpoint["interval"], ratio)
         typed.fill_in(checkpoint, "interval", value, where="default_hooks.checkpoint")
     for hook, where in iter_named_dicts(cfg.get("custom_hooks") or (), "custom_hooks"):
-        if "switch_epoch" in hook:
-            typed.fill_in(hook, "switch_epoch", _scale(hook.switch_epoch, ratio), where=where)
-    _scale_schedulers(cfg, ends, total, per_epoch, typed)
+        for key in _HOOK_EPOCHS:
+            if key in hook:
+                typed.fill_in(hook, key, _scale(hook[key], ratio), where=where)
 
 
 def _last_end(cfg: Config, by_epoch: bool) -> int | None:
@@ -111,7 +127,11 @@ def _scale_schedulers(
 
     `ends` is the length that they were made for, in epochs (True) and in iterations (False).
     """
-    schedulers = [s for s, where in _iter_schedulers(cfg) if not typed.covers(where)]
+    schedulers = [
+        scheduler
+        for scheduler, where in _iter_schedulers(cfg)
+        if not typed.covers(where) and not _class_name(scheduler).startswith(_BY_METRIC)
+    ]
     warm_ups = [scheduler for scheduler in schedulers if is_warm_up(scheduler)]
     others = [scheduler for scheduler in schedulers if not is_warm_up(scheduler)]
     warm_up_ends: dict[int, int] = {}  # the published one -> the new one
@@ -139,13 +159,27 @@ def _scale_scheduler(
         return warm_up_ends[value] if after_warm_up else round(value / before * total)
 
     begin, end = scheduler.get("begin", 0), min(scheduler.get("end", before), before)
-    if "T_max" in scheduler:
-        whole = scheduler.T_max == end - begin
-        scheduler.T_max = place(end) - place(begin) if whole else place(scheduler.T_max)
+
+    def length(value: int) -> int:
+        return max(1, place(begin + value) - place(begin))
+
+    for key in _LENGTHS:
+        if scheduler.get(key) is not None:
+            scheduler[key] = length(scheduler[key])
     if "milestones" in scheduler:
         scheduler.milestones = [place(milestone) for milestone in scheduler.milestones]
+    if "periods" in scheduler:
+        ends = [length(value) for value in itertools.accumulate(scheduler.periods)]
+        scheduler.periods = [b - a for a, b in itertools.pairwise([0, *ends])]
+    if _class_name(scheduler).startswith("Exponential") and end > begin:
+        scheduler.gamma **= (end - begin) / max(1, place(end) - place(begin))  # of each step
     scheduler.begin, scheduler.end = place(begin), place(end)
     _count_iterations(scheduler)
+
+
+def _class_name(scheduler: Mapping[str, Any]) -> str:
+    type_ = scheduler["type"]
+    return (type_ if isinstance(type_, str) else type_.__name__).rpartition(".")[-1]
 
 
 def _count_iterations(scheduler: ConfigDict) -> None:
@@ -161,9 +195,13 @@ def _iter_schedulers(cfg: Config) -> Iterator[tuple[ConfigDict, str]]:
 
 def is_warm_up(scheduler: Mapping[str, Any]) -> bool:
     """Return whether a scheduler raises the learning rate at the beginning of a training."""
-    name = str(scheduler["type"]).rpartition(".")[-1]
     rises = scheduler.get("end_factor", 1.0) > scheduler.get("start_factor", 1 / 3)
-    return name in _WARM_UPS and rises and scheduler.get("begin", 0) == 0 and "end" in scheduler
+    return (
+        _class_name(scheduler) in _WARM_UPS
+        and rises
+        and scheduler.get("begin", 0) == 0
+        and "end" in scheduler
+    )
 
 
 def _in_iterations(scheduler: Mapping[str, Any], value: int, per_epoch: int) -> int:

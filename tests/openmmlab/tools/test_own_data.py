@@ -654,6 +654,45 @@ def test_a_curve_ends_with_the_training(path, length, tmp_path):
     assert rates[400] == pytest.approx(0.0, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        {"type": "StepLR", "step_size": 9, "gamma": 0.5},
+        {"type": "ExponentialLR", "gamma": 0.9},
+        {"type": "ExponentialLR", "gamma": 0.8, "begin": 18},
+        {"type": "CosineAnnealingLR", "T_max": 18, "begin": 18, "end": 36},
+        {"type": "CosineRestartLR", "periods": [12, 24], "restart_weights": [1, 0.5], "eta_min": 0},
+        {"type": "OneCycleLR", "eta_max": 1.0, "total_steps": 36},
+        {"type": "PolyLR", "power": 2.0, "eta_min": 0.1, "end": 36},
+    ],
+    ids=lambda scheduler: scheduler["type"],
+)
+def test_every_kind_of_scheduler_keeps_its_curve(scheduler, tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(f"_base_ = {str(DETECTOR)!r}\nparam_scheduler = [{scheduler!r}]\n")
+    data = {**write_detection(tmp_path), "epochs": 360, "batch_size": 1}  # of two iterations each
+    published = learning_rates(Config.fromfile(path), 36)
+    rates = learning_rates(typed(path, data), 720)
+    # A step of the old schedule is twenty of the new one; schedulers differ in which of theirs is
+    # the first.
+    for epoch in range(1, 36):
+        steps = rates[20 * epoch - 20 : 20 * epoch + 21]
+        assert min(steps) - 1e-6 <= published[epoch] <= max(steps) + 1e-6, epoch
+
+
+def test_a_scheduler_that_waits_for_a_metric_stays_and_hooks_follow(tmp_path):
+    plateau = {"type": "ReduceOnPlateauLR", "monitor": "coco/bbox_mAP", "patience": 3}
+    hook = {"type": "mmdet.YOLOXModeSwitchHook", "num_last_epochs": 6}
+    path = tmp_path / "own.py"
+    path.write_text(
+        f"_base_ = {str(DETECTOR)!r}\nparam_scheduler = [{plateau!r}]\ncustom_hooks = [{hook!r}]\n"
+        "train_cfg = dict(val_begin=30)\n"
+    )
+    cfg = typed(path, write_detection(tmp_path), custom_dataset__epochs=12)
+    assert dict(cfg.param_scheduler[0]) == plateau
+    assert (cfg.custom_hooks[0].num_last_epochs, cfg.train_cfg.val_begin) == (2, 10)
+
+
 def test_a_training_too_short_for_a_warm_up_has_none(tmp_path):
     data = {**write_segmentation(tmp_path), "iters": 24, "batch_size": 2}
     assert learning_rates(typed(SMALL_SEGMENTOR, data), 24)[0] == pytest.approx(1.0)
