@@ -41,6 +41,8 @@ CONFIG_SUFFIXES = (".py", ".yml", ".yaml", ".json")
 DRAWERS = {"mmdet": "DetLocalVisualizer", "mmseg": "SegLocalVisualizer"}
 # Files that Pillow reads whole or not at all. OpenCV fills in what a damaged one lacks with grey.
 _CHECKED = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+_EIGHT_BITS = 256
+_VOID = 255  # of mmsegmentation's `label_map`: a class that is not among the chosen ones
 _ANNOTATIONS = "Annotations"  # in the type of each transform that loads a truth
 
 
@@ -254,16 +256,22 @@ class LabelMapWriter:
         self, folder: Path, metainfo: Mapping[str, Any], score: float, dataset: Any
     ) -> None:
         self.folder = folder / "maps"
-        # Where 0 means "not labelled" in the data set's files, the first class is 1.
-        self.first = int(bool(metainfo.get("reduce_zero_label")))
+        # The value of each class. Of a type's own classes some may be chosen, in any order; and
+        # where 0 means "not labelled" in the data set's files, the first class is 1.
+        values = np.arange(max(_EIGHT_BITS, len(metainfo.get("classes") or ())))
+        for value, label in (metainfo.get("label_map") or {}).items():
+            if label != _VOID:
+                values[label] = value
+        self.values = values + bool(metainfo.get("reduce_zero_label"))
 
     def add(self, name: str, target: str, sample: Any) -> None:
         """Write one map."""
-        labels = sample.pred_sem_seg.data[0].numpy() + self.first
+        labels = self.values[sample.pred_sem_seg.data[0].numpy()]
+        labels = labels.astype(np.uint8 if labels.max() < _EIGHT_BITS else np.uint16)
         path = self.folder / target
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as partial:
-            Image.fromarray(labels.astype(np.uint8)).save(partial, "PNG")
+            Image.fromarray(labels).save(partial, "PNG")
 
     def close(self) -> None:
         """Do nothing: every map is written."""
