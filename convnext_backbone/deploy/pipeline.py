@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ..openmmlab.config_walk import type_name
 from .boxes import Size
 
 _Rules = dict[str, Any]
@@ -16,7 +17,7 @@ def read_pipeline(steps: Sequence[Mapping[str, Any]]) -> _Rules:
     """
     rules: _Rules = {"resize": None, "pad": None}
     for step in steps:
-        kind = str(step.get("type")).rpartition(".")[2]
+        kind = type_name(step)
         if kind not in STEPS:
             raise ValueError(
                 f"test pipeline: step {kind!r} cannot be deployed, only {sorted(STEPS)}; a "

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from .config_walk import iter_dicts
+from .config_walk import iter_dicts, type_name
 
 _BACKBONE = "ConvNextBackbone"
 # Arguments that concern the training, not the features.
@@ -26,7 +26,7 @@ def read_backbone_config(path: str | os.PathLike[str]) -> tuple[dict[str, Any], 
         ) from error
     path = os.fspath(path)
     model = Config.fromfile(path).to_dict().get("model", {})
-    backbone = next((d for d in iter_dicts(model) if d.get("type") == _BACKBONE), None)
+    backbone = next((d for d in iter_dicts(model) if type_name(d) == _BACKBONE), None)
     if backbone is None:
         raise ValueError(f"{path} has no model with a backbone of type {_BACKBONE!r}")
     return {k: v for k, v in backbone.items() if k not in _TRAINING}, _preprocessing(model, path)

@@ -17,6 +17,16 @@ _OTHER_CLASSES = (
 )
 
 
+def type_name(part: Mapping[str, Any]) -> str:
+    """Return the name of the class that `type` names, by a string or as the class itself.
+
+    Without its module or scope ("mmdet.RPNHead"); empty where there is no type.
+    """
+    type_ = part.get("type")
+    name = type_ if isinstance(type_, str) else getattr(type_, "__name__", "")
+    return name.rpartition(".")[2]
+
+
 def iter_dicts(value: Any) -> Iterator["ConfigDict"]:
     """Yield every dict inside `value`, itself included, outer ones first."""
     return (part for part, _ in iter_named_dicts(value, ""))
@@ -38,8 +48,8 @@ def iter_heads(model: Mapping[str, Any]) -> Iterator[tuple["ConfigDict", str]]:
     """Yield every part of a model that predicts the classes of the data, with its name."""
     # --tta wraps the model of the config.
     for part, where in iter_named_dicts(model.get("module", model), "model"):
-        type_ = str(part.get("type")).rpartition(".")[2]
-        if "num_classes" in part and type_ not in _OTHER_CLASSES and "rpn_head" not in where:
+        own = type_name(part) not in _OTHER_CLASSES and "rpn_head" not in where
+        if "num_classes" in part and own:
             yield part, where
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from ...models.backbone import ConvNextBackbone
 from ...models.config import ConvNextConfig
-from ..config_walk import iter_named_dicts
+from ..config_walk import iter_named_dicts, type_name
 from .errors import UsageError
 from .typed import TypedOptions
 
@@ -38,7 +38,7 @@ def find_backbone(cfg: Config) -> ConfigDict | None:
     """Return the config of the model's backbone, if it is a `ConvNextBackbone`."""
     model = cfg.model.get("module", cfg.model)  # --tta wraps the model of the config
     backbone = model.get("backbone") or {}
-    return backbone if backbone.get("type") in ("ConvNextBackbone", ConvNextBackbone) else None
+    return backbone if type_name(backbone) == ConvNextBackbone.__name__ else None
 
 
 def fit_channels(cfg: Config, typed: TypedOptions) -> None:
@@ -83,6 +83,7 @@ def build_backbone(settings: Mapping[str, Any]) -> ConvNextBackbone:
             not a valid choice.
     """
     arguments = {k: v for k, v in copy.deepcopy(settings).items() if k != "init_cfg"}
+    arguments["type"] = ConvNextBackbone  # whatever its scope
     try:
         with torch.device("meta"):
             return MODELS.build(arguments)
@@ -174,7 +175,7 @@ def _iter_strides(model: ConfigDict) -> Iterator[tuple[str, list[int]]]:
     """Yield the strides that a model expects its levels to have, each with its name."""
     for part, where in iter_named_dicts(model, "model"):
         anchors = where.endswith(("anchor_generator", "prior_generator"))
-        head = str(part.get("type")).rpartition(".")[-1] in _HEADS
+        head = type_name(part) in _HEADS
         keys = ("feature_strides", "featmap_strides", *(["strides"] if anchors or head else []))
         for key in keys:
             strides = _plain_strides(part.get(key))
@@ -200,8 +201,7 @@ def _level_strides(neck: Any, backbone: ConvNextBackbone) -> list[int] | None:
         neck = neck[0] if neck else None
     if not neck:
         return list(backbone.strides)
-    name = str(neck.get("type", "")).rpartition(".")[-1]
-    if name not in _PYRAMIDS:
+    if type_name(neck) not in _PYRAMIDS:
         return None
     start, end = neck.get("start_level", 0), neck.get("end_level", -1)
     levels = list(backbone.strides)[start : None if end == -1 else end + 1]

@@ -18,6 +18,7 @@ from ..config_walk import (
     join_root,
     split_datasets,
     split_metrics,
+    type_name,
 )
 from .channels import find_backbone, fit_channels
 from .coco import category_names, read_coco
@@ -170,7 +171,7 @@ def _set_dataset(
     reduce = options.get("reduce_zero_label", True)
     fill_in(dataset, "reduce_zero_label", reduce, "custom_dataset.reduce_zero_label")
     for step, place in iter_named_dicts(dataset.get("pipeline"), f"{where}.pipeline"):
-        if step.get("type") == "LoadAnnotations":
+        if type_name(step) == "LoadAnnotations":
             typed.fill_in(step, "reduce_zero_label", dataset.reduce_zero_label, where=place)
 
 

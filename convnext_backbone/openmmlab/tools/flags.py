@@ -6,7 +6,6 @@ import importlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
@@ -14,7 +13,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 
 from ..checkpoint_hook import AtomicCheckpointHook
-from ..config_walk import iter_datasets, iter_metrics
+from ..config_walk import iter_datasets, iter_metrics, type_name
 from .errors import UsageError
 from .processes import print_once
 
@@ -45,11 +44,6 @@ def set_run(cfg: Config, args: argparse.Namespace) -> None:
 # --------------------------------------------------------------------------- training
 
 
-def type_name(type_: Any) -> str:
-    """Name a type that a config gives as a string or as a class."""
-    return type_ if isinstance(type_, str) else getattr(type_, "__name__", str(type_))
-
-
 def enable_amp(cfg: Config) -> None:
     """Turn on the mixed precision that the machine has; `optim.py` chooses it and logs its choice.
 
@@ -57,7 +51,7 @@ def enable_amp(cfg: Config) -> None:
         UsageError: The config's optimizer wrapper is neither plain nor for mixed precision.
     """
     wrapper = cfg.optim_wrapper
-    name = type_name(wrapper.get("type", PLAIN_WRAPPER))
+    name = type_name(wrapper) or PLAIN_WRAPPER
     if name in (AMP_WRAPPER, AUTO_AMP_WRAPPER):
         print_once("--amp: the config has mixed precision already")
     elif name == PLAIN_WRAPPER:
@@ -70,7 +64,7 @@ def keep_full_precision(cfg: Config) -> None:
     """Replace a config's `AmpOptimWrapper`, which refuses to work without a GPU, and print so."""
     wrapper = cfg.optim_wrapper
     device = get_device()
-    if type_name(wrapper.get("type")) != AMP_WRAPPER or device not in FULL_PRECISION_DEVICES:
+    if type_name(wrapper) != AMP_WRAPPER or device not in FULL_PRECISION_DEVICES:
         return
     wrapper.type = PLAIN_WRAPPER
     for key in AMP_ONLY_KEYS:
@@ -84,10 +78,9 @@ def protect_checkpoints(cfg: Config) -> None:
     defaults.setdefault("checkpoint", {"type": "CheckpointHook", "interval": 1})  # as mmengine does
     with HOOKS.switch_scope_and_registry(cfg.default_scope) as registry:
         for hook in (defaults.checkpoint, *(cfg.get("custom_hooks") or ())):
-            type_ = hook.get("type") if isinstance(hook, Mapping) else None
-            if type_name(type_).rpartition(".")[2] == CheckpointHook.__name__:
-                found = registry.get(type_) if isinstance(type_, str) else type_
-                hook.type = ATOMIC_HOOK if found is CheckpointHook else type_
+            if isinstance(hook, ConfigDict) and type_name(hook) == CheckpointHook.__name__:
+                found = registry.get(hook.type) if isinstance(hook.type, str) else hook.type
+                hook.type = ATOMIC_HOOK if found is CheckpointHook else hook.type
 
 
 def enable_auto_scale_lr(cfg: Config, path: str) -> None:

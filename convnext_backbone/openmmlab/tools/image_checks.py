@@ -13,7 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ...utils.checks import first_line
-from ..config_walk import is_local
+from ..config_walk import is_local, type_name
 from .errors import UsageError
 
 MAX_IMAGES = 5000  # opening every file of a large data set would delay each start
@@ -39,11 +39,9 @@ class ImageReader:
 
     def __init__(self, pipeline: Sequence[Mapping[str, Any]] | None) -> None:
         step = next(iter(pipeline or ()), {})
-        type_ = step.get("type")
-        name = type_ if isinstance(type_, str) else getattr(type_, "__name__", "")
         self._flag = step.get("color_type", "color")
         self._backend = step.get("imdecode_backend", "cv2")
-        self.opens_files = name.rpartition(".")[-1] == "LoadImageFromFile" and is_local(step)
+        self.opens_files = type_name(step) == "LoadImageFromFile" and is_local(step)
         self.known = self.opens_files and self._backend in _BACKENDS
 
     def check(self, path: str) -> Size | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from ..config_walk import iter_named_dicts, split_datasets
+from ..config_walk import iter_named_dicts, split_datasets, type_name
 from .errors import UsageError
 from .typed import TypedOptions
 
@@ -79,14 +79,14 @@ def _add_resize(pipeline: Any, box: Size, split: str) -> None:
     steps = [step for step, _ in iter_named_dicts(pipeline or (), "")]
     if not isinstance(pipeline, list) or any(key in step for step in steps for key in _RESIZING):
         return
-    kept = next((step for step in steps if step.get("type") == "Resize"), None)
+    kept = next((step for step in steps if type_name(step) == "Resize"), None)
     if kept is not None:
         kept.pop("scale_factor", None)
         kept.scale = box
         return
     # Boxes, masks and label maps are resized for training; for evaluation they keep their size.
     loads = "Load" if split == "train" else "LoadImage"
-    last = [i for i, step in enumerate(pipeline) if str(step.get("type")).startswith(loads)]
+    last = [i for i, step in enumerate(pipeline) if type_name(step).startswith(loads)]
     if last:
         pipeline.insert(last[-1] + 1, ConfigDict(type="Resize", scale=box, keep_ratio=True))
 

@@ -9,7 +9,14 @@ import numpy as np
 from mmengine.fileio import list_dir_or_file
 from PIL import Image
 
-from ..config_walk import is_local, is_remote, iter_heads, iter_named_dicts, split_metrics
+from ..config_walk import (
+    is_local,
+    is_remote,
+    iter_heads,
+    iter_named_dicts,
+    split_metrics,
+    type_name,
+)
 from .coco_checks import check_num_classes
 from .data_report import DataReport, count_table, list_quoted
 from .datasets import class_names, dataset_class, label_map_folders, label_map_settings, list_stems
@@ -48,7 +55,7 @@ def check_label_maps(dataset: Mapping[str, Any], where: str, report: DataReport)
 def _reads_label_maps(dataset: Mapping[str, Any]) -> bool:
     """Return whether mmsegmentation's own step reads them from files; others may read anything."""
     steps = [step for step, _ in iter_named_dicts(dataset.get("pipeline") or (), "")]
-    loads = [s for s in steps if str(s.get("type")).rpartition(".")[-1] == "LoadAnnotations"]
+    loads = [s for s in steps if type_name(s) == "LoadAnnotations"]
     return bool(loads) and all(
         is_local(step) and step.get("imdecode_backend") != "tifffile" for step in loads
     )
@@ -155,7 +162,7 @@ def _softmax_losses(report: DataReport) -> Iterator[tuple[Mapping[str, Any], str
     """Yield the softmax losses of mmsegmentation's heads, each with its name."""
     for head, where in iter_heads(report.cfg.model):
         for loss, place in iter_named_dicts(head.get("loss_decode"), f"{where}.loss_decode"):
-            if loss.get("type") == "CrossEntropyLoss" and not loss.get("use_sigmoid"):
+            if type_name(loss) == "CrossEntropyLoss" and not loss.get("use_sigmoid"):
                 yield loss, place
 
 
@@ -182,7 +189,7 @@ def _read_labels(path: str) -> np.ndarray:
 def _void_labels(report: DataReport) -> set[int]:
     """Return the labels that all losses of a training, or all metrics of an evaluation, ignore."""
     metrics = [metric for metric, _ in split_metrics(report.cfg, report.split)]
-    parts = [metric for metric in metrics if metric.get("type") == "IoUMetric"]
+    parts = [metric for metric in metrics if type_name(metric) == "IoUMetric"]
     parts = parts or [head for head, _ in iter_heads(report.cfg.model)]
     given = {part.get("ignore_index") for part in parts} or {None}
     labels = {_IGNORED_LABEL if label is None else label for label in given}

@@ -8,6 +8,8 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.runner import FlexibleRunner, Runner
 
+from ..config_walk import type_name
+from .channels import find_backbone
 from .errors import UsageError
 from .processes import print_once
 
@@ -104,9 +106,8 @@ def check_optimizer(cfg: Config) -> None:
     Raises:
         UsageError: The constructor is mmdet's or mmseg's.
     """
-    constructor = str(cfg.optim_wrapper.get("constructor", ""))
-    backbone = str((cfg.model.get("backbone") or {}).get("type", ""))
-    if constructor.rpartition(".")[2] in _FOREIGN_LAYER_DECAY and "ConvNextBackbone" in backbone:
+    constructor = type_name({"type": cfg.optim_wrapper.get("constructor")})
+    if constructor in _FOREIGN_LAYER_DECAY and find_backbone(cfg) is not None:
         raise UsageError(
             f"optim_wrapper.constructor {constructor!r} does not know ConvNextBackbone; "
             f"use {_OWN_LAYER_DECAY!r}, which takes the same paramwise_cfg"

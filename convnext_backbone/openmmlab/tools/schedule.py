@@ -7,7 +7,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from ..config_walk import iter_named_dicts
+from ..config_walk import iter_named_dicts, type_name
 from .errors import UsageError
 from .processes import count_processes
 from .typed import TypedOptions
@@ -130,7 +130,7 @@ def _scale_schedulers(
     schedulers = [
         scheduler
         for scheduler, where in _iter_schedulers(cfg)
-        if not typed.covers(where) and not _class_name(scheduler).startswith(_BY_METRIC)
+        if not typed.covers(where) and not type_name(scheduler).startswith(_BY_METRIC)
     ]
     warm_ups = [scheduler for scheduler in schedulers if is_warm_up(scheduler)]
     others = [scheduler for scheduler in schedulers if not is_warm_up(scheduler)]
@@ -171,15 +171,10 @@ def _scale_scheduler(
     if "periods" in scheduler:
         ends = [length(value) for value in itertools.accumulate(scheduler.periods)]
         scheduler.periods = [b - a for a, b in itertools.pairwise([0, *ends])]
-    if _class_name(scheduler).startswith("Exponential") and end > begin:
+    if type_name(scheduler).startswith("Exponential") and end > begin:
         scheduler.gamma **= (end - begin) / max(1, place(end) - place(begin))  # of each step
     scheduler.begin, scheduler.end = place(begin), place(end)
     _count_iterations(scheduler)
-
-
-def _class_name(scheduler: Mapping[str, Any]) -> str:
-    type_ = scheduler["type"]
-    return (type_ if isinstance(type_, str) else type_.__name__).rpartition(".")[-1]
 
 
 def _count_iterations(scheduler: ConfigDict) -> None:
@@ -197,7 +192,7 @@ def is_warm_up(scheduler: Mapping[str, Any]) -> bool:
     """Return whether a scheduler raises the learning rate at the beginning of a training."""
     rises = scheduler.get("end_factor", 1.0) > scheduler.get("start_factor", 1 / 3)
     return (
-        _class_name(scheduler) in _WARM_UPS
+        type_name(scheduler) in _WARM_UPS
         and rises
         and scheduler.get("begin", 0) == 0
         and "end" in scheduler
