@@ -71,6 +71,16 @@ def iter_datasets(dataset: Any, where: str = "") -> Iterator[tuple["ConfigDict",
                 yield from iter_datasets(item, f"{where}.{key}.{index}")
 
 
+def choose_indices(items: Sequence[Any], dataset: Mapping[str, Any]) -> Sequence[Any]:
+    """Return the items that a data set's `indices` choose, as mmengine's `BaseDataset` does."""
+    indices = dataset.get("indices")
+    if indices is None:
+        return items
+    if isinstance(indices, int):
+        return items[:indices] if indices >= 0 else items[indices:]
+    return [items[index] for index in indices]
+
+
 def split_datasets(cfg: Mapping[str, Any], split: str) -> list[tuple["ConfigDict", str]]:
     """List the data sets of "train", "val" or "test" as `iter_datasets` yields them."""
     loader = cfg.get(f"{split}_dataloader") or {}

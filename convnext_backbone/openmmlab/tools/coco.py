@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..config_walk import is_remote
+from ..config_walk import choose_indices, is_remote
 from .errors import UsageError
 
 _ID, _NUMBER = (int, float, str), (int, float)
@@ -109,8 +109,14 @@ def kept_categories(coco: Mapping[str, Any], classes: Sequence[str]) -> set[Any]
 
 def images_in_use(
     coco: Mapping[str, Any], classes: Sequence[str], dataset: Mapping[str, Any]
-) -> list[Mapping[str, Any]]:
+) -> Sequence[Mapping[str, Any]]:
     """Return the images that mmdet's `CocoDataset` opens: to train, those that its filter keeps."""
+    return choose_indices(_filter_images(coco, classes, dataset), dataset)
+
+
+def _filter_images(
+    coco: Mapping[str, Any], classes: Sequence[str], dataset: Mapping[str, Any]
+) -> list[Mapping[str, Any]]:
     rules = dataset.get("filter_cfg") or {}
     if dataset.get("test_mode") or not rules:
         return coco["images"]

@@ -418,7 +418,7 @@ def _summarize(data: _CocoSet, report: DataReport) -> None:
     if data.trains:
         left_out = len(images) - len(images_in_use(coco, classes, data.dataset))
         if left_out:
-            lines.append(f"  {left_out:,} images are left out of training (filter_cfg)")
+            lines.append(f"  {left_out:,} images are left out of training (filter_cfg, indices)")
     lines.append(_describe_sizes([(image["width"], image["height"]) for image in images]))
     lines.append(count_table([(name, counts[name]) for name in classes], "instances"))
     areas = sorted(max(a["area"], 0) ** 0.5 for a in data.of_classes)

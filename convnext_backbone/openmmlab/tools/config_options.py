@@ -25,12 +25,12 @@ from .coco import category_names, read_coco
 from .datasets import count_training_images
 from .errors import UsageError
 from .image_size import apply_image_size
-from .schedule import fit_schedule
+from .schedule import LENGTHS, fit_schedule
 from .typed import TypedOptions
 
 _REQUIRED = ("train_ann", "train_img", "val_ann", "val_img")
 _SHARED = ("root", *_REQUIRED, "test_ann", "test_img", "classes")
-_TRAINING = ("image_size", "batch_size", "epochs", "iters")
+_TRAINING = ("image_size", "batch_size", *LENGTHS)
 _OPTIONS: Mapping[str, Sequence[str]] = {
     "mmdet": (*_SHARED, *_TRAINING),
     "mmseg": (*_SHARED, "img_suffix", "seg_map_suffix", "reduce_zero_label", *_TRAINING),
@@ -105,11 +105,15 @@ def apply_custom_dataset(cfg: Config, typed: TypedOptions) -> None:
         typed.fill_in(loader, "batch_size", size, where="train_dataloader", option=option)
     if "image_size" in options:
         apply_image_size(cfg, options["image_size"], typed)
-    num_images = count_training_images(cfg) if {"epochs", "iters"} & set(options) else None
-    if num_images is not None:
-        fit_schedule(cfg, options, num_images, typed)
+    applied: Sequence[str] = ("image_size", "batch_size")
+    if any(name in options for name in LENGTHS):
+        asked = any(typed.get(f"custom_dataset.{name}") is not None for name in LENGTHS)
+        num_images = count_training_images(cfg, build=asked)
+        if num_images is not None:
+            fit_schedule(cfg, options, num_images, typed)
+            applied = (*applied, *LENGTHS)
     # The config that a run dumps is fitted already, and is read where the data is not.
-    for name in _TRAINING:
+    for name in applied:
         cfg.custom_dataset.pop(name, None)
     if classes is not None:
         cfg.custom_dataset.classes = classes

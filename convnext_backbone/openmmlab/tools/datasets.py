@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.fileio import list_dir_or_file
 from mmengine.registry import DATASETS, DefaultScope
 
-from ..config_walk import is_local, is_remote, join_root
+from ..config_walk import choose_indices, is_local, is_remote, join_root, type_name
 from .coco import images_in_use, read_coco
 from .errors import CONFIG_ERRORS, UsageError
 
@@ -19,6 +19,8 @@ _LABEL_MAP_DEFAULTS: Mapping[str, Any] = {
     "seg_map_suffix": ".png",
     "reduce_zero_label": False,
 }
+# Data sets of others whose lengths add up, or are repeated.
+_WRAPPERS = ("ConcatDataset", "MultiImageMixDataset", "RepeatDataset")
 # What a data set may set in its constructor.
 _SETTINGS = ("ann_file", "data_prefix", "metainfo", "filter_cfg", "test_mode", *_LABEL_MAP_DEFAULTS)
 
@@ -121,7 +123,7 @@ def label_map_folders(dataset: Mapping[str, Any]) -> tuple[str, str]:
     return (join_root(root, images) if images else "", join_root(root, maps) if maps else "")
 
 
-def list_stems(dataset: Mapping[str, Any]) -> list[str] | None:
+def list_stems(dataset: Mapping[str, Any]) -> Sequence[str] | None:
     """List the images of folders of label maps without their suffix, as mmsegmentation does.
 
     None where the folder is missing, or no folder is meant.
@@ -131,11 +133,11 @@ def list_stems(dataset: Mapping[str, Any]) -> list[str] | None:
     path = annotation_path(dataset)
     if os.path.isfile(path):
         with open(path, encoding="utf-8") as file:
-            return [line.strip() for line in file]
+            return choose_indices([line.strip() for line in file], dataset)
     if not is_local(dataset) or is_remote(images) or not os.path.isdir(images):
         return None
     names = list_dir_or_file(images, list_dir=False, suffix=suffix, recursive=True)
-    return sorted(name[: -len(suffix)] for name in names)
+    return choose_indices([name[: -len(suffix)] for name in sorted(names)], dataset)
 
 
 def label_map_settings(dataset: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,10 +145,25 @@ def label_map_settings(dataset: Mapping[str, Any]) -> dict[str, Any]:
     return {key: dataset.get(key, value) for key, value in _LABEL_MAP_DEFAULTS.items()}
 
 
-def count_training_images(cfg: Config) -> int | None:
-    """Return the number of images of an epoch; None where it is not known or files are missing."""
+def count_training_images(cfg: Config, *, build: bool = False) -> int | None:
+    """Return the number of images of an epoch; None where files are missing or it is not known.
+
+    Args:
+        cfg: The config.
+        build: Build the data set where its class is not known, and ask it.
+    """
+    dataset = cfg.train_dataloader.get("dataset")
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        return _count_images(cfg.train_dataloader.get("dataset"))
+        try:
+            count = _count_images(dataset)
+        except FileNotFoundError:
+            return None
+        if count is not None or not build:
+            return count
+        try:
+            return len(DATASETS.build(dataset))
+        except CONFIG_ERRORS:  # a class of the user's may raise anything
+            return None
 
 
 def _count_images(dataset: Any) -> int | None:
@@ -156,17 +173,21 @@ def _count_images(dataset: Any) -> int | None:
     if parts[0] is not None:
         counts = [_count_images(part) for part in parts]
         known = [count for count in counts if count is not None]
-        return sum(known) * dataset.get("times", 1) if len(known) == len(counts) else None
-    if dataset.get("indices") is not None:
-        return None
+        if len(known) < len(counts) or type_name(dataset) not in _WRAPPERS:
+            return None
+        return sum(known) * dataset.get("times", 1)
     resolved = resolve_dataset(dataset)
-    if resolved is None:
+    if resolved is None or not is_local(dataset):
         return None
     reads, dataset = resolved
     if reads is Reads.COCO:
         path = annotation_path(dataset)
-        if not os.path.isfile(path):
+        if not path:  # of a storage
             return None
+        if not os.path.isfile(path):
+            raise FileNotFoundError(path)
         return len(images_in_use(read_coco(path), class_names(dataset), dataset))
     stems = list_stems(dataset)
-    return len(stems) if stems else None
+    if not stems:
+        raise FileNotFoundError(label_map_folders(dataset)[0])
+    return len(stems)

@@ -38,7 +38,9 @@ from .option_checks import check_folders, check_loop, check_optimizer
 from .preflight import check_run
 from .processes import is_main_process, leave_processes, prepare_processes, print_once
 from .run_hook import RunHook
+from .schedule import check_length
 from .terminal import QUIET_RUNNERS, hold_back_chatter
+from .typed import TypedOptions
 
 EXIT_INTERRUPTED = 130  # a shell's exit code of a program that SIGINT ended
 
@@ -140,6 +142,7 @@ def prepare_training(cfg: Config, args: argparse.Namespace) -> None:
         cfg.resume = True
         cfg.load_from = None if args.resume == "auto" else args.resume
     check_loop(cfg)
+    check_length(cfg, TypedOptions(args.cfg_options))
     check_optimizer(cfg)
     check_folders(work_dir=cfg.work_dir)
     check_start(cfg, "--resume" if args.resume is not None else "load_from")

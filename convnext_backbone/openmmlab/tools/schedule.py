@@ -8,10 +8,12 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 
 from ..config_walk import iter_named_dicts, type_name
+from .config_checks import check_files
 from .errors import UsageError
 from .processes import count_processes
 from .typed import TypedOptions
 
+LENGTHS = ("epochs", "iters")  # of `custom_dataset`
 _WARM_UPS = ("LinearLR", "ConstantLR", "QuadraticWarmupLR")
 _BY_METRIC = "ReduceOnPlateau"  # such a scheduler waits for validations, whatever the length
 _LENGTHS = ("T_max", "step_size", "total_steps")
@@ -103,7 +105,7 @@ def _set_length(
     key: str,
     typed: TypedOptions,
 ) -> None:
-    given = [name for name in ("epochs", "iters") if options.get(name) is not None]
+    given = [name for name in LENGTHS if options.get(name) is not None]
     asked = [name for name in given if typed.get(f"custom_dataset.{name}") is not None] or given
     if len(asked) > 1:
         raise UsageError("custom_dataset takes epochs or iters, not both")
@@ -201,6 +203,24 @@ def is_warm_up(scheduler: Mapping[str, Any]) -> bool:
 
 def _in_iterations(scheduler: Mapping[str, Any], value: int, per_epoch: int) -> int:
     return value * per_epoch if scheduler.get("by_epoch", True) else value
+
+
+def check_length(cfg: Config, typed: TypedOptions) -> None:
+    """Refuse a length that was typed and could not be applied, rather than train for another.
+
+    Raises:
+        UsageError: There is one: the files are missing, or their number is not known.
+    """
+    options = cfg.get("custom_dataset") or {}
+    for name in LENGTHS:
+        value = typed.get(f"custom_dataset.{name}")
+        if value is not None and options.get(name) is not None:
+            check_files(cfg, ("train",))
+            raise UsageError(
+                f"custom_dataset.{name}={value}: the number of images of train_dataloader.dataset "
+                f"({type_name(cfg.train_dataloader.dataset)}) is not known; set the length of "
+                "train_cfg and param_scheduler"
+            )
 
 
 def schedule_warnings(cfg: Config, num_images: int) -> list[str]:

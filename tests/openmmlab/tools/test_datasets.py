@@ -136,9 +136,42 @@ def test_classes_that_read_otherwise_or_cannot_be_built_are_passed_over(type_, t
 
 
 def test_a_method_of_its_own_makes_a_coco_set_unknown(tmp_path):
-    cfg = detection(OwnReader, tmp_path, coco(annotations=[]))
+    cfg = detection(OwnReader, tmp_path, coco())
     assert check_data_contents(cfg, ("train",)).summaries == []
     assert count_training_images(cfg) is None
+    assert count_training_images(cfg, build=True) == 2
+    cfg.train_dataloader.dataset.ann_file = "gone.json"
+    assert count_training_images(cfg, build=True) is None
+
+
+@pytest.mark.parametrize(("indices", "number"), [(1, 1), (5, 3), (-2, 2), ([2, 0], 2), (None, 3)])
+def test_the_images_that_indices_choose_count_and_are_looked_for(indices, number, tmp_path):
+    images = [{"id": i, "file_name": f"{i}.jpg", "width": 80, "height": 60} for i in (1, 2, 3)]
+    annotations = [{**coco()["annotations"][0], "id": i, "image_id": i} for i in (1, 2, 3)]
+    values = coco(images=images, annotations=annotations)
+    cfg = prepared(DETECTOR, custom_dataset=write_detection(tmp_path / "det", train=values))
+    dataset = cfg.train_dataloader.dataset
+    dataset.indices = indices
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        built = DETECTION_SETS.build({**dataset, "pipeline": []})
+    opened = {Path(built.get_data_info(i)["img_path"]).name for i in range(len(built))}
+    assert count_training_images(cfg) == len(built) == number
+    for name in {"1.jpg", "2.jpg", "3.jpg"} - opened:
+        (tmp_path / "det" / "train" / name).unlink()
+    check_data_contents(cfg, ("train",))
+    cfg = prepared(SEGMENTOR, custom_dataset=write_segmentation(tmp_path / "seg"))
+    cfg.train_dataloader.dataset.indices = 1
+    assert count_training_images(cfg) == 1
+
+
+def test_a_wrapper_that_repeats_some_images_is_built_to_be_counted(tmp_path):
+    cfg = prepared(DETECTOR, custom_dataset=write_detection(tmp_path))
+    balanced = {"type": "ClassBalancedDataset", "oversample_thr": 0.9}
+    balanced["dataset"] = cfg.train_dataloader.dataset
+    cfg.train_dataloader.dataset = balanced
+    assert count_training_images(cfg) is None
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        assert count_training_images(cfg, build=True) == len(DETECTION_SETS.build(balanced))
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,8 @@ from convnext_backbone.openmmlab.tools.config_checks import check_files, check_m
 from convnext_backbone.openmmlab.tools.data_checks import check_data_contents
 from convnext_backbone.openmmlab.tools.errors import UsageError
 from convnext_backbone.openmmlab.tools.launch import check_before_run
+from convnext_backbone.openmmlab.tools.schedule import check_length
+from convnext_backbone.openmmlab.tools.typed import TypedOptions
 
 from .test_data_checks import (
     BOX_DETECTOR,
@@ -691,6 +693,22 @@ def test_a_scheduler_that_waits_for_a_metric_stays_and_hooks_follow(tmp_path):
     cfg = typed(path, write_detection(tmp_path), custom_dataset__epochs=12)
     assert dict(cfg.param_scheduler[0]) == plateau
     assert (cfg.custom_hooks[0].num_last_epochs, cfg.train_cfg.val_begin) == (2, 10)
+
+
+def test_a_typed_length_is_applied_or_refused(tmp_path):
+    few = {"train_dataloader__dataset__indices": 1, "custom_dataset__epochs": 3}
+    cfg = typed(DETECTOR, write_detection(tmp_path), **few)
+    assert (cfg.train_cfg.max_epochs, cfg.param_scheduler[1].end) == (3, 3)
+    elsewhere = {
+        "train_dataloader__dataset__ann_file": "s3://bucket/train.json",
+        "train_dataloader__dataset__data_prefix__img": str(tmp_path / "train"),
+    }
+    cfg = typed(DETECTOR, custom_dataset__epochs=3, **elsewhere)
+    assert cfg.train_cfg.max_epochs == 36
+    with pytest.raises(UsageError, match=r"epochs=3: .* \(CocoDataset\) is not known"):
+        check_length(cfg, TypedOptions({"custom_dataset.epochs": 3}))
+    # A recipe's own length is that of its schedule.
+    check_length(typed(SMALL_DETECTOR, **elsewhere), TypedOptions())
 
 
 def test_a_training_too_short_for_a_warm_up_has_none(tmp_path):
