@@ -21,6 +21,7 @@ from pycocotools.coco import COCO
 from convnext_backbone.cli import main
 from convnext_backbone.openmmlab.tools.config import NEEDED, build_model, load_config
 
+STEP_THAT_IS_NONE = "test_dataloader.dataset.pipeline.1.type=NoStep"
 SCORE = "0.05"  # of weights that have not learnt anything
 
 
@@ -148,6 +149,9 @@ def test_two_images_of_one_stem_keep_both_maps(segmentor_run, images, tmp_path):
         (["{alone}", "{images}"], "give the config"),
         (["{segmentor}", "{checkpoint}", "{images}"], "does not fit"),
         (["{checkpoint}", "{images}", "--cfg-options", "x"], "key=value"),
+        (["{checkpoint}", "{images}", "--cfg-options", "model.neck.type=NoNeck"], "NoNeck"),
+        (["{checkpoint}", "{images}", "--cfg-options", "model.neck.out_channels=a"], "be built"),
+        (["{checkpoint}", "{images}", "--cfg-options", STEP_THAT_IS_NONE], "NoStep"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(

@@ -22,6 +22,7 @@ from . import (
     mmdet_ssd,
     mmengine_complexity,
     mmengine_loaders,
+    mmengine_names,
     mmengine_packages,
     mmseg_class_weights,
     mmseg_metainfo,
@@ -32,6 +33,7 @@ from . import (
 REPAIRS: Mapping[str, Callable[[ModuleType], None]] = {
     "mmengine.analysis.print_helper": mmengine_complexity.repair,
     "mmengine.runner.checkpoint": mmengine_loaders.repair,
+    "mmengine.utils.misc": mmengine_names.repair,
     "mmengine.utils.package_utils": mmengine_packages.repair,
     "mmcv.image.photometric": mmcv_photometric.repair,
     "mmdet.datasets.api_wrappers.coco_api": mmdet_coco.repair,

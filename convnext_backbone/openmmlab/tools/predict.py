@@ -27,7 +27,7 @@ from .arguments import read_options
 from .checkpoint_checks import check_checkpoint
 from .config import build_model, load_config
 from .data_report import list_quoted
-from .errors import UsageError
+from .errors import BUILD_ERRORS, UsageError, describe_error
 from .loading import (
     configs_beside,
     first_other_class,
@@ -138,17 +138,22 @@ def load_model(cfg: Config, checkpoint: str, device: str) -> tuple[Any, dict[str
     """Build the model of a config and load it whole; return it with classes and palette.
 
     Raises:
-        UsageError: The checkpoint leaves a part of the model without trained values.
+        UsageError: Model or data set cannot be built, or the checkpoint leaves a part of the model
+            without trained values.
     """
     for owner in (cfg.model, cfg.model.get("backbone") or {}):
         owner.pop("init_cfg", None)  # all weights come from the checkpoint
-    model = revert_sync_batchnorm(build_model(cfg, "cpu"))
+    dataset = next(iter_datasets(cfg.test_dataloader.dataset))[0]
+    try:
+        model = revert_sync_batchnorm(build_model(cfg, "cpu"))
+        metainfo = dict(DATASETS.build({**dataset, "lazy_init": True}).metainfo)
+    except BUILD_ERRORS as error:
+        text = f"config {cfg.filename!r} cannot be built: {describe_error(error)}"
+        raise UsageError(text) from error
     loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location="cpu")
     report = load_and_report(model, loaded, checkpoint)
     refuse_incomplete(report, loaded, str(cfg.filename))
     print(report)
-    dataset = next(iter_datasets(cfg.test_dataloader.dataset))[0]
-    metainfo = dict(DATASETS.build({**dataset, "lazy_init": True}).metainfo)
     trained, others = trained_classes(loaded), metainfo.get("classes") or ()
     if first_other_class(trained, others) is not None:
         print(f"warning: named by the checkpoint's classes, not the config's {list_quoted(others)}")

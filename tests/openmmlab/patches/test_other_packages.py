@@ -2,6 +2,7 @@
 # ruff: noqa: E402 - imports follow the check that OpenMMLab is there
 
 import sys
+from importlib import import_module
 from types import ModuleType
 
 import numpy as np
@@ -13,6 +14,8 @@ import convnext_backbone  # noqa: F401 - applies the repairs
 pytestmark = pytest.mark.openmmlab
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
+
+from mmengine.utils import get_object_from_string
 
 from convnext_backbone.openmmlab.patches import numpy_names
 from convnext_backbone.openmmlab.patches.apply import REPAIRS
@@ -202,3 +205,15 @@ def test_weights_of_classes_stand_beside_void_pixels_as_in_torch(avg_non_ignore)
             scores, labels, torch.tensor(weights), ignore_index=255, reduction="sum"
         ) / max(sum(weights[label] for label in labels.view(-1)[void:]), 1e-7)
         torch.testing.assert_close(loss(scores, labels, ignore_index=255), expected)
+
+
+@pytest.mark.parametrize("package", ["mmdet", "mmseg"])
+def test_every_class_is_found_by_the_whole_name_that_a_dumped_config_has(package):
+    import_module(f"{package}.models")
+    registered = import_module(f"{package}.registry").MODELS.module_dict.values()
+    classes = [found for found in registered if found.__module__.startswith(f"{package}.")]
+    assert len(classes) > 50
+    for found in classes:
+        assert get_object_from_string(f"{found.__module__}.{found.__name__}") is found
+    assert get_object_from_string("mmdet.models.losses.smooth_l1_loss.NoLoss") is None
+    assert get_object_from_string("NoLoss") is None
