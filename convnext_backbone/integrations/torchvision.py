@@ -142,12 +142,12 @@ def deeplab_backbone(source: Source, output_stride: int = 8, **fields: Any) -> D
 
     Raises:
         ValueError: The weights do not fit, or a given backbone has other outputs or strides.
-        TypeError: The source is neither a backbone nor weights.
+        TypeError: The source is neither a backbone nor weights, or `fields` has `out_indices`.
 
     Example:
         >>> from torchvision.models.segmentation.deeplabv3 import DeepLabHead, DeepLabV3
         >>> body = deeplab_backbone("convnext_atto.d2_in1k")
         >>> model = DeepLabV3(body, DeepLabHead(body.out_channels, 21))
     """
-    fields |= {"output_stride": output_stride, "out_indices": (-2, -1)}
-    return DeepLabBackbone(as_backbone(source, **fields))
+    outputs = {"output_stride": output_stride, "out_indices": (-2, -1)}
+    return DeepLabBackbone(as_backbone(source, **outputs, **fields))

@@ -160,6 +160,8 @@ def test_deeplab_dilates_the_weights_of_a_file(tmp_path):
     assert body.body.strides == (16, 16)
     assert (body.aux_channels, body.out_channels) == WIDTHS[2:]
     torch.testing.assert_close(body.body.stages.state_dict(), source.stages.state_dict())
+    with pytest.raises(TypeError, match="out_indices"):  # its outputs are not another's to choose
+        deeplab_backbone(tmp_path, out_indices=(0, 1))
 
 
 @pytest.mark.parametrize(
