@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ...images.lists import name_images
-from ...images.reading import load_image
+from ...images.reading import load_image, to_eight_bits, to_rgb
 from ...utils.checks import first_line
 from ...utils.files import atomic_write, errors_naming
 from ..config_walk import iter_datasets
@@ -172,7 +172,7 @@ def read_image(
     image = None
     accepted = () if path.suffix.lower() in _CHECKED else (ValueError,)
     with suppress(*accepted):
-        image = np.array(load_image(path).convert("RGB"))
+        image = np.array(to_rgb(to_eight_bits(load_image(path))))
     data = pipeline({"img_path": str(path), "img_id": 0, "seg_fields": []})
     if data is None:
         raise ValueError("the config's pipeline drops it")

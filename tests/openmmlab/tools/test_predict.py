@@ -13,7 +13,7 @@ pytestmark = pytest.mark.openmmlab
 from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope
 from mmengine.structures import PixelData
 
-from convnext_backbone.openmmlab.tools.predict import LabelMapWriter
+from convnext_backbone.openmmlab.tools.predict import LabelMapWriter, read_image
 
 
 def written(folder, metainfo, labels):
@@ -47,3 +47,18 @@ def test_more_classes_than_eight_bits_hold_are_written_in_sixteen(tmp_path):
     labels = np.array([[0, 254, 255, 399]])
     values = np.asarray(Image.open(written(tmp_path, metainfo, labels)))
     assert values.tolist() == [[1, 255, 256, 400]]
+
+
+@pytest.mark.parametrize("kind", ["16 bits", "transparent"])
+def test_a_picture_shows_what_an_image_of_another_kind_shows(kind, tmp_path):
+    grey = np.array([[0, 64], [128, 255]], np.uint8)
+    alpha = np.full((2, 2), 255, np.uint8)
+    alpha[0, 0] = 0
+    if kind == "16 bits":
+        image = Image.fromarray(grey.astype(np.uint16) * 257)
+    else:
+        image = Image.fromarray(np.stack([grey, alpha], axis=-1), "LA")
+        grey = np.where(alpha == 0, 255, grey)  # laid on white
+    image.save(tmp_path / "a.png")
+    _, picture = read_image(lambda data: data, tmp_path / "a.png")
+    assert picture.tolist() == np.repeat(grey[..., None], 3, axis=2).tolist()
