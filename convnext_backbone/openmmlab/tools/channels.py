@@ -24,6 +24,8 @@ from .typed import TypedOptions
 _PYRAMIDS = ("FPN", "PAFPN", "FPN_CARAFE", "NASFPN", "CSPNeXtPAFPN", "YOLOXPAFPN", "ChannelMapper")
 # Heads whose `strides` are those of their levels; others, as SOLO's, resize what they read.
 _HEADS = ("FCOSHead", "VFNetHead", "YOLOXHead", "CenterNetUpdateHead", "Mask2FormerHead")
+# What stands on one map of its own: the semantic branch of HTC and SCNet, the masks of CondInst.
+_OWN_MAPS = ("semantic_roi_extractor", "mask_head.prior_generator")
 # What other implementations call an argument of ours.
 _ARGUMENTS: Mapping[str, str] = {
     "in_channels": "num_channels",
@@ -162,6 +164,8 @@ def _compare_strides(
     if strides is None:
         return
     for name, expected in found:
+        if any(part in name for part in _OWN_MAPS):
+            continue
         # A RoI extractor reads the first levels only; anchors and points stand on each.
         levels = strides[: len(expected) if name.endswith("featmap_strides") else None]
         if expected != levels:

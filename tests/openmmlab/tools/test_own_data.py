@@ -188,6 +188,24 @@ def test_the_defaults_of_a_head_are_compared_too():
         check_model(retinanet)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "htc/htc_r50_fpn_1x_coco.py",
+        "scnet/scnet_r50_fpn_1x_coco.py",
+        "condinst/condinst_r50_fpn_ms-poly-90k_coco_instance.py",
+    ],
+)
+def test_what_stands_on_a_map_of_its_own_is_not_compared(name, tmp_path):
+    """As the semantic branch of HTC, which has one of stride 8."""
+    (tmp_path / "own.py").write_text(f"""
+_base_ = "mmdet::{name}"
+model = dict(backbone=dict(_delete_=True, type="ConvNextBackbone", arch="convnext_atto",
+                           out_indices=(1, 2, 3, 4)))
+""")
+    check_model(typed(tmp_path / "own.py"))
+
+
 def test_levels_that_fit_are_left_alone():
     """SOLO resizes its levels, an unknown neck may do anything: neither is compared."""
     for options in (
