@@ -74,7 +74,10 @@ def fit_channels(cfg: Config, typed: TypedOptions) -> None:
         heads = cfg.model.get(key) or []
         single = isinstance(heads, Mapping)
         for index, head in enumerate([heads] if single else heads):
-            _fit_head(head, backbone, f"model.{key}" if single else f"model.{key}.{index}", typed)
+            name = f"model.{key}" if single else f"model.{key}.{index}"
+            for part, where in iter_named_dicts(head, name):  # K-Net's head holds another
+                if "in_channels" in part and (part is head or "in_index" in part):
+                    _fit_head(part, backbone, where, typed)
 
 
 def build_backbone(settings: Mapping[str, Any]) -> ConvNextBackbone:

@@ -206,6 +206,20 @@ model = dict(backbone=dict(_delete_=True, type="ConvNextBackbone", arch="convnex
     check_model(typed(tmp_path / "own.py"))
 
 
+@pytest.mark.parametrize("name", ["r50-d8_deeplabv3", "r50-d8_upernet"])
+def test_a_head_inside_a_head_gets_the_channels(name, tmp_path):
+    (tmp_path / "own.py").write_text(f"""
+_base_ = "mmseg::knet/knet-s3_{name}_8xb2-adamw-80k_ade20k-512x512.py"
+model = dict(pretrained=None, backbone=dict(
+    _delete_=True, type="ConvNextBackbone", arch="convnext_atto", out_indices=(1, 2, 3, 4)))
+""")
+    cfg = typed(tmp_path / "own.py")
+    channels = cfg.model.decode_head.kernel_generate_head.in_channels
+    assert channels == ([40, 80, 160, 320] if name.endswith("upernet") else 320)
+    assert cfg.model.decode_head.kernel_update_head[0].in_channels == 512  # of its own
+    check_model(cfg)
+
+
 def test_levels_that_fit_are_left_alone():
     """SOLO resizes its levels, an unknown neck may do anything: neither is compared."""
     for options in (
