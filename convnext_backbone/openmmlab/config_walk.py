@@ -49,8 +49,14 @@ def iter_heads(model: Mapping[str, Any]) -> Iterator[tuple["ConfigDict", str]]:
     # --tta wraps the model of the config.
     for part, where in iter_named_dicts(model.get("module", model), "model"):
         own = type_name(part) not in _OTHER_CLASSES and "rpn_head" not in where
-        if "num_classes" in part and own:
+        if class_count_key(part) in part and own:
             yield part, where
+
+
+def class_count_key(head: Mapping[str, Any]) -> str:
+    """Return the name of a head's number of classes; of MaskFormer's, where it has no stuff."""
+    has_things_only = head.get("num_stuff_classes") == 0
+    return "num_things_classes" if has_things_only else "num_classes"
 
 
 def iter_datasets(dataset: Any, where: str = "") -> Iterator[tuple["ConfigDict", str]]:

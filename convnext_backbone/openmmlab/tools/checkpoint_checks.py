@@ -11,7 +11,7 @@ from mmengine.registry import DefaultScope
 
 from ...utils.files import check_regular
 from ...weights.torch_files import CheckpointError, read_torch_file, with_user_types
-from ..config_walk import is_remote, iter_heads, split_datasets
+from ..config_walk import class_count_key, is_remote, iter_heads, split_datasets
 from ..patches.mmengine_safe_globals import mmengine_types
 from .data_report import DataReport, list_quoted
 from .datasets import class_names
@@ -82,7 +82,7 @@ def check_classes(cfg: Config, split: str) -> None:
     if path is None or is_remote(str(path)):
         return
     trained = trained_classes(_read_checkpoint(str(path), "checkpoint"))
-    numbers = [head["num_classes"] for head, _ in iter_heads(cfg.model)]
+    numbers = [head[class_count_key(head)] for head, _ in iter_heads(cfg.model)]
     for dataset, where in split_datasets(cfg, split):
         with DefaultScope.overwrite_default_scope(cfg.default_scope):
             classes = class_names(dataset)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..config_walk import (
+    class_count_key,
     is_local,
     is_remote,
     iter_heads,
@@ -135,10 +136,10 @@ def check_num_classes(report: DataReport, num_classes: int) -> None:
         UsageError: One does not.
     """
     for head, where in iter_heads(report.cfg.model):
-        if head["num_classes"] != num_classes:
+        key = class_count_key(head)
+        if head[key] != num_classes:
             raise UsageError(
-                f"{where}.num_classes is {head['num_classes']}, but the data set has "
-                f"{num_classes} classes"
+                f"{where}.{key} is {head[key]}, but the data set has {num_classes} classes"
             )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 
 from ..config_walk import (
+    class_count_key,
     iter_heads,
     iter_named_dicts,
     join_root,
@@ -210,8 +211,9 @@ def _set_classes(cfg: Config, classes: tuple[str, ...], typed: TypedOptions) -> 
                 metainfo.palette = palette
             typed.fill_in(dataset, "metainfo", metainfo, where=where)
     for head, where in list(iter_heads(cfg.model)):
-        before = head.num_classes
-        typed.fill_in(head, "num_classes", len(classes), where=where)
+        key = class_count_key(head)
+        before = head[key]
+        typed.fill_in(head, key, len(classes), where=where)
         for loss, place in iter_named_dicts(head, where):
             weights = loss.get("class_weight")
             if isinstance(weights, Sequence):

@@ -220,6 +220,24 @@ model = dict(pretrained=None, backbone=dict(
     check_model(cfg)
 
 
+def test_a_mask2former_of_instances_gets_the_classes(tmp_path):
+    (tmp_path / "own.py").write_text("""
+_base_ = "mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py"
+model = dict(backbone=dict(_delete_=True, type="ConvNextBackbone", arch="convnext_atto",
+                           out_indices=(1, 2, 3, 4)))
+""")
+    cfg = typed(tmp_path / "own.py", write_detection(tmp_path))
+    head, fusion = cfg.model.panoptic_head, cfg.model.panoptic_fusion_head
+    for part in (head, fusion):
+        assert (part.num_things_classes, part.num_stuff_classes) == (3, 0)
+    assert list(head.loss_cls.class_weight) == [1.0, 1.0, 1.0, 0.1]
+    checked(cfg, "train")
+    check_model(cfg)
+    head.num_things_classes = 80
+    with pytest.raises(UsageError, match=r"panoptic_head\.num_things_classes is 80, .* 3 classes"):
+        checked(cfg, "train")
+
+
 def test_levels_that_fit_are_left_alone():
     """SOLO resizes its levels, an unknown neck may do anything: neither is compared."""
     for options in (
