@@ -26,6 +26,8 @@ from .image_checks import MAX_IMAGES, ImageReader, check_exist, show_progress, s
 _MAX_LABEL_MAPS = 1000  # each is decoded
 _IGNORED_LABEL = 255  # mmsegmentation's default of `ignore_index`
 _VALUES = 256  # mmsegmentation reads labels as uint8
+# Heads whose softmax has a class more, for "no object".
+_WITH_NO_OBJECT = ("SideAdapterCLIPHead",)
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
@@ -159,8 +161,10 @@ def _check_classes(classes: Sequence[str], where: str, report: DataReport) -> No
 
 
 def _softmax_losses(report: DataReport) -> Iterator[tuple[Mapping[str, Any], str]]:
-    """Yield the softmax losses of mmsegmentation's heads, each with its name."""
+    """Yield the losses of heads with a softmax over the classes, each with its name."""
     for head, where in iter_heads(report.cfg.model):
+        if type_name(head) in _WITH_NO_OBJECT:
+            continue
         for loss, place in iter_named_dicts(head.get("loss_decode"), f"{where}.loss_decode"):
             if type_name(loss) == "CrossEntropyLoss" and not loss.get("use_sigmoid"):
                 yield loss, place

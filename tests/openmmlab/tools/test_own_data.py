@@ -610,6 +610,15 @@ def test_class_weights_stand_beside_void_pixels_and_one_is_needed_for_each_class
         checked(typed(SEGMENTOR, data, **{option: [1.0, 2.0, 3.0]}), "train")
 
 
+def test_a_weight_for_no_object_is_not_one_of_a_class(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "_base_ = 'mmseg::san/san-vit-b16_coco-stuff164k-640x640.py'\n"
+    )
+    cfg = typed(tmp_path / "own.py", {**write_segmentation(tmp_path), "img_suffix": ".jpg"})
+    assert list(cfg.model.decode_head.loss_decode[0].class_weight) == [1.0, 1.0, 0.1]
+    checked(cfg, "train")
+
+
 def test_a_label_map_of_another_size_is_named(tmp_path):
     data = write_segmentation(tmp_path)
     Image.new("L", (20, 30), 1).save(tmp_path / "val" / "maps" / "b.png")
