@@ -8,6 +8,7 @@ project's own is listed with that package, and has to say so itself.
 import functools
 import importlib
 import itertools
+import math
 import pkgutil
 import warnings
 from importlib.util import find_spec
@@ -20,6 +21,8 @@ import convnext_backbone  # noqa: F401  # isort: skip  (serves mmcv._ext)
 from helpers.process_group import one_process
 
 from convnext_backbone.openmmlab.patches.apply import apply_compat
+from convnext_backbone.openmmlab.tools.channels import fit_channels
+from convnext_backbone.openmmlab.tools.typed import TypedOptions
 
 apply_compat()
 
@@ -180,3 +183,32 @@ def test_a_model_of_every_family_builds_or_says_what_it_needs(library, family, d
         return
     model = build(representative(library, family, tiny_bert), library)
     assert sum(parameter.numel() for parameter in model.parameters()) > 0
+
+
+def replace_resnet(model):
+    """Put a ConvNextBackbone of the same strides in the place of a ResNet; True if there is one."""
+    resnet = model.get("backbone") or {}
+    if not str(resnet.get("type")).startswith("ResNet"):
+        return False
+    outputs = [index + 1 for index in resnet.get("out_indices", range(4))]  # the stem is our 0
+    strides = [*resnet.get("strides", (1, 2, 2, 2)), *(4 - resnet.get("num_stages", 4)) * [2]]
+    model.backbone = ConfigDict(
+        type="ConvNextBackbone",
+        arch="convnext_atto",
+        out_indices=outputs,
+        output_stride=4 * math.prod(strides[:4]),
+    )
+    return True
+
+
+@pytest.mark.parametrize(("library", "least"), [("mmdet", 50), ("mmseg", 20)])
+def test_the_tools_take_a_convnext_for_the_resnet_of_every_family(library, least, tiny_bert):
+    replaced = []
+    for _, family in (entry for entry in FAMILIES if entry[0] == library):
+        if (library, family) in OPTIONAL_FAMILIES:
+            continue
+        config = representative(library, family, tiny_bert)
+        if replace_resnet(config.model):
+            fit_channels(config, TypedOptions())
+            replaced.append(family)
+    assert len(replaced) >= least, replaced
