@@ -74,6 +74,11 @@ class _CocoSet:
         return [a for a in self.annotations if a["category_id"] in kept]
 
     @property
+    def loads_masks(self) -> bool:
+        """Whether its pipeline does."""
+        return any(step.get("with_mask") for step in self.dataset.get("pipeline") or ())
+
+    @property
     def filter_cfg(self) -> Mapping[str, Any]:
         """What mmdet filters them by."""
         return self.dataset.get("filter_cfg") or {}
@@ -290,7 +295,7 @@ def _leaves(box: Sequence[float], width: float, height: float) -> bool:
 
 def _check_masks(data: _CocoSet, kept: Sequence[Annotation], report: DataReport) -> None:
     """Check that a pipeline which loads masks finds them in every annotation that mmdet keeps."""
-    if not any(step.get("with_mask") for step in data.dataset.get("pipeline") or ()):
+    if not data.loads_masks:
         return
     path = data.path
     without = [a for a in kept if not a.get("segmentation")]
@@ -307,6 +312,19 @@ def _check_masks(data: _CocoSet, kept: Sequence[Annotation], report: DataReport)
                 "that is neither a list of polygons [[x1, y1, x2, y2, ...], ...] nor a run-length "
                 "encoding with 'size' and 'counts'"
             )
+    for annotation in filter(_is_run_length, kept):
+        width, height = data.sizes[annotation["image_id"]]
+        size, counts = (annotation["segmentation"][key] for key in ("size", "counts"))
+        if isinstance(counts, list) and sum(counts) != height * width:
+            raise UsageError(
+                f"annotation file {path!r}: annotation {annotation['id']!r} has a run-length mask "
+                f"of {sum(counts)} pixels, but its image has {height} x {width}"
+            )
+        if list(size) != [height, width]:
+            raise UsageError(
+                f"annotation file {path!r}: annotation {annotation['id']!r} has a run-length mask "
+                f"of the size (height, width) {size}, but its image has {[height, width]}"
+            )
     # mmdet trains on them as on crowds; pycocotools cannot read them.
     empty = [a for a in kept if isinstance(a["segmentation"], list) and not _has_polygon(a)]
     if empty:
@@ -319,6 +337,10 @@ def _check_masks(data: _CocoSet, kept: Sequence[Annotation], report: DataReport)
         ):
             raise UsageError(text)
         report.warn(text)
+
+
+def _is_run_length(annotation: Annotation) -> bool:
+    return isinstance(annotation.get("segmentation"), Mapping)
 
 
 def _check_limits(data: _CocoSet, report: DataReport) -> None:
@@ -382,9 +404,12 @@ def _check_images(data: _CocoSet, report: DataReport) -> None:
     if not reader.known:
         return
     sample = spread(images, None if report.everything else MAX_IMAGES)
+    # Boxes and polygons bear a pixel of rounding, a run-length mask has the size of its image.
+    exact = data.loads_masks and any(map(_is_run_length, data.of_classes))
+    most = 0.0 if exact else _OTHER_SIZE
     for image in show_progress(sample, f"checking the images of {path}"):
         name = os.path.join(folder, image["file_name"])
-        _compare_sizes(image, name, reader.check(name), path, report)
+        _compare_sizes(image, name, reader.check(name), path, report, most)
 
 
 def _compare_sizes(
@@ -393,7 +418,9 @@ def _compare_sizes(
     size: tuple[int, int] | None,
     path: str,
     report: DataReport,
+    most: float,
 ) -> None:
+    """Compare an image's size with its entry's; `most` is the relative difference to bear."""
     listed = (image["width"], image["height"])
     if size is None or size == listed:
         return
@@ -405,8 +432,8 @@ def _compare_sizes(
         f"width {listed[0]} and height {listed[1]} for it (id {image['id']!r}){reason}"
     )
     differences = [abs(a - b) / a for a, b in zip(size, listed, strict=True)]
-    if max(differences) > _OTHER_SIZE:
-        raise UsageError(f"{text}: its boxes would be misplaced")
+    if max(differences) > most:
+        raise UsageError(f"{text}: its boxes and masks would be misplaced")
     report.warn(text)
 
 

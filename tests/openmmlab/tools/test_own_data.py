@@ -417,6 +417,28 @@ def test_perfect_detections_score_one_whatever_the_ids(ids, crowd, tmp_path):
     assert json.loads((tmp_path / "val.json").read_text())["annotations"][0]["id"] == ids[0]
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize(
+    ("size", "image", "message"),
+    [
+        ([60, 80], (80, 60), ""),
+        ([60, 80, 4801], (80, 60), r"annotation 1 .* of 4801 pixels, but its image has 60 x 80"),
+        ([80, 60], (80, 60), r"annotation 1 has a run-length mask .* \[80, 60\], .* \[60, 80\]"),
+        ([60, 80], (80, 61), r"1\.jpg' is 80 x 61 pixels, but .* width 80 and height 60"),
+    ],
+)
+def test_a_run_length_mask_has_the_size_of_its_image(size, image, message, split, tmp_path):
+    mask = {"size": size[:2], "counts": [0, *(size[2:] or [4800])]}
+    values = coco(annotations=[annotation(1, segmentation=mask), annotation(2, image_id=2)])
+    cfg = typed(DETECTOR, write_detection(tmp_path, values, values))
+    Image.new("RGB", image).save(tmp_path / split / "1.jpg")
+    if message:
+        with pytest.raises(UsageError, match=message):
+            checked(cfg, split)
+    else:
+        checked(cfg, split)
+
+
 def test_images_to_predict_on_need_no_annotations(tmp_path):
     data = write_detection(tmp_path)
     unlabelled = {k: v for k, v in coco().items() if k != "annotations"}
