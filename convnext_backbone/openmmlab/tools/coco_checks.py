@@ -361,7 +361,9 @@ def _check_limits(data: _CocoSet, report: DataReport) -> None:
 
 def _is_segmentation(value: Any) -> bool:
     if isinstance(value, Mapping):
-        return isinstance(value.get("counts"), list | str) and value.get("size") is not None
+        counts, size = value.get("counts"), value.get("size")
+        numbers = isinstance(counts, list) and all(isinstance(n, int) for n in counts)
+        return (numbers or isinstance(counts, str)) and isinstance(size, list) and len(size) == 2
     polygons = value if isinstance(value, list) else [None]
     return all(isinstance(p, list) and all(_is_finite(number) for number in p) for p in polygons)
 

@@ -281,6 +281,8 @@ def test_a_model_that_computes_with_tensors_while_it_is_built_passes(tmp_path):
         ({"bbox": [1, 2, 3]}, r"bbox \[1, 2, 3\]"),
         ({"segmentation": [4, 4, 24, 4, 24, 16]}, "annotation 1 has a 'segmentation'"),
         ({"segmentation": [[4, 4, 24, None]]}, "annotation 1 has a 'segmentation'"),
+        ({"segmentation": {"size": [60, 80], "counts": [None]}}, "annotation 1 has a 'segment"),
+        ({"segmentation": {"size": 80, "counts": [4800]}}, "annotation 1 has a 'segmentation'"),
     ],
 )
 def test_a_broken_annotation_is_named_with_file_and_id(changes, message, tmp_path):
