@@ -20,6 +20,8 @@ MAX_IMAGES = 5000  # opening every file of a large data set would delay each sta
 _QUIET = 3.0  # seconds until a progress bar appears
 _BACKENDS = (None, "cv2", "pillow", "turbojpeg")
 _ORIENTATION = 0x0112  # EXIF; from 5 on, width and height are swapped
+# Pillow's formats that every loader reads. Of others, OpenCV reads some.
+_COMMON = ("BMP", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 _TRAILERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 _TRAILER_WINDOW = 4096  # some cameras append a few bytes of their own
 _LOADING_ERRORS = (OSError, SyntaxError, ValueError, TypeError, AttributeError, RuntimeError)
@@ -62,7 +64,8 @@ class ImageReader:
                     if not self._is_complete(path, image.format):
                         image.load()
                     turned = image.getexif().get(_ORIENTATION, 1) >= 5
-                    return self._load(path) if turned else image.size
+                    as_loaded = image.format in _COMMON and not turned
+                    return image.size if as_loaded else self._load(path)
             except Image.DecompressionBombError:
                 return None
             except (OSError, SyntaxError, ValueError) as error:

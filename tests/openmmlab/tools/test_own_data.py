@@ -498,6 +498,24 @@ def test_what_the_loader_of_the_pipeline_reads_is_not_refused(tmp_path):
     checked(typed(DETECTOR, data, **{backend: "tifffile"}), "train")
 
 
+@pytest.mark.parametrize("kind", ["bmp", "gif", "ico", "jp2", "pcx", "png", "tga", "tif", "webp"])
+def test_an_image_is_refused_where_the_loader_does_not_read_its_kind(kind, tmp_path):
+    import mmcv
+
+    data = write_detection(tmp_path)
+    path = tmp_path / "train" / "1.jpg"
+    Image.new("RGB", (80, 60), "gray").save(tmp_path / f"1.{kind}", sizes=[(80, 60)])
+    os.replace(tmp_path / f"1.{kind}", path)
+    try:
+        reads = mmcv.imread(path) is not None
+    except Exception:
+        reads = False
+    with (
+        contextlib.nullcontext() if reads else pytest.raises(UsageError, match=r"1\.jpg' cannot be")
+    ):
+        checked(typed(DETECTOR, data), "train")
+
+
 def test_steps_that_are_not_known_are_passed_over(tmp_path):
     data = write_detection(tmp_path)
     (tmp_path / "train" / "1.jpg").write_bytes(b"bands")
