@@ -25,6 +25,7 @@ from .image_checks import MAX_IMAGES, ImageReader, check_exist, show_progress, s
 
 _MAX_LABEL_MAPS = 1000  # each is decoded
 _IGNORED_LABEL = 255  # mmsegmentation's default of `ignore_index`
+_DIVISOR = 32  # the last stage's stride
 _VALUES = 256  # mmsegmentation reads labels as uint8
 # Heads whose softmax has a class more, for "no object".
 _WITH_NO_OBJECT = ("SideAdapterCLIPHead",)
@@ -93,6 +94,7 @@ def _check_contents(
     values.check_all(counts, where, report, len(sample), len(stems))
     if void:
         report.warn(f"{where}: {len(void)} label maps are void throughout, such as {void[0]!r}")
+    _check_batch(report, len(sizes))
     per_class = values.per_class(counts)
     num_void = counts.sum() - per_class.sum()
     read = f", {len(sample):,} of them read" if others else ""
@@ -103,6 +105,19 @@ def _check_contents(
         count_table([*zip(classes, per_class, strict=True), ("(void)", num_void)], "pixels"),
     ]
     report.summaries.append("\n".join(lines))
+
+
+def _check_batch(report: DataReport, num_sizes: int) -> None:
+    """Report an evaluation in batches whose images mmsegmentation does not pad to one size."""
+    loader = report.cfg.get(f"{report.split}_dataloader") or {}
+    batch, model = loader.get("batch_size", 1), report.cfg.model.get("module", report.cfg.model)
+    pads = (model.get("data_preprocessor") or {}).get("test_cfg")
+    if report.split != "train" and batch > 1 and num_sizes > 1 and not pads:
+        report.warn(
+            f"{report.split}_dataloader.batch_size={batch}: images of {num_sizes} sizes only stack "
+            "where the pipeline gives them one; else set batch_size=1 or "
+            f"model.data_preprocessor.test_cfg.size_divisor={_DIVISOR}"
+        )
 
 
 def _check_size(labels: np.ndarray, path: str, size: tuple[int, int] | None) -> None:

@@ -661,6 +661,19 @@ def test_a_weight_for_no_object_is_not_one_of_a_class(tmp_path):
     checked(cfg, "train")
 
 
+def test_images_of_several_sizes_do_not_stack_in_an_evaluation(tmp_path):
+    data = write_segmentation(tmp_path)
+    Image.new("RGB", (44, 30)).save(tmp_path / "val" / "b.jpg")
+    Image.new("L", (44, 30), 1).save(tmp_path / "val" / "maps" / "b.png")
+    told = {}
+    for batch, pads in ((1, None), (2, None), (2, 32)):
+        options = {"val_dataloader__batch_size": batch}
+        options |= {"model__data_preprocessor__test_cfg__size_divisor": pads} if pads else {}
+        warnings = checked(typed(SEGMENTOR, data, **options), "val").warnings
+        told[batch, pads] = any("2 sizes only stack" in text for text in warnings)
+    assert told == {(1, None): False, (2, None): True, (2, 32): False}
+
+
 def test_a_label_map_of_another_size_is_named(tmp_path):
     data = write_segmentation(tmp_path)
     Image.new("L", (20, 30), 1).save(tmp_path / "val" / "maps" / "b.png")
