@@ -29,6 +29,8 @@ from .image_checks import MAX_IMAGES, ImageReader, check_exist, show_progress, s
 
 _OTHER_SIZE = 0.02  # relative difference between an image's size and its entry's, beyond rounding
 _NORMALISED = 1.5  # no box in pixels is smaller; some normalised ones reach beyond 1
+_READ = ("id", "file_name", "width", "height")  # by mmdet of an image
+_MAX_MASKS = 1000  # each is decoded
 _ODD_PART = 0.2  # of boxes outside their image
 Annotation = Mapping[str, Any]
 
@@ -62,10 +64,14 @@ class _CocoSet:
         return {image["id"]: (image["width"], image["height"]) for image in self.coco["images"]}
 
     @functools.cached_property
+    def listed(self) -> Sequence[Annotation]:
+        """The annotations of its images."""
+        return [a for a in self.coco.get("annotations", ()) if a["image_id"] in self.sizes]
+
+    @functools.cached_property
     def annotations(self) -> Sequence[Annotation]:
-        """Those that mmdet unpacks: of its images, and to train without those to ignore."""
-        listed = [a for a in self.coco.get("annotations", ()) if a["image_id"] in self.sizes]
-        return [a for a in listed if not (self.trains and a.get("ignore"))]
+        """Those of them that mmdet unpacks: to train not those to ignore."""
+        return [a for a in self.listed if not (self.trains and a.get("ignore"))]
 
     @functools.cached_property
     def of_classes(self) -> Sequence[Annotation]:
@@ -100,6 +106,7 @@ def check_coco(dataset: Mapping[str, Any], where: str, report: DataReport) -> No
     check_num_classes(report, len(data.classes))
     if coco.get("annotations") or not unlabelled:
         _check_references(coco, path, report)
+        _check_ids(data, report)
         _check_annotations(data, report)
     _check_limits(data, report)
     _check_filter(data, report)
@@ -194,12 +201,37 @@ def _check_references(coco: Mapping[str, Any], path: str, report: DataReport) ->
         if unknown.total() == len(annotations):
             raise UsageError(text)
         report.warn(f"{text}; mmdet passes over them")
-    for kind in ("images", "annotations"):
-        twice = [i for i, n in Counter(e["id"] for e in coco.get(kind, [])).items() if n > 1]
-        if twice:
+
+
+def _check_ids(data: _CocoSet, report: DataReport) -> None:
+    """Check that ids name one image or annotation each, and can be sorted for the evaluation."""
+    entries = [tuple(image[key] for key in _READ) for image in data.coco["images"]]
+    one = {entry[0]: entry for entry in entries}
+    twice = {
+        "images": [entry[0] for entry in entries if entry != one[entry[0]]],  # equal ones are one
+        "annotations": [i for i, n in Counter(a["id"] for a in data.listed).items() if n > 1],
+    }
+    for kind, ids in twice.items():
+        if ids:
             raise UsageError(
-                f"annotation file {path!r}: {len(twice)} ids of its {kind} occur more than once, "
-                f"such as {twice[0]!r}"
+                f"annotation file {data.path!r}: {len(ids)} ids of its {kind} occur more than "
+                f"once, such as {ids[0]!r}"
+            )
+    if report.split == "train":
+        return
+    for annotation in data.of_classes:
+        crowd = annotation.get("iscrowd")
+        if crowd is not None and not _is_number(crowd):
+            raise UsageError(
+                f"annotation file {data.path!r}: annotation {annotation['id']!r} has the iscrowd "
+                f"{crowd!r}, which is neither 0 nor 1"
+            )
+    for kind in ("images", "categories"):
+        words = {isinstance(entry["id"], str) for entry in data.coco[kind]}
+        if len(words) > 1:
+            raise UsageError(
+                f"annotation file {data.path!r}: of the ids of its {kind} some are numbers and "
+                "some words, which pycocotools cannot sort"
             )
 
 
@@ -207,10 +239,11 @@ def _are_shifted(used: set[Any], ids: set[Any]) -> bool:
     """Return whether the numbers in use go one beyond the ids at one end, not up to the other."""
     if not ids or not all(isinstance(number, int) for number in used | ids):
         return False
-    ends = (min(ids), max(ids))
-    return any(
+    low, high = min(ids), max(ids)
+    is_range = high - low + 1 == len(ids)
+    return is_range and any(
         used - ids == {beyond} and unused not in used
-        for beyond, unused in ((ends[0] - 1, ends[1]), (ends[1] + 1, ends[0]))
+        for beyond, unused in ((low - 1, high), (high + 1, low))
     )
 
 
@@ -312,7 +345,8 @@ def _check_masks(data: _CocoSet, kept: Sequence[Annotation], report: DataReport)
                 "that is neither a list of polygons [[x1, y1, x2, y2, ...], ...] nor a run-length "
                 "encoding with 'size' and 'counts'"
             )
-    for annotation in filter(_is_run_length, kept):
+    run_lengths = list(filter(_is_run_length, kept))
+    for annotation in run_lengths:
         width, height = data.sizes[annotation["image_id"]]
         size, counts = (annotation["segmentation"][key] for key in ("size", "counts"))
         if isinstance(counts, list) and sum(counts) != height * width:
@@ -325,6 +359,9 @@ def _check_masks(data: _CocoSet, kept: Sequence[Annotation], report: DataReport)
                 f"annotation file {path!r}: annotation {annotation['id']!r} has a run-length mask "
                 f"of the size (height, width) {size}, but its image has {[height, width]}"
             )
+    sample = spread(run_lengths, None if report.everything else _MAX_MASKS)
+    for annotation in show_progress(sample, f"checking the masks of {path}"):
+        _check_compressed(annotation, path)
     # mmdet trains on them as on crowds; pycocotools cannot read them.
     empty = [a for a in kept if isinstance(a["segmentation"], list) and not _has_polygon(a)]
     if empty:
@@ -341,6 +378,20 @@ def _check_masks(data: _CocoSet, kept: Sequence[Annotation], report: DataReport)
 
 def _is_run_length(annotation: Annotation) -> bool:
     return isinstance(annotation.get("segmentation"), Mapping)
+
+
+def _check_compressed(annotation: Annotation, path: str) -> None:
+    from pycocotools import mask as coco_mask
+
+    mask = annotation["segmentation"]
+    if isinstance(mask["counts"], str):
+        try:
+            coco_mask.decode(mask)
+        except ValueError as error:
+            raise UsageError(
+                f"annotation file {path!r}: annotation {annotation['id']!r} has a run-length mask "
+                f"that cannot be read: {error}"
+            ) from error
 
 
 def _check_limits(data: _CocoSet, report: DataReport) -> None:

@@ -441,6 +441,45 @@ def test_a_run_length_mask_has_the_size_of_its_image(size, image, message, split
         checked(cfg, split)
 
 
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("annotations", {"iscrowd": ""}, r"annotation 1 has the iscrowd ''"),
+        ("annotations", {"iscrowd": None}, ""),
+        ("annotations", {"iscrowd": True}, ""),
+        ("annotations", {"segmentation": {"size": [60, 80], "counts": "abc"}}, "cannot be read"),
+        ("categories", {"id": "a"}, "ids of its categories some are numbers and some words"),
+        ("images", {"id": "a"}, "ids of its images some are numbers and some words"),
+    ],
+)
+def test_what_would_end_an_evaluation_is_named_before_the_training(kind, change, message, tmp_path):
+    data = write_detection(tmp_path)
+    values = coco()
+    values[kind][0] |= change
+    values["annotations"][0] |= {f"{kind[:-1]}_id": "a"} if "id" in change else {}
+    values["annotations"][0]["category_id"] = "a" if kind == "categories" else 7
+    (tmp_path / "val.json").write_text(json.dumps(values))
+    cfg = typed(DETECTOR, {**data, "classes": ["nut", "bolt", "gear"]})
+    if message:
+        with pytest.raises(UsageError, match=message):
+            checked(cfg, "val")
+    else:
+        checked(cfg, "val")
+
+
+@pytest.mark.parametrize("other", [{}, {"license": 4}, {"file_name": "2.jpg"}])
+def test_an_image_that_is_listed_twice_is_one(other, tmp_path):
+    images = coco()["images"]
+    values = coco(images=[*images, images[0] | other])
+    cfg = typed(DETECTOR, write_detection(tmp_path, values))
+    if "file_name" in other:
+        with pytest.raises(UsageError, match=r"1 ids of its images occur more than once"):
+            checked(cfg, "train")
+    else:
+        assert mmdet_reads(cfg) == 2
+        checked(cfg, "train")
+
+
 def test_images_to_predict_on_need_no_annotations(tmp_path):
     data = write_detection(tmp_path)
     unlabelled = {k: v for k, v in coco().items() if k != "annotations"}
