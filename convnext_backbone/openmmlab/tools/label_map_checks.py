@@ -77,11 +77,17 @@ def _check_contents(
     sample = spread(stems, None if report.everything else _MAX_LABEL_MAPS)
     counts = np.zeros(_VALUES, np.int64)
     sizes: Counter[tuple[int, int]] = Counter()
-    void = []
+    void, scaled = [], []
+    steps = [step for step, _ in iter_named_dicts(dataset.get("pipeline") or (), "")]
+    # Of another resolution, they are resized to the size of their images; an evaluation is not.
+    resizes = report.split == "train" and any("Resize" in type_name(step) for step in steps)
     for stem in show_progress(sample, f"checking the label maps of {maps}"):
         path = os.path.join(maps, stem + settings["seg_map_suffix"])
         labels = _read_labels(path)
-        _check_size(labels, path, reader.check(os.path.join(images, stem + settings["img_suffix"])))
+        size = reader.check(os.path.join(images, stem + settings["img_suffix"]))
+        if size is not None and size != labels.shape[::-1]:
+            _check_proportions(labels, path, size, resizes)
+            scaled.append(path)
         sizes[labels.shape[1], labels.shape[0]] += 1
         own = np.bincount(labels.ravel(), minlength=_VALUES)
         values.check(own, path, option)
@@ -92,6 +98,11 @@ def _check_contents(
     for stem in spread(sorted(others), MAX_IMAGES):
         reader.check(os.path.join(images, stem + settings["img_suffix"]))
     values.check_all(counts, where, report, len(sample), len(stems))
+    if scaled:
+        report.warn(
+            f"{where}: {len(scaled)} label maps have another resolution than their images, such as "
+            f"{scaled[0]!r}; they can be trained on, not evaluated"
+        )
     if void:
         report.warn(f"{where}: {len(void)} label maps are void throughout, such as {void[0]!r}")
     _check_batch(report, len(sizes))
@@ -120,9 +131,9 @@ def _check_batch(report: DataReport, num_sizes: int) -> None:
         )
 
 
-def _check_size(labels: np.ndarray, path: str, size: tuple[int, int] | None) -> None:
+def _check_proportions(labels: np.ndarray, path: str, size: tuple[int, int], resizes: bool) -> None:
     height, width = labels.shape
-    if size is not None and size != (width, height):
+    if not resizes or width * size[1] != height * size[0]:
         raise UsageError(
             f"label map {path!r} is {width} x {height} pixels, but its image is "
             f"{size[0]} x {size[1]}"

@@ -720,6 +720,23 @@ def test_a_label_map_of_another_size_is_named(tmp_path):
         checked(typed(SEGMENTOR, data))
 
 
+def test_label_maps_of_half_the_resolution_can_be_trained_on(tmp_path):
+    data = {**write_segmentation(tmp_path), "image_size": 64}
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            path = tmp_path / split / "maps" / f"{name}.png"
+            Image.open(path).resize((20, 15), Image.Resampling.NEAREST).save(path)
+    cfg = typed(SMALL_SEGMENTOR, {**data, "img_suffix": ".jpg"})
+    warnings = " ".join(checked(cfg, "train").warnings)
+    assert "2 label maps have another resolution" in warnings
+    init_default_scope("mmseg")
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    for item in (dataset[0], dataset[1]):
+        assert item["inputs"].shape[1:] == item["data_samples"].gt_sem_seg.data.shape[1:]
+    with pytest.raises(UsageError, match=r"a\.png' is 20 x 15 pixels, but its image is 40 x 30"):
+        checked(cfg, "val")
+
+
 def test_labels_of_16_bits_that_would_wrap_are_refused(tmp_path):
     data = write_segmentation(tmp_path)
     path = tmp_path / "train" / "maps" / "a.png"
