@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -64,58 +65,89 @@ def _reads_label_maps(dataset: Mapping[str, Any]) -> bool:
     )
 
 
+@dataclass
+class _Seen:
+    """What the label maps that were read hold together.
+
+    Attributes:
+        counts: The pixels of each value.
+        sizes: The number of label maps of each (width, height).
+        void: Those without a pixel of a class.
+        scaled: Those of another size than their image.
+    """
+
+    counts: np.ndarray = field(default_factory=lambda: np.zeros(_VALUES, np.int64))
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    void: list[str] = field(default_factory=list)
+    scaled: list[str] = field(default_factory=list)
+
+
 def _check_contents(
     dataset: Mapping[str, Any], stems: Sequence[str], where: str, report: DataReport
 ) -> None:
     """Open images and label maps, check each pair and what all hold together."""
-    images, maps = label_map_folders(dataset)
+    images, _ = label_map_folders(dataset)
     settings = label_map_settings(dataset)
     classes = class_names(dataset)
     values = _Values(dataset, classes, settings["reduce_zero_label"], _void_labels(report))
+    sample = spread(stems, None if report.everything else _MAX_LABEL_MAPS)
+    seen = _read_pairs(dataset, sample, values, where, report)
+    others = set(stems).difference(sample)
+    reader = ImageReader(dataset.get("pipeline"))
+    for stem in spread(sorted(others), MAX_IMAGES):
+        reader.check(os.path.join(images, stem + settings["img_suffix"]))
+    values.check_all(seen.counts, where, report, len(sample), len(stems))
+    if seen.scaled:
+        report.warn(
+            f"{where}: {len(seen.scaled)} label maps have another resolution than their images, "
+            f"such as {seen.scaled[0]!r}; they can be trained on, not evaluated"
+        )
+    if seen.void:
+        report.warn(
+            f"{where}: {len(seen.void)} label maps are void throughout, such as {seen.void[0]!r}"
+        )
+    _check_batch(report, len(seen.sizes))
+    per_class = values.per_class(seen.counts)
+    num_void = seen.counts.sum() - per_class.sum()
+    read = f", {len(sample):,} of them read" if others else ""
+    (common, _), *_ = seen.sizes.most_common(1)
+    lines = [
+        f"{where}: {images}, {len(stems):,} images{read}",
+        f"  image sizes: {len(seen.sizes)}, most often {common[0]} x {common[1]}",
+        count_table([*zip(classes, per_class, strict=True), ("(void)", num_void)], "pixels"),
+    ]
+    report.summaries.append("\n".join(lines))
+
+
+def _read_pairs(
+    dataset: Mapping[str, Any],
+    stems: Sequence[str],
+    values: "_Values",
+    where: str,
+    report: DataReport,
+) -> _Seen:
+    images, maps = label_map_folders(dataset)
+    settings = label_map_settings(dataset)
     option = report.option(where, "reduce_zero_label", "reduce_zero_label")
     reader = ImageReader(dataset.get("pipeline"))
-    sample = spread(stems, None if report.everything else _MAX_LABEL_MAPS)
-    counts = np.zeros(_VALUES, np.int64)
-    sizes: Counter[tuple[int, int]] = Counter()
-    void, scaled = [], []
     steps = [step for step, _ in iter_named_dicts(dataset.get("pipeline") or (), "")]
     # Of another resolution, they are resized to the size of their images; an evaluation is not.
     resizes = report.split == "train" and any("Resize" in type_name(step) for step in steps)
-    for stem in show_progress(sample, f"checking the label maps of {maps}"):
+    seen = _Seen()
+    for stem in show_progress(stems, f"checking the label maps of {maps}"):
         path = os.path.join(maps, stem + settings["seg_map_suffix"])
         labels = _read_labels(path)
         size = reader.check(os.path.join(images, stem + settings["img_suffix"]))
         if size is not None and size != labels.shape[::-1]:
             _check_proportions(labels, path, size, resizes)
-            scaled.append(path)
-        sizes[labels.shape[1], labels.shape[0]] += 1
+            seen.scaled.append(path)
+        seen.sizes[labels.shape[1], labels.shape[0]] += 1
         own = np.bincount(labels.ravel(), minlength=_VALUES)
         values.check(own, path, option)
-        counts += own
+        seen.counts += own
         if not values.per_class(own).any():
-            void.append(path)
-    others = set(stems).difference(sample)
-    for stem in spread(sorted(others), MAX_IMAGES):
-        reader.check(os.path.join(images, stem + settings["img_suffix"]))
-    values.check_all(counts, where, report, len(sample), len(stems))
-    if scaled:
-        report.warn(
-            f"{where}: {len(scaled)} label maps have another resolution than their images, such as "
-            f"{scaled[0]!r}; they can be trained on, not evaluated"
-        )
-    if void:
-        report.warn(f"{where}: {len(void)} label maps are void throughout, such as {void[0]!r}")
-    _check_batch(report, len(sizes))
-    per_class = values.per_class(counts)
-    num_void = counts.sum() - per_class.sum()
-    read = f", {len(sample):,} of them read" if others else ""
-    (common, _), *_ = sizes.most_common(1)
-    lines = [
-        f"{where}: {images}, {len(stems):,} images{read}",
-        f"  image sizes: {len(sizes)}, most often {common[0]} x {common[1]}",
-        count_table([*zip(classes, per_class, strict=True), ("(void)", num_void)], "pixels"),
-    ]
-    report.summaries.append("\n".join(lines))
+            seen.void.append(path)
+    return seen
 
 
 def _check_batch(report: DataReport, num_sizes: int) -> None:
