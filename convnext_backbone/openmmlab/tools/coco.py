@@ -4,11 +4,13 @@ import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..config_walk import choose_indices, is_remote
 from .errors import UsageError
 
+Annotation = Mapping[str, Any]
 _ID, _NUMBER = (int, float, str), (int, float)
 # What mmdet and pycocotools read of each entry. Boxes and areas are checked with their ids.
 _KEYS: Mapping[str, Mapping[str, Any]] = {
@@ -78,6 +80,61 @@ def _read(path: str, mtime: int, size: int) -> dict[str, Any]:
 def forget_coco() -> None:
     """Free the annotation files that `read_coco` holds."""
     _read.cache_clear()
+
+
+@dataclass(frozen=True)
+class CocoSet:
+    """A data set of a config with what its annotation file holds.
+
+    Attributes:
+        coco: The contents of the file.
+        path: The file.
+        classes: The names of the classes, in order.
+        dataset: The data set's part of the config.
+        where: The name of that part.
+    """
+
+    coco: Mapping[str, Any]
+    path: str
+    classes: Sequence[str]
+    dataset: Mapping[str, Any]
+    where: str
+
+    @property
+    def trains(self) -> bool:
+        """Whether mmdet filters its images, as it does to train."""
+        return not self.dataset.get("test_mode")
+
+    @functools.cached_property
+    def sizes(self) -> Mapping[Any, tuple[float, float]]:
+        """The width and height of each image, by its id."""
+        return {image["id"]: (image["width"], image["height"]) for image in self.coco["images"]}
+
+    @functools.cached_property
+    def listed(self) -> Sequence[Annotation]:
+        """The annotations of its images."""
+        return [a for a in self.coco.get("annotations", ()) if a["image_id"] in self.sizes]
+
+    @functools.cached_property
+    def annotations(self) -> Sequence[Annotation]:
+        """Those of them that mmdet unpacks: to train not those to ignore."""
+        return [a for a in self.listed if not (self.trains and a.get("ignore"))]
+
+    @functools.cached_property
+    def of_classes(self) -> Sequence[Annotation]:
+        """Those of them that it keeps: mmdet passes over other categories."""
+        kept = kept_categories(self.coco, self.classes)
+        return [a for a in self.annotations if a["category_id"] in kept]
+
+    @property
+    def loads_masks(self) -> bool:
+        """Whether its pipeline does."""
+        return any(step.get("with_mask") for step in self.dataset.get("pipeline") or ())
+
+    @property
+    def filter_cfg(self) -> Mapping[str, Any]:
+        """What mmdet filters them by."""
+        return self.dataset.get("filter_cfg") or {}
 
 
 def category_names(

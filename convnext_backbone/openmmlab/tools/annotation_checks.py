@@ -1,0 +1,216 @@
+"""Checks of the boxes and masks of a data set in COCO's format.
+
+mmdet drops most malformed boxes in silence, and ends in the middle of an epoch on others.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ..config_walk import iter_named_dicts, split_metrics
+from .coco import Annotation, CocoSet, kept_categories
+from .data_report import DataReport, list_quoted
+from .errors import UsageError
+from .image_checks import show_progress, spread
+
+_NORMALISED = 1.5  # no box in pixels is smaller; some normalised ones reach beyond 1
+_MAX_MASKS = 1000  # each is decoded
+_ODD_PART = 0.2  # of boxes outside their image
+
+
+def check_annotations(data: CocoSet, report: DataReport) -> None:
+    """Check boxes and areas, masks where they are loaded, and `iscrowd` where it is evaluated.
+
+    Raises:
+        UsageError: One is malformed, or mmdet would drop all of them.
+    """
+    path, own, sizes = data.path, data.of_classes, data.sizes
+    categories = kept_categories(data.coco, data.classes)
+    for annotation in show_progress(data.annotations, f"checking the annotations of {path}"):
+        is_own = annotation["category_id"] in categories
+        _check_box(annotation, path, _is_finite if is_own else _is_number)
+    filters = data.filter_cfg.get("filter_empty_gt")
+    if not own and ((data.trains and filters) or not data.annotations):
+        raise UsageError(
+            f"annotation file {path!r} has no annotation of the classes "
+            f"{list_quoted(data.classes)} ({data.where})"
+        )
+    kept: list[Annotation] = []
+    dropped: list[Annotation] = []
+    for annotation in (a for a in own if not a.get("ignore")):  # mmdet skips those as well
+        is_kept = _is_kept(annotation, *sizes[annotation["image_id"]])
+        (kept if is_kept else dropped).append(annotation)
+    if dropped:
+        _report_dropped(dropped, len(own), path, report)
+    outside = sum(_leaves(a["bbox"], *sizes[a["image_id"]]) for a in kept)
+    if outside > _ODD_PART * len(kept):
+        report.warn(
+            f"annotation file {path!r}: {outside} of {len(kept)} boxes reach beyond their image; "
+            "COCO's boxes are [x, y, width, height]"
+        )
+    _check_masks(data, kept, report)
+    if report.split != "train":
+        _check_crowds(data)
+
+
+def _check_box(annotation: Annotation, path: str, fits: Callable[[Any], bool]) -> None:
+    for key, expected in (("bbox", 4), ("area", 1)):
+        value = annotation[key]
+        numbers = value if key == "bbox" and isinstance(value, list) else [value]
+        if len(numbers) != expected or not all(fits(number) for number in numbers):
+            kind = "four finite numbers [x, y, width, height]" if expected == 4 else "a number"
+            raise UsageError(
+                f"annotation file {path!r}: annotation {annotation['id']!r} has the {key} "
+                f"{value!r}, which is not {kind}"
+            )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _is_finite(value: Any) -> bool:
+    return _is_number(value) and math.isfinite(value)
+
+
+def _is_kept(annotation: Annotation, width: float, height: float) -> bool:
+    """Return whether mmdet's `CocoDataset` keeps a box of this size; it skips the others."""
+    x, y, w, h = annotation["bbox"]
+    inside = min(x + w, width) > max(x, 0) and min(y + h, height) > max(y, 0)
+    return inside and min(w, h) >= 1 and annotation["area"] > 0
+
+
+def _report_dropped(
+    dropped: Sequence[Annotation], number: int, path: str, report: DataReport
+) -> None:
+    text = (
+        f"annotation file {path!r}: mmdet drops {len(dropped)} of {number} annotations, whose "
+        "boxes are narrower than a pixel, outside their image or without an area, such as id "
+        f"{dropped[0]['id']!r} with the bbox {dropped[0]['bbox']}"
+    )
+    if len(dropped) < number:
+        report.warn(text)
+        return
+    if all(max(map(abs, a["bbox"])) <= _NORMALISED for a in dropped):
+        text += "; they look normalised: multiply them by the image's width and height"
+    raise UsageError(text)
+
+
+def _leaves(box: Sequence[float], width: float, height: float) -> bool:
+    x, y, w, h = box
+    return x < -2 or y < -2 or x + w > width + 2 or y + h > height + 2
+
+
+def _check_crowds(data: CocoSet) -> None:
+    for annotation in data.of_classes:
+        crowd = annotation.get("iscrowd")
+        if crowd is not None and not _is_number(crowd):
+            raise UsageError(
+                f"annotation file {data.path!r}: annotation {annotation['id']!r} has the iscrowd "
+                f"{crowd!r}, which is neither 0 nor 1"
+            )
+
+
+def _check_masks(data: CocoSet, kept: Sequence[Annotation], report: DataReport) -> None:
+    """Check that a pipeline which loads masks finds them in every annotation that mmdet keeps."""
+    if not data.loads_masks:
+        return
+    path = data.path
+    without = [a for a in kept if not a.get("segmentation")]
+    if without:
+        raise UsageError(
+            f"annotation file {path!r}: {len(without)} annotations without 'segmentation', "
+            f"such as id {without[0]['id']!r}, but {data.where}.pipeline loads masks (with_mask); "
+            "boxes alone are enough for a detector of boxes, such as those of configs/faster_rcnn"
+        )
+    for annotation in kept:
+        if not _is_segmentation(annotation["segmentation"]):
+            raise UsageError(
+                f"annotation file {path!r}: annotation {annotation['id']!r} has a 'segmentation' "
+                "that is neither a list of polygons [[x1, y1, x2, y2, ...], ...] nor a run-length "
+                "encoding with 'size' and 'counts'"
+            )
+    run_lengths = list(filter(is_run_length, kept))
+    for annotation in run_lengths:
+        width, height = data.sizes[annotation["image_id"]]
+        size, counts = (annotation["segmentation"][key] for key in ("size", "counts"))
+        if isinstance(counts, list) and sum(counts) != height * width:
+            raise UsageError(
+                f"annotation file {path!r}: annotation {annotation['id']!r} has a run-length mask "
+                f"of {sum(counts)} pixels, but its image has {height} x {width}"
+            )
+        if list(size) != [height, width]:
+            raise UsageError(
+                f"annotation file {path!r}: annotation {annotation['id']!r} has a run-length mask "
+                f"of the size (height, width) {size}, but its image has {[height, width]}"
+            )
+    sample = spread(run_lengths, None if report.everything else _MAX_MASKS)
+    for annotation in show_progress(sample, f"checking the masks of {path}"):
+        _check_compressed(annotation, path)
+    # mmdet trains on them as on crowds; pycocotools cannot read them.
+    empty = [a for a in kept if isinstance(a["segmentation"], list) and not _has_polygon(a)]
+    if empty:
+        text = (
+            f"annotation file {path!r}: {len(empty)} annotations without a polygon of three or "
+            f"more points, such as id {empty[0]['id']!r}"
+        )
+        if any(
+            "segm" in _list(m.get("metric")) for m, _ in split_metrics(report.cfg, report.split)
+        ):
+            raise UsageError(text)
+        report.warn(text)
+
+
+def is_run_length(annotation: Annotation) -> bool:
+    """Return whether an annotation has a mask as run lengths."""
+    return isinstance(annotation.get("segmentation"), Mapping)
+
+
+def _check_compressed(annotation: Annotation, path: str) -> None:
+    from pycocotools import mask as coco_mask
+
+    mask = annotation["segmentation"]
+    if isinstance(mask["counts"], str):
+        try:
+            coco_mask.decode(mask)
+        except ValueError as error:
+            raise UsageError(
+                f"annotation file {path!r}: annotation {annotation['id']!r} has a run-length mask "
+                f"that cannot be read: {error}"
+            ) from error
+
+
+def check_limits(data: CocoSet, report: DataReport) -> None:
+    """Report images of an evaluation with more objects than the model may find."""
+    if report.split == "train":
+        return
+    test_cfg = report.cfg.model.get("test_cfg") or {}
+    objects = Counter(annotation["image_id"] for annotation in data.of_classes)
+    for part, where in iter_named_dicts(test_cfg, "model.test_cfg"):
+        limit = part.get("max_per_img")
+        crowded = [i for i, n in objects.items() if isinstance(limit, int) and 0 <= limit < n]
+        if crowded:
+            report.warn(
+                f"annotation file {data.path!r}: {len(crowded)} images have more objects than "
+                f"{where}.max_per_img={limit}, such as id {crowded[0]!r} with {objects[crowded[0]]}"
+            )
+
+
+def _is_segmentation(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        counts, size = value.get("counts"), value.get("size")
+        numbers = isinstance(counts, list) and all(isinstance(n, int) for n in counts)
+        return (numbers or isinstance(counts, str)) and isinstance(size, list) and len(size) == 2
+    polygons = value if isinstance(value, list) else [None]
+    return all(isinstance(p, list) and all(_is_finite(number) for number in p) for p in polygons)
+
+
+def _has_polygon(annotation: Annotation) -> bool:
+    """Return whether both mmdet and pycocotools, which goes by the first polygon, find one."""
+    polygons = annotation["segmentation"]
+    return len(polygons[0]) >= 6 and any(len(p) % 2 == 0 and len(p) >= 6 for p in polygons)
+
+
+def _list(value: Any) -> Sequence[Any]:
+    return [value] if isinstance(value, str) else value or ()
