@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from convnext_backbone.openmmlab.layer_decay import format_layer_groups, layer_groups
 from convnext_backbone.openmmlab.tools.arguments import ConfigOptions
 from convnext_backbone.openmmlab.tools.config import build_model, load_config
-from convnext_backbone.openmmlab.tools.errors import UsageError
+from convnext_backbone.openmmlab.tools.errors import UsageError, naming_config
 from convnext_backbone.utils.commandline import OneLineParser, print_error
 
 PROGRAM = "print_layer_decay.py"
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         print(table(args.config, args.cfg_options))
-    except (OSError, KeyError, ValueError, UsageError) as error:
+    except UsageError as error:
         return print_error(PROGRAM, error)
     return 0
 
@@ -34,18 +34,19 @@ def table(path: str, options: dict[str, object] | None) -> str:
     """Return the groups of a config's optimizer as a table.
 
     Raises:
-        ValueError: The config has no layer decay, or its options do not fit the model.
-        UsageError: The config cannot be read, or the options do not fit it.
+        UsageError: The config cannot be read or built, has no layer decay, or the options of that
+            do not fit the model.
     """
     cfg = load_config(path, options, ("model", "optim_wrapper"))
-    wrapper = cfg.optim_wrapper
-    if wrapper.get("constructor") != "ConvNextLayerDecayOptimWrapperConstructor":
-        raise ValueError(f"{path} has no layer decay: its optim_wrapper names no such constructor")
-    optimizer = wrapper.optimizer
-    groups = layer_groups(
-        build_model(cfg), weight_decay=optimizer.get("weight_decay", 0.0), **wrapper.paramwise_cfg
-    )
-    return format_layer_groups(groups, optimizer.lr)
+    with naming_config(path, options):
+        wrapper = cfg.optim_wrapper
+        if wrapper.get("constructor") != "ConvNextLayerDecayOptimWrapperConstructor":
+            raise UsageError(
+                f"{path} has no layer decay: its optim_wrapper names no such constructor"
+            )
+        decay = wrapper.optimizer.get("weight_decay", 0.0)
+        groups = layer_groups(build_model(cfg), weight_decay=decay, **wrapper.paramwise_cfg)
+        return format_layer_groups(groups, wrapper.optimizer.lr)
 
 
 if __name__ == "__main__":

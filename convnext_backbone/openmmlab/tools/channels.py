@@ -17,7 +17,7 @@ from torch import nn
 from ...models.backbone import ConvNextBackbone
 from ...models.config import ConvNextConfig
 from ..config_walk import iter_named_dicts, type_name
-from .errors import UsageError
+from .errors import UsageError, describe_error
 from .typed import TypedOptions
 
 # Necks that yield `num_outs` levels: those of their inputs, then each of twice the last stride.
@@ -96,7 +96,7 @@ def build_backbone(settings: Mapping[str, Any]) -> ConvNextBackbone:
         known = {*inspect.signature(ConvNextBackbone).parameters, *ConvNextConfig().to_dict()}
         unknown = sorted(set(settings) - known - {"type", "_scope_"})
         if not unknown:
-            raise
+            raise UsageError(f"model.backbone: {describe_error(error)}") from error
         name = unknown[0]
         hint = f"; it is {_ARGUMENTS[name]} here" if name in _ARGUMENTS else ""
         raise UsageError(
@@ -105,7 +105,7 @@ def build_backbone(settings: Mapping[str, Any]) -> ConvNextBackbone:
         ) from error
     except ValueError as error:
         if settings.get("out_indices") is None:
-            raise
+            raise UsageError(f"model.backbone: {describe_error(error)}") from error
         raise UsageError(
             f"model.backbone: {error}; in out_indices 0 is the stem, as in Hugging Face, and the "
             "stages begin at 1"

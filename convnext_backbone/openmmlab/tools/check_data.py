@@ -7,7 +7,7 @@ from .arguments import ConfigOptions
 from .config import load_config
 from .config_checks import check_files, check_types
 from .data_checks import check_data_contents
-from .errors import UsageError
+from .errors import UsageError, naming_config
 
 PROGRAM = "check_data.py"
 _SPLITS = ("train", "val", "test")
@@ -42,9 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         cfg = load_config(args.config, args.cfg_options, ("model", "train_dataloader"))
         splits = [split for split in args.splits if cfg.get(f"{split}_dataloader")]
-        check_files(cfg, splits)
-        check_types(cfg, splits)
-        report = check_data_contents(cfg, splits, everything=True)
+        with naming_config(args.config, args.cfg_options):
+            check_files(cfg, splits)
+            check_types(cfg, splits)
+            report = check_data_contents(cfg, splits, everything=True)
     except UsageError as error:
         print_error(PROGRAM, error)
         return EXIT_USAGE

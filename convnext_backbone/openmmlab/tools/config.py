@@ -13,7 +13,7 @@ from ...utils.checks import check_choice
 from ...utils.commandline import one_line
 from ..config_walk import split_datasets
 from .config_options import apply_options
-from .errors import BUILD_ERRORS, CONFIG_ERRORS, UsageError, describe_error
+from .errors import BUILD_ERRORS, CONFIG_ERRORS, UsageError, describe_error, naming_config
 from .option_checks import check_option_names
 
 SCOPES = ("mmdet", "mmseg")
@@ -58,10 +58,8 @@ def load_config(
         raise UsageError(f"config {path!r} has no {missing[0]!r}")
     cfg.default_scope = find_scope(cfg, path)
     cfg.launcher = launcher
-    try:
+    with naming_config(path, options):
         apply_options(cfg, options)
-    except BUILD_ERRORS as error:
-        raise UsageError(f"config {path!r}, model.backbone: {describe_error(error)}") from error
     return cfg
 
 

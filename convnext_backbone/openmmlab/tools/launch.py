@@ -22,7 +22,7 @@ from .arguments import test_parser, train_parser
 from .checkpoint_checks import check_checkpoint, check_start
 from .coco import forget_coco
 from .config import NEEDED, load_config
-from .errors import BUILD_ERRORS, UsageError, describe_error
+from .errors import BUILD_ERRORS, UsageError, describe_error, naming_config
 from .flags import (
     ENABLE_TTA,
     KEEP_PREDICTIONS,
@@ -66,9 +66,10 @@ def _run(
     try:
         with late_warnings():
             cfg = load_config(args.config, args.cfg_options, NEEDED[command], args.launcher)
-            set_run(cfg, args)
-            prepare(cfg, args)
-            check_before_run(cfg, args, command)
+            with naming_config(args.config, args.cfg_options):
+                set_run(cfg, args)
+                prepare(cfg, args)
+                check_before_run(cfg, args, command)
             prepare_processes(cfg)
         hook = RunHook(cfg, partial=command == "train")
         with build_errors(args.config, hook):

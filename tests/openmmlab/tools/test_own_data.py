@@ -30,7 +30,7 @@ from convnext_backbone.openmmlab.tools.config import load_config
 from convnext_backbone.openmmlab.tools.config_checks import check_files, check_model
 from convnext_backbone.openmmlab.tools.data_checks import check_data_contents
 from convnext_backbone.openmmlab.tools.errors import UsageError
-from convnext_backbone.openmmlab.tools.launch import check_before_run
+from convnext_backbone.openmmlab.tools.launch import check_before_run, train
 from convnext_backbone.openmmlab.tools.schedule import check_length
 from convnext_backbone.openmmlab.tools.typed import TypedOptions
 
@@ -1033,3 +1033,35 @@ def test_a_slow_check_shows_a_progress_bar(monkeypatch, capsys):
     for _ in image_checks.show_progress(range(3), "checking the images"):
         time.sleep(0.1)
     assert "checking the images" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------- settings of any kind
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "from_scratch.optim_wrapper=[]",
+        "param_scheduler.0.end=never",
+        "param_scheduler.1.T_max=[0,1]",
+        "custom_hooks=3",
+        "custom_hooks=(1,2)",
+        "default_hooks.visualization=x",
+        "val_dataloader.dataset.pipeline.1.type=''",
+        "custom_dataset.reduce_zero_label=x",
+        "model.decode_head.in_index=x",
+        "train_dataloader.batch_size=None",
+    ],
+)
+def test_a_setting_of_another_kind_is_one_line_that_names_it(option, tmp_path, capsys):
+    data = {**write_segmentation(tmp_path), "img_suffix": ".jpg", "epochs": 2}
+    data["classes"] = "('road','sky')"
+    options = [f"custom_dataset.{key}={value}" for key, value in data.items()]
+    options += ["model.backbone.init_cfg=None", option]
+    arguments = [str(SMALL_SEGMENTOR), "--work-dir", str(tmp_path / "run"), "--cfg-options"]
+    assert train([*arguments, *options]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("train.py: error: ")
+    assert option.partition("=")[0].split(".")[0] in lines[0]
+    assert not (tmp_path / "run").exists()
