@@ -111,6 +111,11 @@ class CocoSet:
         return {image["id"]: (image["width"], image["height"]) for image in self.coco["images"]}
 
     @functools.cached_property
+    def images(self) -> Sequence[Mapping[str, Any]]:
+        """The images that mmdet opens."""
+        return images_in_use(self.coco, self.classes, self.dataset)
+
+    @functools.cached_property
     def listed(self) -> Sequence[Annotation]:
         """The annotations of its images."""
         return [a for a in self.coco.get("annotations", ()) if a["image_id"] in self.sizes]

@@ -18,7 +18,7 @@ from ..config_walk import (
     split_metrics,
 )
 from .annotation_checks import check_annotations, check_limits, is_run_length
-from .coco import CocoSet, category_names, images_in_use, read_coco
+from .coco import CocoSet, category_names, read_coco
 from .data_report import DataReport, count_table, list_quoted
 from .datasets import annotation_path, class_names, image_folder
 from .errors import UsageError
@@ -191,7 +191,7 @@ def _check_filter(data: CocoSet, report: DataReport) -> None:
         f"annotation file {data.path!r}: {small} of {len(images)} images are left out, because "
         f"{data.where}.filter_cfg.min_size is {least} pixels"
     )
-    if not images_in_use(data.coco, data.classes, data.dataset):
+    if not data.images:
         raise UsageError(text)
     report.warn(text)
 
@@ -201,11 +201,10 @@ def _check_images(data: CocoSet, report: DataReport) -> None:
     reader = ImageReader(data.dataset.get("pipeline"))
     if is_remote(folder) or not reader.opens_files:
         return
-    images = images_in_use(data.coco, data.classes, data.dataset)
-    check_exist(folder, [image["file_name"] for image in images], path)
+    check_exist(folder, [image["file_name"] for image in data.images], path)
     if not reader.known:
         return
-    sample = spread(images, None if report.everything else MAX_IMAGES)
+    sample = spread(data.images, None if report.everything else MAX_IMAGES)
     # Boxes and polygons bear a pixel of rounding, a run-length mask has the size of its image.
     exact = data.loads_masks and any(map(is_run_length, data.of_classes))
     most = 0.0 if exact else _OTHER_SIZE
@@ -246,7 +245,7 @@ def _summarize(data: CocoSet, report: DataReport) -> None:
     images = coco["images"]
     lines = [f"{where}: {path}, {len(images):,} images, {sum(counts.values()):,} instances"]
     if data.trains:
-        left_out = len(images) - len(images_in_use(coco, classes, data.dataset))
+        left_out = len(images) - len(data.images)
         if left_out:
             lines.append(f"  {left_out:,} images are left out of training (filter_cfg, indices)")
     lines.append(_describe_sizes([(image["width"], image["height"]) for image in images]))

@@ -16,7 +16,7 @@ from .typed import TypedOptions
 LENGTHS = ("epochs", "iters")  # of `custom_dataset`
 _WARM_UPS = ("LinearLR", "ConstantLR", "QuadraticWarmupLR")
 _BY_METRIC = "ReduceOnPlateau"  # such a scheduler waits for validations, whatever the length
-_LENGTHS = ("T_max", "step_size", "total_steps")
+_DURATIONS = ("T_max", "step_size", "total_steps")  # of a scheduler
 _MAX_WARM_UP = 500  # iterations
 _MAX_WARM_UP_PART = 0.05
 _ODD_WARM_UP_PART = 0.2
@@ -165,7 +165,7 @@ def _scale_scheduler(
     def length(value: int) -> int:
         return max(1, place(begin + value) - place(begin))
 
-    for key in _LENGTHS:
+    for key in _DURATIONS:
         if scheduler.get(key) is not None:
             scheduler[key] = length(scheduler[key])
     if "milestones" in scheduler:
