@@ -24,8 +24,8 @@ LAYOUTS = {
 
 @pytest.fixture(autouse=True)
 def _small_tiles(monkeypatch):
-    """Tiles of a few pixels, so that tiny maps have several, the last one cut."""
-    monkeypatch.setattr(depthwise, "_TILE", 1 << 12)
+    """Tiles of a few rows, so that tiny maps have several, the last one cut."""
+    monkeypatch.setattr(depthwise, "_ROWS", 3)
 
 
 def relative(got, expected):
