@@ -194,12 +194,16 @@ class GlobalResponseNorm(nn.Module):
         """Rescale every channel of `x` (N, H, W, C) by its share of the image's response."""
         norm = _norm_over_pixels(x)
         share = norm / (norm.mean(dim=-1, keepdim=True) + self.eps)
-        scale = torch.addcmul(norm.new_ones(()), self.gamma, share)
+        scale = 1 + self.gamma * share
         return torch.addcmul(self.beta.to(x.dtype), x, scale.to(x.dtype))
 
     def extra_repr(self) -> str:
         """Show the width and the epsilon in `print(module)`."""
         return f"{self.gamma.numel()}, eps={self.eps}"
+
+
+# A sum of squares that is nothing beside GRN's epsilon, and whose inverse is still far from infinite.
+_SMALLEST_SUM = 1e-30
 
 
 @torch.fx.wrap  # a leaf of symbolic tracing, which knows no dtypes
@@ -209,12 +213,11 @@ def _norm_over_pixels(x: Tensor) -> Tensor:
     On the CPU `vector_norm` over any axes but the last is several times as slow as a sum. It is
     summed in fp32 at least. Squares leave the range of fp16, so there they are fp32 too.
     """
-    sum_dtype = torch.promote_types(x.dtype, torch.float32)
+    sum_dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
     squares = (x.to(sum_dtype) if x.dtype is torch.float16 else x).square()
     total = squares.sum(dim=(1, 2), keepdim=True, dtype=sum_dtype)
-    # The root has no gradient at 0; like vector_norm's, it shall be 0 for a channel of zeros.
-    is_silent = total == 0
-    return total.masked_fill(is_silent, 1).sqrt().masked_fill(is_silent, 0)
+    # The root has no gradient at 0. Like vector_norm's, it shall be 0 for a channel of zeros.
+    return total.clamp_min(_SMALLEST_SUM).sqrt()
 
 
 class DropPath(nn.Module):
