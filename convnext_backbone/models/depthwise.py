@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-# Rows of a map that one convolution of the weight's gradient takes. More of them are less exact,
-# since they are summed one after the other, and leave the cache.
-_ROWS = 8
+# What one convolution of the weight's gradient takes: these rows of one map, or several images of
+# no more numbers. More leaves the cache, and is less exact, being summed one after the other.
+_ROWS, _NUMBERS = 14, 1 << 17
 
 Pair = tuple[int, ...]  # along H and W
 
@@ -110,19 +110,26 @@ def _weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, dilation: Pair) ->
         weight: The weight, for its shape and dtype.
         dilation: Along H and W.
     """
-    images, channels, height = x.shape[:3]
+    n, c, h, w = x.shape
     sum_dtype = torch.promote_types(x.dtype, torch.float32)
     ph, pw = _same_padding(weight, dilation)
-    x = F.pad(x, (0, 0, ph, ph))
-    total = torch.zeros((1, channels, *weight.shape[2:]), dtype=sum_dtype, device=x.device)
-    for image in range(images):
-        for top in range(0, height, _ROWS):
-            rows = min(_ROWS, height - top)
-            tile = x.narrow(0, image, 1).narrow(2, top, rows + 2 * ph).to(sum_dtype)
-            kernel = grad.narrow(0, image, 1).narrow(2, top, rows).to(sum_dtype)
-            kernel = kernel.transpose(0, 1)  # (1, C, h, W) -> (C, 1, h, W)
-            total = total + F.conv2d(
-                tile, kernel, stride=dilation, padding=(0, pw), groups=channels
-            )
+    x = F.pad(x, (0, 0, ph, ph)).permute(2, 3, 0, 1)  # (N, C, H, W) -> (H + 2 PH, W, N, C)
+    grad = grad.permute(2, 3, 0, 1)  # (N, C, H, W) -> (H, W, N, C)
+    rows = min(h, _ROWS)
+    images = max(1, _NUMBERS // max(h * w * c, 1)) if rows == h else 1
+    total = torch.zeros((c, *weight.shape[2:]), dtype=sum_dtype, device=x.device)
+    for first in range(0, n, images):
+        count = min(images, n - first)
+        for top in range(0, h, rows):
+            height = min(rows, h - top)
+            tile = x.narrow(0, top, height + 2 * ph).narrow(2, first, count).to(sum_dtype)
+            kernel = grad.narrow(0, top, height).narrow(2, first, count).to(sum_dtype)
+            # Every channel of every image is one of the convolution's, channels-last.
+            tile = tile.reshape(1, height + 2 * ph, w, count * c).permute(0, 3, 1, 2)
+            kernel = kernel.reshape(height, w, 1, count * c).permute(3, 2, 0, 1)
+            sums = F.conv2d(
+                tile, kernel, stride=dilation, padding=(0, pw), groups=count * c
+            )  # (1, N * C, KH, KW)
+            total = total + sums.reshape(count, *total.shape).sum(0)
     # Contiguous, like the weight: DistributedDataParallel warns of other strides and copies.
-    return total.squeeze(0).contiguous().unsqueeze(1).to(weight.dtype)
+    return total.contiguous().unsqueeze(1).to(weight.dtype)

@@ -50,7 +50,8 @@ class DepthwiseConv2d(Conv2d):
 
     The value is that of `torch.nn.Conv2d(groups=channels)`. In training on the CPU the gradient of
     the weight is computed by `depthwise.depthwise_conv2d`, which is several times as fast. What
-    that does not cover (a stride, another padding, tensor subclasses, tracing) is torch's own.
+    that does not cover (a small kernel, a stride, another padding, tensor subclasses, tracing) is
+    torch's own.
 
     Args:
         channels: C.
@@ -92,6 +93,9 @@ class DepthwiseConv2d(Conv2d):
             and type(self.weight) in (Tensor, nn.Parameter)
             and input.dim() == 4
             and self._keeps_size()
+            # oneDNN is quick with small kernels, and takes no map of one column as a kernel.
+            and self.weight.shape[2:].numel() > 9
+            and input.shape[3] > 1
         )
 
     def _keeps_size(self) -> bool:

@@ -13,7 +13,7 @@ from convnext_backbone.models.layers import DepthwiseConv2d
 
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3, torch.float64: 1e-12}
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-SHAPES = [(2, 8, 5, 3), (1, 24, 33, 40), (5, 32, 7, 7), (0, 8, 4, 4)]
+SHAPES = [(2, 8, 5, 3), (1, 24, 33, 40), (5, 32, 7, 7), (5, 8, 3, 3), (2, 8, 7, 1), (0, 8, 4, 4)]
 LAYOUTS = {
     "nchw": lambda x: x.contiguous(),
     "channels_last": lambda x: x.to(memory_format=torch.channels_last),
@@ -24,8 +24,9 @@ LAYOUTS = {
 
 @pytest.fixture(autouse=True)
 def _small_tiles(monkeypatch):
-    """Tiles of a few rows, so that tiny maps have several, the last one cut."""
-    monkeypatch.setattr(depthwise, "_ROWS", 3)
+    """Tiles of a few rows or images, so that tiny maps have several, the last one cut."""
+    monkeypatch.setattr(depthwise, "_ROWS", 6)
+    monkeypatch.setattr(depthwise, "_NUMBERS", 2 * 8 * 5 * 3)
 
 
 def relative(got, expected):
@@ -52,7 +53,7 @@ def gradients(layer, x, grad):
 
 
 @DTYPES
-@pytest.mark.parametrize("size", [3, 7])
+@pytest.mark.parametrize("size", [3, 5, 7])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_value_and_gradients_equal_torchs(shape, size, layout, dtype):
@@ -109,7 +110,7 @@ def test_gradients_in_bf16_are_summed_in_full_precision_over_many_tiles():
 
 
 def test_no_bias():
-    layer, x = DepthwiseConv2d(4, 3), torch.randn(2, 4, 6, 5)
+    layer, x = DepthwiseConv2d(4, 5), torch.randn(2, 4, 6, 5)
     layer.bias = None
     grad = torch.randn(2, 4, 6, 5)
     for got, e in zip(gradients(layer, x, grad), gradients(torchs(layer), x, grad), strict=True):
@@ -245,21 +246,21 @@ def test_autocast_gives_torchs_dtypes_and_values(inside, dtype, amp):
 
 
 def test_a_plain_tensor_weight_passes_its_gradient_on():
-    layer = DepthwiseConv2d(4, 3).requires_grad_(False)
-    base, z = layer.weight.detach().clone(), torch.zeros(4, 1, 3, 3, requires_grad=True)
+    layer = DepthwiseConv2d(4, 5).requires_grad_(False)
+    base, z = layer.weight.detach().clone(), torch.zeros(4, 1, 5, 5, requires_grad=True)
     del layer.weight
     layer.weight = base + z * 0.1
     x = torch.randn(2, 4, 6, 6)
     layer(x).sum().backward()
     expected = torch.autograd.grad(
-        F.conv2d(x, w := base.clone().requires_grad_(), layer.bias, padding=1, groups=4).sum(), w
+        F.conv2d(x, w := base.clone().requires_grad_(), layer.bias, padding=2, groups=4).sum(), w
     )[0]
     torch.testing.assert_close(z.grad, 0.1 * expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_the_gradient_has_the_strides_of_the_weight(memory_format):
-    layer = DepthwiseConv2d(4, 3)
+    layer = DepthwiseConv2d(4, 5)
     layer(torch.randn(2, 4, 6, 6).to(memory_format=memory_format)).sum().backward()
     assert layer.weight.grad.stride() == layer.weight.stride()
 
@@ -276,7 +277,7 @@ def test_dynamo_and_export_see_a_plain_convolution():
 
 
 def test_wrong_shapes_raise_torchs_own_error():
-    layer = DepthwiseConv2d(4, 3)
+    layer = DepthwiseConv2d(4, 5)
     for shape in ((2, 5, 6, 6), (4, 6)):
         with pytest.raises(RuntimeError):
             layer(torch.randn(shape))
