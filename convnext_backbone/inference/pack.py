@@ -154,7 +154,7 @@ class PackedBlock(nn.Module):
         row_bytes = block.pwconv1.out_features * block.pwconv1.weight.element_size()
         self._tile_rows = max(_MIN_ROWS, _TILE // row_bytes)
         grn = block.grn if isinstance(block.grn, GlobalResponseNorm) else None
-        self._grn = None if grn is None else (_PackedTensor(grn.gamma.detach()), grn.eps)
+        self._grn = None if grn is None else (_PackedTensor(grn.gamma.detach().float()), grn.eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the block's residual branch to `x` (N, C, H, W)."""
@@ -191,15 +191,15 @@ class PackedBlock(nn.Module):
 
     def _add_images(self, y: Tensor, x: Tensor) -> Tensor:
         """Return the output of a block with GRN for whole images (N, P, C), as (N * P, C)."""
-        a = self._hidden(y)
-        a.mul_(self._scale(_norm_over_pixels(a)).to(a.dtype))
-        return self.pwconv2.add(a.flatten(0, 1), x.flatten(0, 1))
+        hidden = self._hidden(y)
+        for image in hidden:
+            image.mul_(self._scale([image]))
+        return self.pwconv2.add(hidden.flatten(0, 1), x.flatten(0, 1))
 
     def _add_large_image(self, y: Tensor, x: Tensor, rows: int) -> None:
         """Write the output of a block with GRN for the pixels (P, C) of one image into `y`."""
         hidden = [self._hidden(tile) for tile in y.split(rows)]
-        norms = torch.cat([_norm_over_pixels(a) for a in hidden])
-        scale = self._scale(_norm_over_pixels(norms)).to(y.dtype)
+        scale = self._scale(hidden)
         for yt, a, xt in zip(y.split(rows), hidden, x.split(rows), strict=True):
             yt.copy_(self.pwconv2.add(a.mul_(scale), xt))
 
@@ -207,26 +207,24 @@ class PackedBlock(nn.Module):
         y = F.layer_norm(y, y.shape[-1:], eps=self._norm_eps)
         return self.pwconv1.gelu(y, self._approximate)
 
-    def _scale(self, norm: Tensor) -> Tensor:
-        """Return GRN's factor of every hidden channel for its norms (..., 1, 4C), in fp32."""
+    def _scale(self, hidden: list[Tensor]) -> Tensor:
+        """Return GRN's factor (4C,) for the hidden map of one image, given as tiles (P, 4C)."""
         assert self._grn is not None
         gamma, eps = self._grn[0].tensor, self._grn[1]
-        share = norm / (norm.mean(dim=-1, keepdim=True) + eps)
-        return torch.addcmul(norm.new_ones(()), gamma.to(norm.dtype), share)
+        total, *others = map(_sum_of_squares, hidden)
+        for other in others:
+            total.add_(other)
+        norm = total.sqrt_()
+        share = norm / norm.mean().add_(eps)
+        return share.mul_(gamma).add_(1).to(hidden[0].dtype)
 
 
-def _norm_over_pixels(a: Tensor) -> Tensor:
-    """Return the L2 norm over the pixels of `a` (..., P, 4C), (..., 1, 4C), in fp32."""
-    norms = [_norm_of_image(image) for image in a.reshape(-1, *a.shape[-2:])]
-    return torch.stack(norms).view(*a.shape[:-2], 1, a.shape[-1])
+def _sum_of_squares(a: Tensor) -> Tensor:
+    """Return the sum over the pixels of the squares of `a` (P, 4C), (4C,), in fp32.
 
-
-def _norm_of_image(a: Tensor) -> Tensor:
-    """Return the norm (4C,) of one image (P, 4C).
-
-    Batch norm's statistics read it once, as it is, and add up in fp32; a sum of squares would first
-    write the squares.
+    Batch norm's statistics read it once, as it is, and add up in fp32; a plain sum would first write
+    the squares.
     """
     unused = a.new_zeros((2, a.shape[-1]), dtype=torch.float32)  # fp32 here makes fp32 statistics
     mean, var = torch.batch_norm_update_stats(a, unused[0], unused[1], 0.0)
-    return torch.addcmul(var, mean, mean).mul_(a.shape[0]).sqrt_()
+    return var.addcmul_(mean, mean).mul_(a.shape[0])
