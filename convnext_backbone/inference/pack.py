@@ -220,8 +220,8 @@ class PackedBlock(nn.Module):
 def _sum_of_squares(a: Tensor) -> Tensor:
     """Return the sum over the pixels of the squares of `a` (P, 4C), (4C,), in fp32.
 
-    Batch norm's statistics read it once, as it is, and add up in fp32; a plain sum would first write
-    the squares.
+    Batch norm's statistics read it once, as it is, and add up in fp32; a plain sum would first
+    write the squares.
     """
     unused = a.new_zeros((2, a.shape[-1]), dtype=torch.float32)  # fp32 here makes fp32 statistics
     mean, var = torch.batch_norm_update_stats(a, unused[0], unused[1], 0.0)

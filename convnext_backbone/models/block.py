@@ -70,8 +70,9 @@ class Block(nn.Module):
         y = self.act(y)
         y = self.grn(y)
         y = self.pwconv2(y)  # (N, H, W, 4C) -> (N, H, W, C)
-        if self.gamma is not None:
-            y = y * self.gamma
+        gamma = self.gamma  # read once: a parametrization computes it
+        if gamma is not None:
+            y = y * gamma
         y = y.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
         return x + self.drop_path(y)
 

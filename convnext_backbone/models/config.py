@@ -17,13 +17,14 @@ from typing import Any, TypedDict, TypeVar
 from typing_extensions import Self, Unpack
 
 from ..archs import FAMILIES, USUAL, arch_fields
-from ..utils.checks import check_choice, check_min, did_you_mean
+from ..utils.checks import check_choice, check_min, did_you_mean, errors_about
 from ..utils.files import read_json, write_json
 from ..weights.source import resolve
 from .labels import align_labels, check_problem_type
 from .layers import ACTIVATIONS, NORMS
 
 CONFIG_NAME = "config.json"
+_NAMING = {"model_type", "depths", "hidden_sizes"}  # one of them is in every ConvNeXt's config.json
 _NORM_EPS = _LAYER_SCALE = 1e-6
 # The default of a field that is derived from others. No such field is None in a built config, so
 # the annotations leave None out.
@@ -48,10 +49,11 @@ _FOLLOWING = (
 )  # fmt: skip
 # timm's names, and "patch_no_norm", the stem of facebookresearch's isotropic ConvNeXts.
 STEM_TYPES = ("patch", "overlap", "overlap_tiered", "overlap_act", "patch_no_norm")
-# What most ConvNeXts have; config.json holds other values only.
-_VARIANT = ("stem_type", "norm_layer", "conv_bias", "head_norm_first", "head_hidden_size")
+# Fields that only timm's layout and this package's own have names for, and what most ConvNeXts
+# have; config.json holds other values only.
+VARIANT = ("stem_type", "norm_layer", "conv_bias", "head_norm_first", "head_hidden_size")
 STANDARD: Mapping[str, Any] = {
-    **{name: USUAL[name] for name in _VARIANT},
+    **{name: USUAL[name] for name in VARIANT},
     "pad_to_stride": False,
 }
 # What models return where a call leaves it open; config.json holds other values only.
@@ -105,7 +107,7 @@ class ConfigFields(TypedDict, total=False):
     layer_norm_eps: float
     layer_scale_init_value: float
     drop_path_rate: float
-    image_size: int
+    image_size: int | Sequence[int]
     use_grn: bool
     norm_eps: float
     kernel_size: int | Sequence[int]
@@ -152,7 +154,8 @@ class ConvNextConfig:
             built.
         drop_path_rate: Stochastic depth of the last block; the rates of the blocks before it rise
             linearly from 0.
-        image_size: Side of the images that the weights were trained on, in pixels; informative.
+        image_size: Side of the images that the weights were trained on, or height and width, in
+            pixels; informative.
         use_grn: Build the V2 block, with Global Response Normalization; by default, the family's.
         norm_eps: Epsilon of every norm but the final one (1e-6; xxlarge was trained with 1e-5). In
             DINOv3, which has one epsilon, by default that of the final norm.
@@ -210,7 +213,7 @@ class ConvNextConfig:
     layer_norm_eps: float = _DERIVED
     layer_scale_init_value: float = _DERIVED
     drop_path_rate: float = 0.0
-    image_size: int = 224
+    image_size: int | Sequence[int] = 224
     use_grn: bool = _DERIVED
     norm_eps: float = _DERIVED
     kernel_size: int | Sequence[int] = 7
@@ -283,8 +286,12 @@ class ConvNextConfig:
                 f"got {self.num_stages!r}"
             )
         self.num_stages = len(self.depths)
-        for name in ("num_channels", "patch_size", "image_size"):
+        for name in ("num_channels", "patch_size"):
             _check_positive(name, getattr(self, name))
+        if isinstance(self.image_size, Iterable):
+            self.image_size = _positive_ints("image_size", self.image_size)
+        else:
+            _check_positive("image_size", self.image_size)
         for name, upper in _UPPER_BOUNDS.items():
             _check_number(name, getattr(self, name), upper)
         check_choice("hidden_act", self.hidden_act, tuple(ACTIVATIONS))
@@ -381,9 +388,13 @@ class ConvNextConfig:
 
         Raises:
             ValueError: The model_type is not a ConvNeXt's, or a value is out of its range.
+            TypeError: A value is of another type.
         """
         known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
         known.setdefault("model_type", "convnext")
+        side = known.get("patch_size")
+        if isinstance(side, list | tuple) and len({*side}) == 1:
+            known["patch_size"] = side[0]  # transformers takes height and width, too
         # Both are written; the names are kept, since they alone mean the same in every release.
         if known.get("out_features") is not None:
             known.pop("out_indices", None)
@@ -451,12 +462,20 @@ class ConvNextConfig:
             ValueError: The file is not a ConvNeXt's config.json.
         """
         path = resolve(source, revision=revision, subfolder=subfolder).file(CONFIG_NAME)
-        return cls.from_dict(read_json(path), **overrides)
+        return cls.from_json_file(path).replace(**overrides)
 
     @classmethod
     def from_json_file(cls, path: str | os.PathLike[str]) -> Self:
         """Read a config from a file; see `from_pretrained`."""
-        return cls.from_dict(read_json(path))
+        path = Path(path).expanduser()
+        values = read_json(path)
+        with errors_about(path):
+            if not _NAMING & values.keys():
+                raise ValueError(
+                    "this is no config.json of transformers, which names model_type, depths or "
+                    "hidden_sizes; from_pretrained of a model reads the weights of other libraries"
+                )
+            return cls.from_dict(values)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-ready values, with `stage_names` as transformers writes it."""
@@ -484,12 +503,13 @@ class ConvNextConfig:
 
     def to_json_file(self, path: str | os.PathLike[str]) -> None:
         """Write a config.json, replacing it in one step."""
-        write_json(path, self.to_dict())
+        write_json(Path(path).expanduser(), self.to_dict())
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Write `directory`/config.json, replacing it in one step."""
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        self.to_json_file(Path(directory) / CONFIG_NAME)
+        folder = Path(directory).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        self.to_json_file(folder / CONFIG_NAME)
 
 
 def _apply_changes(

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .depthwise import depthwise_conv2d
@@ -37,12 +36,12 @@ class Conv2d(nn.Conv2d):
     copies.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
+    # `nn.Conv2d.forward` calls it, and reads weight and bias once: a parametrization computes them.
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Convolve `input` (N, C_in, H, W) to (N, C_out, H_out, W_out)."""
-        weight = self.weight
         if self.in_channels == self.groups:
             weight = weight.squeeze(1).unsqueeze(1)  # the gradient passes the same views back
-        return self._conv_forward(input, weight, self.bias)
+        return super()._conv_forward(input, weight, bias)
 
 
 class DepthwiseConv2d(Conv2d):
@@ -73,33 +72,33 @@ class DepthwiseConv2d(Conv2d):
             bias=bias,
         )
 
-    def forward(self, input: Tensor) -> Tensor:
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Convolve `input` (N, C, H, W)."""
-        if not self._has_fast_gradient(input):
-            return super().forward(input)
-        x, weight, bias = _autocast_to_common_dtype(input, self.weight, self.bias)
+        if not self._has_fast_gradient(input, weight):
+            return super()._conv_forward(input, weight, bias)
+        x, weight, bias = _autocast_to_common_dtype(input, weight, bias)
         with torch.autocast("cpu", enabled=False):
             return depthwise_conv2d(x, weight, bias, self.dilation)
 
-    def _has_fast_gradient(self, input: Tensor) -> bool:
+    def _has_fast_gradient(self, input: Tensor, weight: Tensor) -> bool:
         # A traced graph has no use for Python's loop over tiles, and a subclass (DTensor,
         # FakeTensor, a quantized weight) has operations of its own.
         return (
             type(input) is Tensor
             and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
             and torch.is_grad_enabled()
-            and self.weight.requires_grad
+            and weight.requires_grad
             and input.device.type == "cpu"
-            and type(self.weight) in (Tensor, nn.Parameter)
+            and type(weight) in (Tensor, nn.Parameter)
             and input.dim() == 4
-            and self._keeps_size()
+            and self._keeps_size(weight)
             # oneDNN is quick with small kernels, and takes no map of one column as a kernel.
-            and self.weight.shape[2:].numel() > 9
+            and weight.shape[2:].numel() > 9
             and input.shape[3] > 1
         )
 
-    def _keeps_size(self) -> bool:
-        spans = zip(self.dilation, self.weight.shape[2:], strict=False)
+    def _keeps_size(self, weight: Tensor) -> bool:
+        spans = zip(self.dilation, weight.shape[2:], strict=False)
         return (
             self.groups == self.in_channels == self.out_channels
             and self.stride == (1, 1)
@@ -116,8 +115,8 @@ def _autocast_to_common_dtype(*tensors: Tensor | None) -> list[Any]:
     return [t if t is None or t.dtype is torch.float64 else t.to(dtype) for t in tensors]
 
 
-class LayerNorm2d(nn.LayerNorm):
-    """LayerNorm over the channels of every pixel: (N, C, H, W) to (N, C, H, W).
+class _OverChannels(nn.Module):
+    """A norm of the last axis, over the channels of every pixel: (N, C, H, W) to (N, C, H, W).
 
     It normalises a channels-last view, so a channels-last map passes without a copy.
     """
@@ -125,16 +124,15 @@ class LayerNorm2d(nn.LayerNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Normalise `input` (N, C, H, W); the memory format is kept when it is channels-last."""
         x = input.permute(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
-        x = F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
-        return x.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
+        return super().forward(x).permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
 
 
-class RMSNorm2d(nn.RMSNorm):
+class LayerNorm2d(_OverChannels, nn.LayerNorm):
+    """torch's LayerNorm over the channels of every pixel: (N, C, H, W) to (N, C, H, W)."""
+
+
+class RMSNorm2d(_OverChannels, nn.RMSNorm):
     """torch's RMSNorm over the channels of every pixel: (N, C, H, W) to (N, C, H, W)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise `x` (N, C, H, W)."""
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class SimpleNorm(nn.RMSNorm):
@@ -152,12 +150,8 @@ class SimpleNorm(nn.RMSNorm):
         return (x * scale).to(x.dtype) * self.weight
 
 
-class SimpleNorm2d(SimpleNorm):
+class SimpleNorm2d(_OverChannels, SimpleNorm):
     """SimpleNorm over the channels of every pixel: (N, C, H, W) to (N, C, H, W)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise `x` (N, C, H, W)."""
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 Norm = nn.LayerNorm | nn.RMSNorm
@@ -206,7 +200,7 @@ class GlobalResponseNorm(nn.Module):
         return f"{self.gamma.numel()}, eps={self.eps}"
 
 
-# A sum of squares that is nothing beside GRN's epsilon, and whose inverse is still far from infinite.
+# A sum of squares that is nothing beside GRN's epsilon, and whose inverse is far from infinite.
 _SMALLEST_SUM = 1e-30
 
 

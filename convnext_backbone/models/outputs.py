@@ -4,6 +4,7 @@ Both kinds are registered as pytree nodes, which torch.export, torch.compile and
 rebuild. Names and behaviour are transformers' (modeling_outputs.py, utils/generic.py).
 """
 
+from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any, ClassVar, NamedTuple, NoReturn
 
@@ -28,7 +29,8 @@ class FeatureMaps(tuple[Tensor, ...]):
 
     Attributes:
         hidden_states: The maps of the stem and of every stage before any output norm, where they
-            were asked for. They are not part of the tuple.
+            were asked for. They are not part of the tuple: what rebuilds a tuple from its members
+            (FSDP and accelerate in mixed precision) loses them, a `ModelOutput` keeps them.
         attentions: None, as a convolutional network has none.
     """
 
@@ -57,8 +59,10 @@ class FeatureMaps(tuple[Tensor, ...]):
 # torch.jit.trace would take a class whose methods are all inherited for a TorchScript class, and
 # refuse it, where it takes any other dict.
 @torch.jit.ignore
-class ModelOutput(dict[str, Any]):
+class ModelOutput(OrderedDict[str, Any]):
     """Values by name, by attribute and by position; a value that is None takes no position.
+
+    FSDP rebuilds an OrderedDict by its class, and any other dict as a plain one.
 
     As in transformers, iterating gives the names, `output[0]` is the first value there is, names
     and attributes are assigned together, and nothing can be removed.

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from typing_extensions import Self
 
-from ..weights import LOAD_OPTIONS, OPEN_OPTIONS, load_pretrained_, open_weights, save_pretrained
+from ..weights import LOAD_OPTIONS, load_pretrained_, save_pretrained
 from .config import ConvNextConfig, check_names
 from .outputs import FeatureMaps, ModelOutput
 from .timm_interface import TimmTrunk
@@ -72,10 +72,10 @@ class PretrainedTrunk(TimmTrunk):
         _check_names(cls, overrides)
         overrides |= {"revision": revision, "subfolder": subfolder}
         wanted = torch_dtype if dtype is None else dtype
-        chosen = _dtype_of(source, overrides) if wanted == "auto" else _floating(wanted)
         if ignore_mismatched_sizes:
             overrides.setdefault("fresh", ("head.",))
-        return load_pretrained_(cls, source, overrides).to(chosen).eval()
+        chosen = wanted if wanted == "auto" else _floating(wanted)
+        return load_pretrained_(cls, source, overrides, chosen).eval()
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Write config.json and model.safetensors, which transformers loads as they are."""
@@ -180,12 +180,6 @@ def _check_names(cls: type[PretrainedTrunk], names: Collection[str]) -> None:
     built = inspect.signature(cls).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in built.values()):  # a subclass may take any keyword
         check_names(f"{cls.__name__}.from_pretrained", names, (*LOAD_OPTIONS, *built))
-
-
-def _dtype_of(source: str | os.PathLike[str], overrides: Mapping[str, Any]) -> torch.dtype:
-    options = {name: overrides[name] for name in OPEN_OPTIONS if name in overrides}
-    tensors = open_weights(source, **options).tensors.values()
-    return next(tensor.dtype for tensor in tensors if tensor.is_floating_point())
 
 
 def _floating(dtype: torch.dtype | str | None) -> torch.dtype | None:

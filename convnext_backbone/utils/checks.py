@@ -1,6 +1,7 @@
 """Checks of arguments that many constructors share, and texts of errors and long lists."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
@@ -26,6 +27,15 @@ def did_you_mean(value: Any, choices: Iterable[str]) -> str:
     """Return " (did you mean ...?)" with the choice that is spelt most like `value`, or ""."""
     close = get_close_matches(value, list(choices), n=1) if isinstance(value, str) else []
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+@contextmanager
+def errors_about(source: object) -> Iterator[None]:
+    """Make a ValueError, or a TypeError, of what a source holds a ValueError that names it."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{source}: {error}") from error
 
 
 def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:

@@ -12,6 +12,7 @@ comparing version and range, and both keep whatever a server sends and follow it
 
 import hashlib
 import re
+import string
 import time
 import urllib.error
 import urllib.request
@@ -20,7 +21,7 @@ from collections.abc import Iterator
 from http.client import HTTPException, HTTPMessage, HTTPResponse
 from pathlib import Path
 from typing import IO
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import torch
 from filelock import FileLock
@@ -157,7 +158,9 @@ class _Transfer:
 
     def _open(self) -> HTTPResponse:
         self.headers = self._headers()
-        request = urllib.request.Request(self.url, headers=self.headers)
+        # As browsers do: blanks and letters of other scripts are escaped, what is escaped stays.
+        url = quote(self.url, safe=string.punctuation)
+        request = urllib.request.Request(url, headers=self.headers)
         try:
             return urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT)
         except urllib.error.HTTPError as error:

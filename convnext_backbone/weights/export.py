@@ -12,13 +12,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..archs import FAMILIES, trunk_shapes
-from ..models.config import STANDARD, ConvNextConfig
+from ..models.config import CONFIG_NAME, STANDARD, VARIANT, ConvNextConfig
 from ..utils.checks import check_choice, shorten_list
 from ..utils.files import atomic_write, write_json
 from .layouts import LAYOUTS, Layout, restore
 from .native import STEM, TRUNK, NativeWeights, arch_name, infer_fields
 
-CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
+WEIGHTS_NAME = "model.safetensors"
 # Target -> its layouts; the first whose marks the written keys have is taken, else the last.
 _LAYOUTS_OF = {
     "facebook": tuple(f"facebook-{kind}" for kind in ("dense", "v2", "fcmae", "dinov3", "v1")),
@@ -31,8 +31,6 @@ _LAYOUTS_OF = {
 TARGETS = tuple(_LAYOUTS_OF)
 POINTWISE = {"linear": "linear", "conv": "conv1x1_to_linear"}
 
-# Fields that only timm's layout and this package's own have names for.
-_VARIANT = ("stem_type", "norm_layer", "conv_bias", "head_norm_first", "head_hidden_size")
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 
 
@@ -66,6 +64,7 @@ def save_pretrained(module: nn.Module, directory: str | os.PathLike[str]) -> Non
 
 
 def _write_folder(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Path:
+    folder = folder.expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(tensors, folder / WEIGHTS_NAME)
     write_json(folder / CONFIG_NAME, config)
@@ -93,11 +92,11 @@ def to_transformers(
 
 
 def _variant(state: Mapping[str, Tensor], config: ConvNextConfig) -> dict[str, Any]:
-    """Return the fields of `_VARIANT` that this network has otherwise than most."""
+    """Return the fields of `VARIANT` that this network has otherwise than most."""
     heads = {"head_norm_first": "norm_pre.weight", "head_hidden_size": "pre_logits.fc.weight"}
     return {
         name: getattr(config, name)
-        for name in _VARIANT
+        for name in VARIANT
         if getattr(config, name) != STANDARD[name] and (heads.get(name, STEM) in state)
     }
 
@@ -157,7 +156,7 @@ def convert_weights(
             f"{', '.join(weights.converted.unexpected)}"
         )
     _refuse_incomplete(weights)
-    path = Path(destination)
+    path = Path(destination).expanduser()
     if to == "huggingface":
         return _to_huggingface(weights, path)
     if path.suffix not in (".safetensors", *_TORCH_SUFFIXES):
@@ -270,6 +269,11 @@ def write_tensors(tensors: Mapping[str, Any], path: Path) -> None:
 
 
 def _save_safetensors(tensors: dict[str, Any], path: Path) -> None:
+    seen: set[int] = set()
+    for key, tensor in tensors.items():  # the format holds nothing twice: tied ones are copied
+        address = tensor.untyped_storage().data_ptr()
+        tensors[key] = tensor.clone() if address in seen else tensor
+        seen.add(address)
     try:
         save_file(tensors, path, metadata={"format": "pt"})
     except SafetensorError as error:  # safetensors raises it for a full disk, too

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..archs import DROP, STAGE
 from ..models.config import ConvNextConfig
-from ..utils.checks import check_choice, shorten_list
+from ..utils.checks import check_choice, errors_about, shorten_list
 from .native import STEM, NativeWeights, open_weights
 from .placement import assign_to_target
 from .report import LoadReport
@@ -26,7 +26,6 @@ _LISTED = 40  # tensors that an error names before it only counts the rest
 OPEN_OPTIONS = ("ema", "prefix", "revision", "subfolder")  # what `open_weights` takes by keyword
 _FILL_OPTIONS = ("final_norm", "adapt_in_channels", "fresh")
 LOAD_OPTIONS = (*OPEN_OPTIONS, *_FILL_OPTIONS)  # what `load_weights` takes by keyword
-_OUTPUTS = {"out_features", "out_indices"}
 
 Built = TypeVar("Built")
 
@@ -58,8 +57,8 @@ def load_weights(
             recipe: "stage" for DINOv3, "drop" for V1 and V2.
         adapt_in_channels: Fit the stem to another number of input channels: their sum for one
             channel, otherwise tiled and rescaled to keep the size of the response.
-        fresh: Names at the start of native keys ("head.") that may keep their initial values when
-            the source does not have them or has them in another shape.
+        fresh: Names at the start of native keys (("head.",), or "head." alone) that may keep their
+            initial values when the source does not have them or has them in another shape.
         ema: Where a file holds both the trained weights and their moving average, take the average.
         prefix: Where a file holds several ConvNeXts, the prefix of the keys of the wanted one.
         revision: The branch, tag or commit of a Hugging Face repository.
@@ -81,25 +80,29 @@ def load_weights(
 
 
 def load_pretrained_(
-    cls: type[Built], source: str | os.PathLike[str], overrides: Mapping[str, Any]
+    cls: type[Built],
+    source: str | os.PathLike[str],
+    overrides: Mapping[str, Any],
+    dtype: torch.dtype | str | None,
 ) -> Built:
     """Build the `cls` that a source describes and load it; `load_report` is then the report.
 
-    `overrides` are options of `load_weights`; the rest goes to the constructor.
+    `overrides` are options of `load_weights`; the rest goes to the constructor. The `dtype` "auto"
+    is that of the source, None that of the module.
     """
     opened = {k: v for k, v in overrides.items() if k in OPEN_OPTIONS}
     options = {k: v for k, v in overrides.items() if k in _FILL_OPTIONS}
     built = {k: v for k, v in overrides.items() if k not in LOAD_OPTIONS}
     weights = open_weights(source, mmap=False, **opened)
     if not {"config", "arch"} & built.keys():
-        fields = weights.fields()
-        if _OUTPUTS & built.keys():
-            fields = {k: v for k, v in fields.items() if k not in _OUTPUTS}
-        built["config"] = ConvNextConfig(**fields)
+        with errors_about(weights.source):
+            built["config"] = ConvNextConfig(**weights.fields())
     module = build_blank(cls, **built)
     assert isinstance(module, nn.Module)
     load_native(module, weights, **options)
-    return module
+    if dtype == "auto":
+        dtype = next(t.dtype for t in weights.tensors.values() if t.is_floating_point())
+    return module.to(dtype)
 
 
 def build_blank(cls: type[Built], *args: Any, **kwargs: Any) -> Built:
@@ -171,7 +174,8 @@ class _Fit:
 def _compare(
     tensors: Mapping[str, Tensor], target: Mapping[str, Tensor], fresh: Collection[str]
 ) -> _Fit:
-    wanted, optional = tuple(fresh), ("norms.", *fresh)
+    wanted = (fresh,) if isinstance(fresh, str) else tuple(fresh)
+    optional = ("norms.", *wanted)
     absent = [key for key in target if key not in tensors]
     shapes = {
         key: (tuple(tensor.shape), tuple(target[key].shape))
@@ -243,13 +247,17 @@ def _warn_not_finite(tensors: Mapping[str, Tensor], weights: NativeWeights) -> l
     bad = [
         weights.converted.sources.get(key, key)
         for key, tensor in tensors.items()
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all()
+        if tensor.is_floating_point() and not _isfinite(tensor).all()
     ]
     if not bad:
         return []
     note = f"{len(bad)} tensors hold NaN or infinity: {shorten_list(bad, 4)}"
     warnings.warn(f"{weights.source}: {note}", stacklevel=5)
     return [note]
+
+
+def _isfinite(tensor: Tensor) -> Tensor:
+    return torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor)  # none for float8
 
 
 def _warn_other_fields(module: nn.Module, weights: NativeWeights) -> list[str]:

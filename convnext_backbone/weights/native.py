@@ -265,6 +265,8 @@ def _published(fields: Mapping[str, Any]) -> tuple[str | None, str]:
 
 def _fields_from_config_json(config: Mapping[str, Any]) -> dict[str, Any]:
     """Take what tensors do not show from a config.json of transformers or of timm."""
+    nested = config.get("backbone_config")  # of transformers' UperNet, say
+    config = nested if isinstance(nested, Mapping) else config
     family = FAMILIES.get(str(config.get("model_type")))
     if family is None:
         return unseen_fields(str(config.get("architecture")))

@@ -53,7 +53,6 @@ class Checkpoint:
     """The tensors of a file, under the file's own keys."""
 
     tensors: dict[str, Tensor]
-    source: str  # the file or directory that was read
     config: dict[str, Any] = field(default_factory=dict)  # the config.json beside the weights
     notes: list[str] = field(default_factory=list)  # what a user should know about the reading
 
@@ -76,10 +75,10 @@ def read_checkpoint(
         raise ValueError(f"{file}: there are no tensors in it")
     _check_tensors(tensors, file)
     tensors = _without_infixes(tensors, file)
-    # Beside a file of any other name, config.json may be foreign.
+    # Beside a file that was named and has another name than these, config.json may be foreign.
     config = file.parent / "config.json"
-    has_config = file.name in DIRECTORY_FILES and config.exists()
-    return Checkpoint(tensors, str(path), read_json(config) if has_config else {}, notes)
+    is_own = file.name in DIRECTORY_FILES or Path(path).is_dir()
+    return Checkpoint(tensors, read_json(config) if is_own and config.exists() else {}, notes)
 
 
 def _check_tensors(tensors: dict[str, Tensor], file: Path) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.utils import prune
 
-from convnext_backbone import ConvNextBackbone, ConvNextConfig
+from convnext_backbone import ConvNextBackbone, ConvNextConfig, ConvNextForImageClassification
 from convnext_backbone.models.block import Block, Stage
 
 VERSIONS = pytest.mark.parametrize("use_grn", [False, True], ids=["v1", "v2"])
@@ -298,6 +298,19 @@ def test_stages_and_the_backbone_can_be_sharded():
             torch.testing.assert_close(got, e)
         sum(m.sum() for m in maps).backward()
         assert all(p.grad is not None for p in b.parameters())
+
+
+def test_a_sharded_classifier_returns_its_output_in_mixed_precision():
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    with one_process():
+        mesh = torch.distributed.init_device_mesh("cpu", (1,))
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, output_dtype=torch.float32)
+        model = ConvNextForImageClassification(hidden_sizes=(8, 16), depths=(1, 1), num_labels=3)
+        fully_shard(model, mesh=mesh, mp_policy=policy)
+        output = model(torch.randn(2, 3, 32, 32), labels=torch.tensor([0, 1]))
+        assert output.logits.shape == (2, 3)
+        assert output.loss.dtype == output.logits.dtype == torch.float32
 
 
 def test_a_slice_of_a_stage_is_a_stage():

@@ -475,3 +475,40 @@ def test_other_attributes_are_the_users():
         config.update({"hidden_size": 3})
     with pytest.raises(AttributeError, match="strides"):
         config.strides = (1, 2)
+
+
+@pytest.mark.parametrize("size", [96, [96, 64]], ids=str)
+def test_sizes_that_transformers_writes_as_pairs_are_read(tmp_path, size):
+    theirs = transformers.ConvNextConfig(patch_size=[4, 4], image_size=size)
+    theirs.save_pretrained(tmp_path)
+    config = ConvNextConfig.from_pretrained(tmp_path)
+    assert config.patch_size == 4
+    assert config.image_size == (size if isinstance(size, int) else tuple(size))
+    assert ConvNextConfig.from_dict(json.loads(config.to_json_string())) == config
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"architecture": "convnext_atto", "num_classes": 4}, {"crop_size": 224}],
+    ids=["empty", "timm", "another file"],
+)
+def test_a_file_that_names_no_convnext_is_refused_by_name(tmp_path, values):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=re.escape(f"{path}: this is no config.json")):
+        ConvNextConfig.from_pretrained(tmp_path)
+
+
+def test_a_bad_value_in_a_file_is_an_error_that_names_the_file(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"model_type": "convnext", "num_channels": "three"}))
+    with pytest.raises(ValueError, match=re.escape(f"{path}: num_channels must be an integer")):
+        ConvNextConfig.from_pretrained(tmp_path)
+
+
+def test_a_home_directory_is_expanded_when_a_config_is_written_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ConvNextConfig(hidden_act="relu").save_pretrained("~/saved")
+    assert ConvNextConfig.from_pretrained("~/saved").hidden_act == "relu"
+    ConvNextConfig(hidden_act="silu").to_json_file("~/own.json")
+    assert ConvNextConfig.from_json_file("~/own.json").hidden_act == "silu"

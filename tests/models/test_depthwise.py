@@ -281,3 +281,24 @@ def test_wrong_shapes_raise_torchs_own_error():
     for shape in ((2, 5, 6, 6), (4, 6)):
         with pytest.raises(RuntimeError):
             layer(torch.randn(shape))
+
+
+class _Noise(nn.Module):
+    """A parametrization that draws anew whenever it is read."""
+
+    def forward(self, weight):
+        return weight + torch.randn_like(weight)
+
+
+def test_a_parametrized_weight_is_computed_once_a_call_as_torchs_is():
+    layer, x = DepthwiseConv2d(4, 5), torch.randn(2, 4, 6, 6)
+    theirs = torchs(layer)
+    for part in (layer, theirs):
+        nn.utils.parametrize.register_parametrization(part, "weight", _Noise())
+    for train in (True, False):
+        maps = []
+        for part in (layer, theirs):
+            torch.manual_seed(1)
+            with torch.set_grad_enabled(train):
+                maps.append(part.train(train)(x))
+        torch.testing.assert_close(*maps, rtol=1e-5, atol=1e-5)

@@ -197,7 +197,7 @@ def test_a_subclass_has_arguments_of_its_own(directory):
 def test_a_revision_goes_along_with_a_hub_id_only(directory, monkeypatch):
     asked = []
 
-    def note(cls, source, overrides):
+    def note(cls, source, overrides, dtype):
         asked.append((source, overrides["revision"], overrides["subfolder"]))
         return cls(**SHAPE)
 

@@ -652,3 +652,9 @@ def test_hub_is_read_and_each_of_its_refusals_is_one_error(server, tmp_path):
     assert "out of reach" in said["broken"]
     again = _ask_the_hub(endpoint, tmp_path, ("sound",))  # the server is gone by now
     assert again["sound"] == "facebook-v1"
+
+
+@pytest.mark.parametrize("name", ["my model.pth", "modèle.pth", "a%20b.pth", "w.pth?v=1&x=a b"])
+def test_an_address_is_escaped_as_browsers_do(server, name):
+    module = ConvNextBackbone.from_pretrained(server.url(name))
+    assert torch.equal(module.stages[0][0].gamma, V1.stages[0][0].gamma)

@@ -18,7 +18,13 @@ from convnext_backbone import (
     ConvNextForImageClassification,
     load_weights,
 )
-from convnext_backbone.weights import UnknownLayoutError, convert_state_dict_
+from convnext_backbone.weights import (
+    UnknownLayoutError,
+    convert_state_dict_,
+    convert_weights,
+    load,
+    open_weights,
+)
 from convnext_backbone.weights.load import adapt_input_channels
 from convnext_backbone.weights.read import read_checkpoint
 
@@ -472,3 +478,88 @@ def test_outputs_that_config_json_gives_by_index_alone_are_carried(tmp_path):
     assert ConvNextBackbone.from_pretrained(tmp_path).out_features == ("stage1", "stage3")
     chosen = ConvNextBackbone.from_pretrained(tmp_path, out_features=["stage2"])
     assert chosen.out_features == ("stage2",)
+
+
+def test_config_of_a_directory_is_its_own_whatever_its_only_file_is_called(tmp_path):
+    import transformers
+
+    config = transformers.ConvNextConfig(
+        hidden_sizes=list(WIDTHS), depths=[1, 2, 1, 1], hidden_act="relu"
+    )
+    transformers.ConvNextForImageClassification(config).save_pretrained(tmp_path, variant="fp16")
+    assert ConvNextForImageClassification.from_pretrained(tmp_path).config.hidden_act == "relu"
+
+
+def test_config_of_the_backbone_within_a_transformers_segmentor_is_read(tmp_path):
+    import transformers
+
+    fields = {"hidden_act": "relu", "out_features": ["stage1", "stage2", "stage3", "stage4"]}
+    backbone = transformers.ConvNextConfig(hidden_sizes=list(WIDTHS), depths=[1, 2, 1, 1], **fields)
+    config = transformers.UperNetConfig(
+        backbone_config=backbone, hidden_size=8, auxiliary_in_channels=WIDTHS[2],
+        auxiliary_channels=8, num_labels=3,
+    )  # fmt: skip
+    theirs = transformers.UperNetForSemanticSegmentation(config).eval()
+    theirs.save_pretrained(tmp_path)
+    ours = ConvNextBackbone.from_pretrained(tmp_path)
+    assert ours.config.hidden_act == "relu"
+    assert ours.out_features == tuple(fields["out_features"])
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        for got, expected in zip(ours(x), theirs.backbone(x).feature_maps, strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_bad_value_in_config_json_names_the_source(tmp_path):
+    ConvNextForImageClassification(**FIELDS).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "drop_path_rate": "much"}))
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path}: drop_path_rate must be a number")):
+        ConvNextForImageClassification.from_pretrained(tmp_path)
+
+
+def test_one_name_that_may_be_fresh_can_be_given_alone(saved):
+    path = saved(V1.state_dict())
+    module = ConvNextForImageClassification(**FIELDS, num_labels=3)
+    assert set(load_weights(module, path, fresh="head.").fresh) == {"head.weight", "head.bias"}
+    stem = ConvNextBackbone(**FIELDS, num_channels=4)
+    with pytest.raises(ValueError, match=r"downsample_layers\.0\.0\.weight is"):
+        load_weights(stem, path, fresh="head.")
+
+
+def test_float8_tensors_are_cast(saved):
+    state = V1.state_dict()
+    state["stages.1.0.pwconv1.weight"] = small = state["stages.1.0.pwconv1.weight"].to(
+        torch.float8_e4m3fn
+    )
+    module = ConvNextBackbone.from_pretrained(saved(state))
+    assert torch.equal(module.stages[1][0].pwconv1.weight, small.float())
+
+
+def test_dtype_of_the_source_is_read_with_the_weights(saved, monkeypatch):
+    path, reads = saved({k: v.half() for k, v in V1.state_dict().items()}), []
+    read = load.open_weights
+    monkeypatch.setattr(load, "open_weights", lambda *a, **k: reads.append(a) or read(*a, **k))
+    assert ConvNextBackbone.from_pretrained(path, dtype="auto").dtype == torch.float16
+    assert len(reads) == 1
+    quantized = {k: v.to(torch.int8) for k, v in V1.state_dict().items()}
+    with pytest.raises(ValueError, match=r"is torch\.int8"):
+        ConvNextBackbone.from_pretrained(saved(quantized), dtype="auto")
+
+
+def test_tied_blocks_are_saved_and_loaded(tmp_path):
+    model = ConvNextForImageClassification(**FIELDS, num_labels=3)
+    model.stages[1][1] = model.stages[1][0]
+    model.save_pretrained(tmp_path)
+    again = ConvNextForImageClassification.from_pretrained(tmp_path)
+    assert torch.equal(again.stages[1][1].dwconv.weight, model.stages[1][0].dwconv.weight)
+
+
+def test_a_home_directory_is_expanded_when_weights_are_written_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = ConvNextForImageClassification(**FIELDS, num_labels=3)
+    model.save_pretrained("~/saved")
+    loaded = ConvNextForImageClassification.from_pretrained("~/saved")
+    assert torch.equal(loaded.head.weight, model.head.weight)
+    convert_weights(open_weights("~/saved"), "~/timm.safetensors", "timm")
+    assert (tmp_path / "timm.safetensors").exists()
