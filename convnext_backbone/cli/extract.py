@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `extract`."""
     from ..features.engines import ENGINES
     from ..features.formats import FORMATS
-    from ..features.pooling import POOLS
+    from ..features.options import POOLS
 
     add = parser.add_argument
     add(
@@ -99,6 +99,8 @@ def run(args: argparse.Namespace) -> None:
     if result.failed > len(result.failures):
         more = result.failed - len(result.failures)
         print(f"unreadable: {more} more: the rows with an error", file=sys.stderr)
+    if not result.images:
+        raise ValueError(f"none of the {result.failed} images could be read")
 
 
 def _engine_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -5,10 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..utils.checks import check_choice
 from .arguments import add_network_arguments, build_extractor
 
 if TYPE_CHECKING:
     from ..features.extractor import FeatureExtractor
+
+
+# suffix of --out -> the format that Pillow writes
+_FORMATS = {"": "PNG", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("X", "Y"),
         help="where similarity looks from, in pixels of the image as the network sees it",
     )
-    parser.add_argument("--out", default="features.png", metavar="PNG", help="the file to write")
+    parser.add_argument(
+        "--out", default="features.png", metavar="FILE", help="the .png or .jpg to write"
+    )
     parser.add_argument(
         "--serve", action="store_true", help="open a page on this machine instead of writing a file"
     )
@@ -40,22 +47,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Draw the images, or serve the page until it is stopped."""
+    from ..features.server import MAX_SCENES
     from ..images.lists import name_images
 
     if not args.images and not args.serve:
         raise ValueError("give an image, or --serve")
     # Names relative to the common folder: equal file names in two folders stay two images.
     images = name_images(args.images) if args.images else {}
+    if args.serve and len(images) > MAX_SCENES:
+        raise ValueError(f"--serve shows at most {MAX_SCENES} images, got {len(images)}")
+    suffix = Path(args.out).suffix.lower()
+    check_choice("the suffix of --out", suffix, _FORMATS)
     # A norm over channels would give every pixel the same activation.
     extractor = build_extractor(args, out_features=args.features or "stages", norm=False)
     if args.serve:
         _serve(extractor, images, args.port)
     else:
-        _draw(extractor, images, args)
+        _draw(extractor, images, args, _FORMATS[suffix])
 
 
 def _draw(
-    extractor: "FeatureExtractor", images: Mapping[str, Path], args: argparse.Namespace
+    extractor: "FeatureExtractor",
+    images: Mapping[str, Path],
+    args: argparse.Namespace,
+    format: str,
 ) -> None:
     from ..features.pictures import visualize
     from ..utils.files import atomic_write, errors_naming
@@ -67,15 +82,17 @@ def _draw(
     with errors_naming(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(out) as partial:
-        figure.save(partial, "PNG")
+        figure.save(partial, format)
     print(f"{len(images)} images drawn by {', '.join(methods)}: {out}")
 
 
 def _serve(extractor: "FeatureExtractor", images: Mapping[str, Path], port: int) -> None:
     from ..features.server import HOST, FeatureServer
+    from ..utils.files import check_regular
 
     with FeatureServer(extractor, port) as server:
         for name, path in images.items():
+            check_regular(path)
             server.add_bytes(path.read_bytes(), name)
         print(f"http://{HOST}:{server.server_port} (Ctrl-C ends it)", flush=True)
         try:

@@ -8,7 +8,7 @@ N images, A priors of a level, M candidates of an image, K boxes of the result, 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,27 @@ import torch
 from torch import Tensor
 
 from .ops import nms_mask
-from .parts import check_part
 
 Size = tuple[int, int]
 NO_BOX = -1.0  # the score of a row that holds none
 NO_LABEL = -1
 _MIN_RATIO = 16 / 1000  # mmdet's limit of how much a delta scales a box, and its inverse
+
+
+def check_part(where: str, part: Any, names: Collection[str]) -> None:
+    """Check that the class of a model's part is among those that are reproduced.
+
+    Args:
+        where: Its name in the config.
+        part: The part.
+        names: Of the classes that are reproduced.
+
+    Raises:
+        ValueError: It is not; the message names both.
+    """
+    name = type(part).__name__
+    if name not in names:
+        raise ValueError(f"{where} {name!r} cannot be deployed, only {sorted(names)}")
 
 
 @dataclass(frozen=True)

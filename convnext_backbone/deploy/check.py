@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from ..images.reading import load_image, to_eight_bits, to_rgb
 from .boxes import Limits, Size
 
 Run = Callable[[np.ndarray], Mapping[str, np.ndarray]]
@@ -85,7 +85,7 @@ class Report:
 def load_images(paths: Sequence[str], size: Size) -> Tensor:
     """Return images (N, 3, H, W) uint8, RGB, stretched to a size (H, W)."""
     height, width = size
-    images = [Image.open(path).convert("RGB").resize((width, height)) for path in paths]
+    images = [to_rgb(to_eight_bits(load_image(path))).resize((width, height)) for path in paths]
     return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
 
 

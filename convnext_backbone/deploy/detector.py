@@ -5,8 +5,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from . import dense, detr, two_stage
+from .boxes import check_part
 from .inputs import Features, InputLayer
-from .parts import check_part
 
 
 class Detector(nn.Module):

@@ -8,13 +8,11 @@ Axes: N batch, H height, W width, in pixels.
 """
 
 import copy
-import errno
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,10 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from .._version import __version__
+from ..images.reading import load_image
 from ..inference.optimize import fold_network
 from ..models.backbone import ConvNextBackbone
 from ..utils.checks import check_choice, check_min
-from ..utils.files import check_regular, errors_naming, file_sha256, write_json
+from ..utils.files import atomic_files, file_sha256, write_json
 from ..weights.catalogue import WEIGHTS
 from .boxes import Limits, Size
 from .check import Report, Run, Tolerance, compare, load_images
@@ -161,21 +160,25 @@ def deploy_model(
         "config": Path(config).name,
     }
     paths = _check_images(trained, images) if check else []
-    checker = Checker(trained, given, paths, getattr(network.heads, "limits", None))
-    with _partial_folder(out) as folder:
+    to_calibrate = [os.fspath(path) for path in calibration or ()]
+    # An error of an image comes before the network is written, and is not one of the folder.
+    for path in (*paths, *to_calibrate):
+        load_image(path)
+    limits = getattr(network.heads, "limits", None)
+    check_run = partial(_check, trained, given, paths, limits)
+    with atomic_files(out) as folder:
         run = _write_network(network, given, folder / MODEL)
         # An int8 network comes from the one in float32.
         tolerance = PRECISIONS["float32" if precision == "int8" else precision]
         checked = _with_logits(network, run, folder / MODEL) if paths else run
-        description["check"] = checker(checked, tolerance)
+        description["check"] = check_run(checked, tolerance)
         if to == "openvino":
             inputs = None
-            if calibration:
-                files = [os.fspath(path) for path in calibration]
+            if to_calibrate:
                 rules, repeat = description["preprocessing"], given.batch or 1
-                inputs = calibration_inputs(files, rules, repeat, given.dtype_name)
+                inputs = calibration_inputs(to_calibrate, rules, repeat, given.dtype_name)
             run = write_openvino(folder / MODEL, folder / OPENVINO_MODEL, INPUT, inputs)
-            description["check_openvino"] = checker(run, PRECISIONS[precision])
+            description["check_openvino"] = check_run(run, PRECISIONS[precision])
             description["file"] = OPENVINO_MODEL
         write_json(folder / DESCRIPTION, description)
         shutil.copyfile(Path(__file__).with_name(PROGRAM), folder / PROGRAM)
@@ -394,44 +397,35 @@ def _versions() -> dict[str, str]:
 # ------------------------------------------------------------------------------ the check
 
 
-@dataclass(frozen=True)
-class Checker:
-    """Compares written networks with a model's own predictions.
+def _check(
+    trained: "TrainedModel",
+    given: Given,
+    paths: Sequence[str],
+    limits: Limits | None,
+    run: Run,
+    tolerance: Tolerance,
+) -> dict[str, Any] | str:
+    """Compare a written network with the model on images; return what deploy.json says of it.
 
-    Attributes:
-        trained: The model.
-        given: What is fixed of the input.
-        paths: Images; none to compare nothing.
-        limits: Of a detector.
+    Raises:
+        DisagreementError: They differ by more than the tolerance.
     """
+    from ..openmmlab.trained_model import predict
 
-    trained: "TrainedModel"
-    given: Given
-    paths: Sequence[str]
-    limits: Limits | None
-
-    def __call__(self, run: Run, tolerance: Tolerance) -> dict[str, Any] | str:
-        """Return what was compared, for deploy.json.
-
-        Raises:
-            DisagreementError: They differ by more than the tolerance.
-        """
-        from ..openmmlab.trained_model import predict
-
-        if not self.paths:
-            return "not done"
-        report = Report()
-        for batch, size in self.given.check_shapes():
-            chosen = [self.paths[index % len(self.paths)] for index in range(batch)]
-            compare(
-                report,
-                load_images(chosen, size),
-                lambda images: run(images.astype(self.given.dtype_name)),
-                lambda images: predict(self.trained, list(images)),
-                tolerance,
-                self.limits,
-            )
-        return report.as_json()
+    if not paths:
+        return "not done"
+    report = Report()
+    for batch, size in given.check_shapes():
+        chosen = [paths[index % len(paths)] for index in range(batch)]
+        compare(
+            report,
+            load_images(chosen, size),
+            lambda images: run(images.astype(given.dtype_name)),
+            lambda images: predict(trained, list(images)),
+            tolerance,
+            limits,
+        )
+    return report.as_json()
 
 
 def _check_images(
@@ -441,11 +435,8 @@ def _check_images(
 
     Raises:
         ValueError: There are none.
-        OSError: A given one is not there.
     """
     paths = [os.fspath(path) for path in images or ()] or trained.test_images(_CHECK_IMAGES)
-    for path in paths:
-        check_regular(path)
     if not paths:
         # Its photographs come with the quickstart; the package is not imported.
         found = find_spec("sklearn")
@@ -454,25 +445,3 @@ def _check_images(
     if not paths:
         raise ValueError("no image of the test set is there: give images to compare on (--images)")
     return paths
-
-
-# ------------------------------------------------------------------------------ the folder
-
-
-@contextmanager
-def _partial_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a folder to write to, whose files are moved to `out` at the end.
-
-    Raises:
-        OSError: A file cannot be written; it names `out`.
-    """
-    out = Path(out)
-    with errors_naming(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if out.exists() and not out.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".deploying-") as folder:
-            yield Path(folder)
-            out.mkdir(exist_ok=True)
-            for path in sorted(Path(folder).iterdir()):
-                os.replace(path, out / path.name)

@@ -7,12 +7,9 @@ Axes: N batch, C channels, H height, W width, in pixels.
 """
 
 import copy
-import errno
 import io
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +20,8 @@ from torch import Tensor, nn
 from ..models.backbone import ConvNextBackbone
 from ..models.classifier import ConvNextForImageClassification, ConvNextModel
 from ..utils.checks import check_choice
-from ..utils.files import errors_naming
-from .onnx_file import DEFAULT_OPSET, SHORT_NAMES, check_opset, require_onnx, write_onnx
+from ..utils.files import atomic_files, errors_naming
+from .onnx_file import DEFAULT_OPSET, OPSETS, SHORT_NAMES, require_onnx, write_onnx
 
 INPUT = "pixel_values"
 _Network = ConvNextBackbone | ConvNextModel | ConvNextForImageClassification
@@ -99,16 +96,17 @@ def export_onnx(
         RuntimeError: The file does not compute what the network does.
         OSError: The file cannot be written.
     """
-    check_opset(opset)
+    check_choice("opset", opset, OPSETS)
     precision = SHORT_NAMES.get(precision, precision)
     check_choice("precision", precision, PRECISIONS)
     require_onnx()
     network = _TupleNetwork(model, PRECISIONS[precision])
-    with _atomic_write(path) as partial:
+    path = Path(path)
+    with errors_naming(path), atomic_files(path.parent) as folder:
         session = write_onnx(
             network,
             network.example(),
-            partial,
+            str(folder / path.name),
             input_name=INPUT,
             output_names=network.names,
             free_sides=network.free_sides(),
@@ -118,7 +116,7 @@ def export_onnx(
         def run(images: Tensor) -> Sequence[Any]:
             return session.run(list(network.names), {INPUT: images.numpy()})
 
-        return _compare(network, run, Path(path), "the ONNX file")
+        return _compare(network, run, path, "the ONNX file")
 
 
 def export_program(model: nn.Module, path: str | os.PathLike[str]) -> ExportResult:
@@ -137,15 +135,16 @@ def export_program(model: nn.Module, path: str | os.PathLike[str]) -> ExportResu
         OSError: The file cannot be written.
     """
     network = _TupleNetwork(model, PRECISIONS["float32"])
-    with _atomic_write(path) as partial:
+    path = Path(path)
+    with errors_naming(path), atomic_files(path.parent) as folder:
         program = torch.export.export(
             network, (network.example(),), dynamic_shapes={INPUT: network.free_sides()}
         )
         buffer = io.BytesIO()  # given a path, torch ends the process where the disk is full
         torch.export.save(program, buffer)
-        Path(partial).write_bytes(buffer.getvalue())
-        loaded = torch.export.load(partial).module()
-        return _compare(network, loaded, Path(path), "the exported program")
+        (folder / path.name).write_bytes(buffer.getvalue())
+        loaded = torch.export.load(folder / path.name).module()
+        return _compare(network, loaded, path, "the exported program")
 
 
 # A new target is one function and one entry; `export --to` takes its choices from here.
@@ -245,25 +244,3 @@ def _error(expected: Tensor, got: Tensor, precision: Precision, place: tuple[str
             f"{output} off by {error:.2g} {images}, allowed is {precision.tolerance:g}"
         )
     return error
-
-
-@contextmanager
-def _atomic_write(path: str | os.PathLike[str]) -> Iterator[str]:
-    """Give a path to write to that ends in the final name, and move the files at the end.
-
-    A network beyond 2 GiB is two files, `x.onnx` and `x.onnx.data`, that refer to each other by
-    name; `utils.files.atomic_write` moves one.
-
-    Raises:
-        OSError: A file cannot be written; it names `path`.
-    """
-    path = Path(path)
-    with errors_naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".exporting-") as folder:
-            yield os.path.join(folder, path.name)
-            # The file that refers to the others comes last.
-            for name in sorted(os.listdir(folder), key=len, reverse=True):
-                os.replace(os.path.join(folder, name), path.with_name(name))

@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .boxes import Size
-from .parts import check_part
+from .boxes import Size, check_part
 
 # Necks that fail unless this number divides height and width: they double maps instead of resizing
 # them to each other.

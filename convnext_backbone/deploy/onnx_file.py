@@ -14,12 +14,6 @@ OPSETS = range(18, 24)  # what torch's exporter writes, and LayerNormalization (
 SHORT_NAMES = {"fp32": "float32", "fp16": "float16"}
 
 
-def check_opset(opset: int) -> None:
-    """Refuse a version of ONNX's operators that is not among `OPSETS`, with a ValueError."""
-    if opset not in OPSETS:
-        raise ValueError(f"opset must be from {OPSETS[0]} to {OPSETS[-1]}, got {opset!r}")
-
-
 def require_onnx() -> None:
     """Check that the packages of the extra are there.
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from . import predict
 
@@ -100,7 +99,7 @@ def calibration_inputs(
     """
     inputs = []
     for path in paths:
-        image = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+        image = predict.read_image(Path(path))
         image = predict.pad_by_rule(predict.resize_by_rule(image, rules["resize"]), rules["pad"])
         inputs.append(np.repeat(image.transpose(2, 0, 1)[None].astype(dtype), batch, axis=0))
     return inputs

@@ -68,6 +68,8 @@ def _resize(rules: _Rules, step: Mapping[str, Any]) -> None:
 
 def _pad(rules: _Rules, step: Mapping[str, Any]) -> None:
     _only(step, {"pad_to_square": (False,), "padding_mode": ("constant",)})
+    if rules["pad"] is not None:
+        raise ValueError("test pipeline: Pad must come once to be deployed")
     value = step.get("pad_val", 0)
     value = value.get("img", 0) if isinstance(value, Mapping) else value
     # The config's colours are BGR, as OpenCV loads images.

@@ -6,7 +6,8 @@ and writes a picture of each image and one predictions.json, a list with an entr
 
 - of a detector `boxes` (x1, y1, x2, y2) in pixels, `scores`, `labels` (indices into `classes` of
   deploy.json) and `masks`, if it has them, as COCO's run lengths (column by column, 0 first);
-- of a segmentor `label_map`, the name of a PNG whose pixels are the indices of the classes.
+- of a segmentor `label_map`, the name of a PNG whose pixels are the indices of the classes;
+- of an image that cannot be read `error`; the exit code is then 1.
 """
 
 import argparse
@@ -31,24 +32,40 @@ def main() -> None:
     parser.add_argument("--provider", default="CPUExecutionProvider", help="of onnxruntime")
     parser.add_argument("--no-pictures", action="store_true")
     args = parser.parse_args()
+    paths = list_images(args.images) or parser.exit(2, f"no images in {[*map(str, args.images)]}\n")
     model = Model(Path(__file__).parent, args.provider)
     args.out.mkdir(parents=True, exist_ok=True)
     results: list[dict[str, Any]] = []
-    for path in list_images(args.images):
-        image = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+    for path in paths:
+        try:
+            image = read_image(path)
+        except Exception as error:  # Pillow's decoders raise what they like
+            results.append({"file": str(path), "error": str(error) or repr(error)})
+            continue
         result = model(image)
         name = f"{len(results):05d}_{path.stem}"
         if not args.no_pictures:
             draw(image, result, model.info, args.min_score).save(args.out / f"{name}.png")
         results.append({"file": str(path), **to_json(result, args.out / f"{name}_labels.png")})
     (args.out / "predictions.json").write_text(json.dumps(results))
-    print(f"{args.out}: {len(results)} images")
+    failed = sum("error" in result for result in results)
+    print(f"{args.out}: {len(results) - failed} images, {failed} unreadable")
+    parser.exit(1 if failed else 0)
 
 
 def list_images(paths: list[Path]) -> list[Path]:
     """Return the files among paths, and the images in the folders among them, in order."""
     inside = [sorted(path.rglob("*")) if path.is_dir() else [path] for path in paths]
-    return [path for files in inside for path in files if path.suffix.lower() in SUFFIXES]
+    return [p for files in inside for p in files if p.suffix.lower() in SUFFIXES or p in paths]
+
+
+def read_image(path: Path) -> Array:
+    """Return an upright image (H, W, 3), RGB in 8 bits; of 16-bit grey the high byte is kept."""
+    with open(path, "rb") as file:  # given a path, Pillow misreads rotated TIFFs
+        image = ImageOps.exif_transpose(Image.open(file))
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return np.asarray(image.convert("RGB"))
 
 
 class Model:
@@ -81,8 +98,7 @@ class Model:
         batch = np.ascontiguousarray(image.transpose(2, 0, 1)[None].astype(expected["dtype"]))
         if expected["batch"] != "free":
             batch = np.repeat(batch, expected["batch"], axis=0)
-        outputs = self.network({expected["name"]: batch})
-        return {name: values[0] for name, values in outputs.items()}
+        return {name: x[0] for name, x in self.network({expected["name"]: batch}).items()}
 
     def segment(self, image: Array, inner: Size, size: Size) -> Array:
         """Return the label map of a size; `inner` is the part of the image that is no padding."""
@@ -92,10 +108,8 @@ class Model:
         else:
             outputs = self.run(image)
             if "probabilities" not in outputs:
-                for axis, n in enumerate(size):  # to the nearest of the `inner` pixels
-                    rows = ((np.arange(n) + 0.5) * (inner[axis] / n)).astype(int)
-                    outputs["label_map"] = outputs["label_map"].take(rows, axis)
-                return outputs["label_map"]
+                y, x = ((np.arange(n) + 0.5) * (m / n) for n, m in zip(size, inner, strict=True))
+                return outputs["label_map"][y.astype(int)[:, None], x.astype(int)]
             logits = to_logits(outputs["probabilities"])
         logits = logits[:, : inner[0], : inner[1]].transpose(1, 2, 0)
         logits = resize(logits, size, rule["align_corners"])
@@ -135,13 +149,8 @@ def load_network(path: str, provider: str) -> Any:
 def to_logits(probabilities: Array) -> Array:
     """Return logits (C, H, W), up to a summand of each pixel that all classes share."""
     least = np.finfo(np.float32).tiny
-    logits = np.log(np.maximum(probabilities, least))
-    if len(probabilities) == 1:
-        logits = logits - np.log(np.maximum(1 - probabilities, least))
-    return logits
-
-
-# ------------------------------------------------------------------------------ preparing
+    odds = probabilities / (np.maximum(1 - probabilities, least) if len(probabilities) == 1 else 1)
+    return np.log(np.maximum(odds, least))
 
 
 def resize_by_rule(image: Array, rule: dict[str, Any] | None) -> Array:
@@ -163,9 +172,7 @@ def pad_by_rule(image: Array, rule: dict[str, Any] | None) -> Array:
     if rule is None:
         return image
     size = rule["size"] or [-(-n // rule["divisor"]) * rule["divisor"] for n in image.shape[:2]]
-    height, width = (max(side, n) for side, n in zip(size, image.shape[:2], strict=True))
-    padded = np.empty((height, width, 3), np.uint8)
-    padded[:] = np.rint(rule["value"]).astype(np.uint8)
+    padded = np.full((*map(max, size, image.shape[:2]), 3), np.rint(rule["value"]), np.uint8)
     padded[: image.shape[0], : image.shape[1]] = image
     return padded
 
@@ -184,9 +191,6 @@ def resize(image: Array, size: Size, align_corners: bool = False) -> Array:
         share = (position - low).astype(np.float32).reshape((-1, 1, 1) if axis == 0 else (-1, 1))
         image = image.take(low, axis) * (1 - share) + image.take(high, axis) * share
     return image
-
-
-# ------------------------------------------------------------------------------ results
 
 
 def paste_mask(mask: Array, box: Array, size: Size) -> Array:
@@ -226,8 +230,7 @@ def draw(image: Array, result: dict[str, Any], info: dict[str, Any], min_score: 
     palette = np.array(info["palette"], np.uint8)
     if "label_map" in result:
         return Image.fromarray((image * 0.5 + palette[result["label_map"]] * 0.5).astype(np.uint8))
-    shown = np.flatnonzero(result["scores"] >= min_score)
-    canvas = image.copy()
+    shown, canvas = np.flatnonzero(result["scores"] >= min_score), image.copy()
     for row in shown if "masks" in result else ():
         mask = result["masks"][row]
         canvas[mask] = canvas[mask] * 0.5 + palette[result["labels"][row]] * 0.5
@@ -238,9 +241,7 @@ def draw(image: Array, result: dict[str, Any], info: dict[str, Any], min_score: 
         colour = tuple(palette[label].tolist())
         x1, y1, x2, y2 = result["boxes"][row].tolist()
         pen.rectangle((x1, y1, x2, y2), outline=colour, width=2)
-        pen.text(
-            (x1 + 3, y1 + 1), f"{(info['classes'] or range(10**6))[label]} {score:.2f}", colour
-        )
+        pen.text((x1 + 3, y1 + 1), f"{info['classes'][label]} {score:.2f}", colour)
     return picture
 
 

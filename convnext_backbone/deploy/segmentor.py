@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .boxes import Size
+from .boxes import Size, check_part
 from .inputs import Features, InputLayer
 from .mask2former import PixelDecoder, mask2former_logits
-from .parts import check_part
 
 
 class AdaptiveAvgPool(nn.Module):

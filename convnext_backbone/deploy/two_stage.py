@@ -15,6 +15,7 @@ from .boxes import (
     Suppression,
     best_candidates,
     check_coder,
+    check_part,
     decode_boxes,
     finish,
     gather_rows,
@@ -22,7 +23,6 @@ from .boxes import (
 )
 from .dense import level_priors, level_scores, priors_last
 from .ops import roi_align_levels
-from .parts import check_part
 
 # The parts that are reproduced, by the names of their classes.
 RPN_HEADS = ("RPNHead",)

@@ -346,10 +346,10 @@ class ShardWriter:
 
         def padded(entry: ImageEntry) -> tuple[int, int]:
             try:
-                size = read_size(entry.open()) or (1, 1)
-                return self.extractor.padded_size(*self.extractor.prepared_size(*size))
+                size = read_size(entry.open())
             except (OSError, ValueError):  # it will fail once it is read
-                return 1, 1
+                size = None
+            return self.extractor.padded_size(*(size or (1, 1)))
 
         return sorted(entries, key=padded)
 

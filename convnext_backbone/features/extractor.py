@@ -26,6 +26,7 @@ from .batching import Compute, batched_by, compute_with, prepare_ahead, stack_pa
 from .network import build_network
 from .options import (
     CLS,
+    POOLS,
     ImageOptions,
     OutputOptions,
     RunOptions,
@@ -33,7 +34,6 @@ from .options import (
     read_dtype,
     read_size,
 )
-from .pooling import POOLS
 
 _LOOKAHEAD = 8  # batches' worth of images among which those of one size are put together
 _VERSIONS = ("torchvision", "numpy", "Pillow", "safetensors")
@@ -175,7 +175,7 @@ class FeatureExtractor:
             on_error=on_error,
             progress=progress,
         )
-        network = build_network(source, checkpoint, self.output_options, load_options)
+        network = build_network(source, checkpoint, self.output_options, load_options, processor)
         self.source, self.licence = network.name, network.licence
         self.processor = self.image_options.build_processor(network.processor)
         self.names = (CLS,) if pool == CLS else tuple(network.model.config.out_features or ())
@@ -260,13 +260,6 @@ class FeatureExtractor:
     def has_one_size(self) -> bool:
         """Whether every image has the same size once it is prepared."""
         return isinstance(self.image_options.size, tuple) or self.processor.do_resize
-
-    def prepared_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the (height, width) that an image has once it is prepared, before padding."""
-        if isinstance(self.image_options.size, tuple):
-            return self.image_options.size
-        resizes = self.processor.do_resize
-        return self.processor.plan(height, width)[1] if resizes else (height, width)
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the (height, width) of the batch that holds a prepared image of this size."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from PIL import Image
 from torch import nn
 
 from ..images.processor import PROCESSOR_CONFIG, ConvNextImageProcessor
@@ -14,6 +15,7 @@ from ..inference import OptimizedModule
 from ..models.backbone import ConvNextBackbone
 from ..models.classifier import ConvNextForImageClassification, ConvNextModel
 from ..models.config import ConvNextConfig
+from ..utils.checks import check_choice
 from ..weights import (
     LOAD_OPTIONS,
     OPEN_OPTIONS,
@@ -34,7 +36,11 @@ _IMAGENET = ConvNextImageProcessor(
 )
 # Fields of the catalogue and of timm's `pretrained_cfg` that say how images are prepared.
 _PREPROCESSING = ("mean", "std", "interpolation", "crop_pct", "crop_mode")
-_RESAMPLE_CODES = {"nearest": 0, "bilinear": 2, "bicubic": 3}  # timm's name -> Pillow's code
+# timm's name -> Pillow's code; "random" is one of two for each image of a training.
+_RESAMPLE_CODES = {
+    **{code.name.lower(): int(code) for code in Image.Resampling},
+    "random": int(Image.Resampling.BICUBIC),
+}
 
 
 @dataclass(frozen=True)
@@ -52,8 +58,11 @@ def build_network(
     checkpoint: _PathLike | None,
     output: OutputOptions,
     load_options: Mapping[str, Any],
+    processor: ConvNextImageProcessor | None = None,
 ) -> Network:
     """Build and load the network of weights, a module (copied) or the config of `checkpoint`.
+
+    A `processor` takes the place of the one that belongs to the weights.
 
     Raises:
         ValueError: The source does not fit what is asked of it.
@@ -76,7 +85,7 @@ def build_network(
             f"or an OpenMMLab config with a checkpoint, got {type(source).__name__}"
         )
     elif checkpoint is None:
-        network = _from_weights(source, output, load_options)
+        network = _from_weights(source, output, load_options, processor)
     else:
         network = _from_openmmlab(source, checkpoint, output, load_options)
     network.model.config.update({"output_hidden_states": False, "return_dict": True})
@@ -110,7 +119,12 @@ def _model_class(output: OutputOptions) -> type[ConvNextBackbone] | type[ConvNex
     return ConvNextModel if output.pool == CLS else ConvNextBackbone  # "cls" needs the final norm
 
 
-def _from_weights(source: _PathLike, output: OutputOptions, options: Mapping[str, Any]) -> Network:
+def _from_weights(
+    source: _PathLike,
+    output: OutputOptions,
+    options: Mapping[str, Any],
+    processor: ConvNextImageProcessor | None,
+) -> Network:
     open_options = {k: v for k, v in options.items() if k in OPEN_OPTIONS}
     fill_options = {k: v for k, v in options.items() if k not in OPEN_OPTIONS}
     weights = open_weights(source, mmap=False, **open_options)
@@ -119,7 +133,8 @@ def _from_weights(source: _PathLike, output: OutputOptions, options: Mapping[str
     model = build_blank(_model_class(output), config)
     load_native(model, weights, **fill_options)
     licence = weights.entry.licence if weights.entry else None
-    return Network(os.fspath(source), model, _processor_of(weights, config), licence)
+    processor = processor or _processor_of(weights, config)
+    return Network(os.fspath(source), model, processor, licence)
 
 
 def _from_openmmlab(
@@ -173,11 +188,13 @@ def _default_processor(config: ConvNextConfig) -> ConvNextImageProcessor:
 
 def _published(side: int, values: Mapping[str, Any]) -> ConvNextImageProcessor:
     """Return the processor that timm's values describe."""
+    interpolation = values.get("interpolation", "bicubic")
+    check_choice("interpolation", interpolation, _RESAMPLE_CODES)
     return ConvNextImageProcessor(
         size=side,
         image_mean=tuple(values["mean"]),
         image_std=tuple(values["std"]),
-        resample=_RESAMPLE_CODES[values.get("interpolation", "bicubic")],
+        resample=_RESAMPLE_CODES[interpolation],
         crop_pct=values.get("crop_pct"),
         squash=values.get("crop_mode", "center") == "squash",
     )

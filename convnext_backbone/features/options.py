@@ -3,18 +3,31 @@
 A new option is a field here, an argument there and the code that reads the field.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ..images.processor import ConvNextImageProcessor
+from ..images.processor import ConvNextImageProcessor, check_pixels
 from ..models.config import ConvNextConfig
 from ..models.trunk import ConvNextTrunk
 from ..utils.checks import check_choice, check_min, first_line
-from .pooling import POOLS
 
+
+def _generalised_mean(x: Tensor, p: float) -> Tensor:
+    # Powers overflow in half precision: raise and average in fp32.
+    return x.float().clamp(min=1e-6).pow(p).mean(dim=(-2, -1)).pow(1 / p).to(x.dtype)
+
+
+# A new pooling is one entry: name -> function of a map (C, H, W) to a vector (C,) and of the power
+# of "gem", which the others ignore.
+POOLS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "avg": lambda x, _: x.mean(dim=(-2, -1)),
+    "max": lambda x, _: x.amax(dim=(-2, -1)),
+    "gem": _generalised_mean,
+}
 CLS = "cls"  # the pooling that uses a model's final norm instead of `POOLS`
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -97,7 +110,9 @@ class RunOptions:
 def read_size(size: Any) -> Size:
     """Return None, "native", a side or (height, width); ValueError for anything else."""
     if isinstance(size, Sequence) and not isinstance(size, str) and len(size) == 2:
-        return check_min("size", size[0], 1), check_min("size", size[1], 1)
+        height, width = (check_min("size", side, 1) for side in size)
+        check_pixels("size", height, width)
+        return height, width
     if size is None or size == "native":
         return size
     if isinstance(size, int) and not isinstance(size, bool):
@@ -123,4 +138,6 @@ def read_device(device: torch.device | str | None) -> torch.device:
         torch.empty(1, device=resolved)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {str(device)!r} cannot be used: {first_line(error)}") from error
+    if resolved.type == "meta":
+        raise ValueError("device 'meta' cannot be used: its tensors hold no values")
     return resolved

@@ -26,7 +26,7 @@ from .pictures import METHODS, Panel, Scene, draw_panels, make_scene
 HOST = "127.0.0.1"
 _MAX_BYTES = 64 << 20  # of an uploaded file
 _MAX_PORT = 65535
-_MAX_SCENES = 8  # images whose features are kept
+MAX_SCENES = 8  # images whose features are kept
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": (
@@ -63,17 +63,20 @@ class FeatureServer(ThreadingHTTPServer):
             text = f"cannot listen on {HOST}:{port}: {error.strerror}; choose another port"
             raise OSError(text) from error
 
-    def add_bytes(self, data: bytes, name: str) -> str:
-        """Compute the features of an image file (ValueError if unusable); return their key."""
+    def add_bytes(self, data: bytes, name: str) -> dict[str, Any]:
+        """Compute the features of an image file (ValueError if unusable).
+
+        Return its key, name, width and height; others may be added before it is asked for.
+        """
         key = hashlib.sha256(b"\0".join((name.encode(errors="replace"), data))).hexdigest()[:16]
         image = load_image(io.BytesIO(data), name)
         with self._lock:
             if key not in self._scenes:
                 self._scenes[key] = make_scene(self.extractor, image, name)
-                if len(self._scenes) > _MAX_SCENES:
+                if len(self._scenes) > MAX_SCENES:
                     self._scenes.popitem(last=False)
             self._scenes.move_to_end(key)
-        return key
+            return _describe(key, self._scenes[key])
 
     def scene(self, key: str) -> Scene:
         """Return an image that is kept; KeyError if it is not, or no longer."""
@@ -175,8 +178,7 @@ class _Handler(BaseHTTPRequestHandler):
             reason = f"an image must be at most {_MAX_BYTES >> 20} MiB"
             raise _RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, reason)
         data = self.rfile.read(int(length))
-        key = self.server.add_bytes(data, self.query.get("name", "image"))
-        self._send_json(_describe(key, self.server.scene(key)))
+        self._send_json(self.server.add_bytes(data, self.query.get("name", "image")))
 
     def _scene(self) -> Scene:
         try:

@@ -78,7 +78,7 @@ class FeatureStore(Mapping[str, dict[str, Tensor]]):
 
     def __repr__(self) -> str:
         features = ", ".join(
-            f"{name} ({about['channels']}{'' if self.manifest['pool'] else ', H, W'})"
+            f"{name} ({about['channels']}{'' if self.manifest.get('pool') else ', H, W'})"
             for name, about in self.manifest["features"].items()
         )
         return (

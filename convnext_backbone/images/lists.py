@@ -1,12 +1,13 @@
 """Images by name, of any number: folders, globs, files, tars and lists, read as they are used.
 
-What is held is the names of the folder that is being read and the files that globs match; a list or
-a tar of any length passes through.
+What is held is the names of the folder or the tar that is being read and the files that globs
+match; a list of any length passes through.
 """
 
 import csv
 import io
 import os
+import posixpath
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -18,6 +19,10 @@ from ..utils.files import check_regular, check_source
 from .sources import IMAGE_SUFFIXES, iter_folder, iter_glob
 
 PathLike = str | os.PathLike[str]
+_NOWHERE = -1
+_MAX_LINKS = 40  # that lead from one to another, as Linux follows them
+# Of tars that would have to be read from their start for every image.
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 
 
 class ImageEntry(NamedTuple):
@@ -26,12 +31,18 @@ class ImageEntry(NamedTuple):
     name: str
     path: str  # of the file, or of the tar that holds it
     start: int = 0
-    length: int | None = None  # of its bytes inside a tar; None is the whole file
+    # Of its bytes inside a tar; None is the whole file, `_NOWHERE` a link that leads to no file.
+    length: int | None = None
 
     def open(self) -> str | io.BytesIO:
-        """Return what Pillow opens: the path, or the bytes inside the tar."""
+        """Return what Pillow opens: the path, or the bytes inside the tar.
+
+        ValueError for a link to what is no file of the tar.
+        """
         if self.length is None:
             return self.path
+        if self.length == _NOWHERE:
+            raise ValueError(f"cannot read image {self.name!r}: it links to no file of the tar")
         with open(self.path, "rb") as file:
             file.seek(self.start)
             return io.BytesIO(file.read(self.length))
@@ -68,7 +79,8 @@ class ImageList:
 
     Raises:
         FileNotFoundError: A source does not exist.
-        ValueError: A source holds no image, or its names are no Unicode; when it is iterated over.
+        ValueError: A source holds no image, its names are no Unicode, or a tar is damaged; when it
+            is iterated over.
     """
 
     def __init__(self, sources: Sequence[PathLike], column: str = "file") -> None:
@@ -76,6 +88,9 @@ class ImageList:
             raise ValueError("sources must not be empty")
         self.column = column
         self._sources = [path for source in sources for path in _expand(source)]
+        for path in self._sources:
+            if path.lower().endswith(_COMPRESSED) and not os.path.isdir(path):
+                raise ValueError(f"{path} is compressed, and only plain .tar files are read")
         lists = [path for path in self._sources if _kind(path) in _LISTS]
         roots = {path if os.path.isdir(path) else os.path.dirname(path) for path in self._sources}
         if lists and (len(lists) < len(self._sources) or len(roots) > 1):
@@ -142,15 +157,47 @@ def _expand(source: PathLike) -> list[str]:
 
 
 def _tar_entries(path: str, name: str) -> Iterator[ImageEntry]:
+    members = _tar_members(path)
+    has_links = any(isinstance(place, str) for place in members.values())
+    paths = {posixpath.normpath(member): member for member in members} if has_links else {}
+    for member, place in members.items():
+        if _kind(member) not in IMAGE_SUFFIXES:
+            continue
+        for _ in range(_MAX_LINKS):
+            if isinstance(place, str):
+                place = members.get(paths.get(place, ""), (0, _NOWHERE))
+        start, length = (0, _NOWHERE) if isinstance(place, str) else place
+        yield ImageEntry(f"{name}/{member}", path, start, length)
+
+
+def _tar_members(path: str) -> dict[str, tuple[int, int] | str]:
+    """Return the start and length of a tar's files, and the paths that links lead to, by name.
+
+    Of members of one name the last counts, as where a tar is unpacked. ValueError for damage.
+    """
     check_regular(path)
+    members: dict[str, tuple[int, int] | str] = {}
     try:
         with tarfile.open(path, "r:") as tar:
             while (member := tar.next()) is not None:
-                setattr(tar, "members", [])  # noqa: B010 - they would grow with the tar
-                if member.isreg() and _kind(member.name) in IMAGE_SUFFIXES:
-                    yield ImageEntry(f"{name}/{member.name}", path, member.offset_data, member.size)
+                setattr(tar, "members", [])  # noqa: B010 - TarInfos are large
+                members.pop(member.name, None)
+                if member.isreg():
+                    members[member.name] = member.offset_data, member.size
+                elif member.issym() or member.islnk():
+                    # A symbolic link is relative to its folder, a hard link to the tar.
+                    folder = posixpath.dirname(member.name) if member.issym() else ""
+                    target = posixpath.join(folder, member.linkname)
+                    members[member.name] = posixpath.normpath(target)
+            end = tar.offset
     except tarfile.TarError as error:
         raise ValueError(f"{path} is no whole, uncompressed tar: {error}") from error
+    with open(path, "rb") as file:
+        file.seek(end)
+        # tarfile takes a damaged header for the end.
+        if any(file.read(tarfile.BLOCKSIZE)):
+            raise ValueError(f"{path} is damaged: there is no header of a file at byte {end}")
+    return members
 
 
 # ------------------------------------------------------------------------------ lists

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from ..utils.checks import check_choice
@@ -35,7 +35,9 @@ from .reading import (
     load_image,
     to_chw,
     to_eight_bits,
+    to_numpy,
     to_rgb,
+    upright,
 )
 
 PROCESSOR_CONFIG = "preprocessor_config.json"
@@ -66,9 +68,10 @@ class BatchFeature(UserDict[str, Any]):
     """What the processor returns: a dict for `model(**inputs)`, with attributes and `.to()`."""
 
     def __getattr__(self, name: str) -> Any:
-        if name != "data" and name in self.data:
-            return self.data[name]
-        raise AttributeError(f"BatchFeature has {list(self.data)}, got {name!r}")
+        data = self.__dict__.get("data", {})  # not there yet while it is unpickled or copied
+        if name in data:
+            return data[name]
+        raise AttributeError(f"BatchFeature has {list(data)}, got {name!r}")
 
     def to(self, *args: Any, **kwargs: Any) -> "BatchFeature":
         """Return the same with every tensor sent through `Tensor.to`; integers keep their dtype."""
@@ -148,18 +151,25 @@ class ConvNextImageProcessor:
         self._check()
 
     def _check(self) -> None:
-        codes = _TORCHVISION_FILTERS if self.backend == "torchvision" else Image.Resampling
-        check_choice("resample", self.resample, tuple(int(code) for code in codes))
+        check_choice("resample", self.resample, tuple(int(code) for code in Image.Resampling))
         formats = (CHANNELS_FIRST, CHANNELS_LAST)
         check_choice("data_format", self.data_format, formats)
         check_choice("input_data_format", self.input_data_format, (None, *formats))
         check_choice("backend", self.backend, _BACKENDS)
+        if self.backend == "torchvision" and self.resample not in _TORCHVISION_FILTERS:
+            name = Image.Resampling(int(self.resample or 0)).name.lower()
+            raise ValueError(
+                f"resample must be one of {tuple(map(int, _TORCHVISION_FILTERS))}, got "
+                f"{self.resample} ({name}), which only backend='pil' has"
+            )
         if not isinstance(self.crop_pct, int | float) or not 0 < self.crop_pct <= 1:
             raise ValueError(f"crop_pct must lie above 0 and up to 1, got {self.crop_pct!r}")
         if not isinstance(self.rescale_factor, int | float) or self.rescale_factor <= 0:
             raise ValueError(f"rescale_factor must be positive, got {self.rescale_factor!r}")
         if np.any(np.asarray(self.image_std) == 0):
             raise ValueError(f"image_std must not hold 0, got {self.image_std!r}")
+        side = self.size["shortest_edge"]
+        check_pixels("size", side, side)
 
     def __call__(self, images: Any, **overrides: Any) -> BatchFeature:
         """Process images: `preprocess`."""
@@ -222,8 +232,10 @@ class ConvNextImageProcessor:
             wanted = len(self.image_mean)
         if isinstance(image, str | os.PathLike):
             image = load_image(image)
+        elif isinstance(image, Image.Image):
+            image = upright(image)
         if isinstance(image, Image.Image):
-            x = torch.from_numpy(self._from_pil(ImageOps.exif_transpose(image), wanted))
+            x = torch.from_numpy(self._from_pil(image, wanted))
             x = x[None] if x.ndim == 2 else x.permute(2, 0, 1)  # (H, W, C) -> (C, H, W)
         else:
             x = to_chw(as_tensor(image), self.input_data_format, wanted)
@@ -243,7 +255,7 @@ class ConvNextImageProcessor:
             return np.array(image)
         image = to_eight_bits(image)
         if wanted == 1:
-            return np.array(image.convert("L"))
+            return np.array(to_rgb(image).convert("L"))
         if wanted in (3, None):
             return np.array(to_rgb(image))
         x = np.array(image)
@@ -265,7 +277,7 @@ class ConvNextImageProcessor:
     def process_tensors(self, images: Sequence[Tensor]) -> list[Tensor]:
         """Resize and normalise what `to_tensor` gave, images of one shape at once off the CPU."""
         if self.backend == "pil":
-            return [torch.from_numpy(self._process_array(x.cpu().numpy())) for x in images]
+            return [torch.from_numpy(self._process_array(to_numpy(x))) for x in images]
         groups: dict[Any, list[int]] = {}
         for index, image in enumerate(images):
             alone = image.device.type == "cpu"
@@ -298,7 +310,7 @@ class ConvNextImageProcessor:
     def warp(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Resize images (..., C, H, W) to (height, width)."""
         if self.backend == "pil":
-            return torch.from_numpy(_resize_pil(x.cpu().numpy(), size, int(self.resample or 0)))
+            return torch.from_numpy(_resize_pil(to_numpy(x), size, int(self.resample or 0)))
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms.v2 import functional as tvf
 
@@ -413,6 +425,12 @@ class ConvNextImageProcessor:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.to_json_file(path)
         return [str(path)]
+
+
+def check_pixels(name: str, height: int, width: int) -> None:
+    """Refuse the (height, width) of an image that would not fit into memory."""
+    if height * width > _MAX_PIXELS:
+        raise ValueError(f"{name} must be at most {_MAX_PIXELS:,} pixels, got {height}x{width}")
 
 
 def _size_dict(size: Any) -> dict[str, int]:

@@ -36,12 +36,13 @@ def load_image(source: str | os.PathLike[str] | BinaryIO, name: str | None = Non
     if name is None:
         name = os.fspath(source) if isinstance(source, str | os.PathLike) else "the open file"
     try:
-        if isinstance(source, str | os.PathLike):
-            check_regular(source)
-        with Image.open(source) as image:
-            _check_claims(image)
-            image.load()
-            return ImageOps.exif_transpose(image)
+        if not isinstance(source, str | os.PathLike):
+            return _decode(source)
+        check_regular(source)
+        # Given a path, Pillow maps an uncompressed TIFF into memory and takes its sides for those
+        # of the upright image.
+        with open(source, "rb") as file:
+            return _decode(file)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no such image: {name!r}") from error
     except Image.UnidentifiedImageError as error:
@@ -54,6 +55,26 @@ def load_image(source: str | os.PathLike[str] | BinaryIO, name: str | None = Non
         raise ValueError(
             f"cannot read image {name!r}: {str(error) or type(error).__name__}"
         ) from error
+
+
+def _decode(file: BinaryIO) -> Image.Image:
+    with Image.open(file) as image:
+        _check_claims(image)
+        return upright(image)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return an image turned as its EXIF orientation asks; as it is stored without any."""
+    image.load()  # errors of the pixels are not those of the EXIF data
+    return ImageOps.exif_transpose(image) if read_exif(image) else image.copy()
+
+
+def read_exif(image: Image.Image) -> Image.Exif:
+    """Return the EXIF data of an image: none where they are damaged, as OpenCV takes them."""
+    try:
+        return image.getexif()
+    except Exception:  # SyntaxError, struct.error, ... of what is no EXIF
+        return Image.Exif()
 
 
 def _check_claims(image: Image.Image) -> None:
@@ -98,6 +119,8 @@ def as_tensor(image: Any) -> Tensor:
         return image
     if image.dtype == torch.uint16:
         return _narrow(image.to(torch.int32))
+    if image.dtype in (torch.uint32, torch.uint64):  # torch finds no smallest value among them
+        image = image.to(torch.int64)
     if image.dtype == torch.bool or image.is_complex():
         raise TypeError(f"an image must hold integers or real numbers, got {image.dtype}")
     if image.numel() and (image.min() < 0 or image.max() > 255):
@@ -175,6 +198,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def to_numpy(x: Tensor) -> np.ndarray:
+    """Return a tensor as an array, bfloat16, which NumPy lacks, as float32."""
+    return (x.float() if x.dtype == torch.bfloat16 else x).cpu().numpy()
+
+
 def blend_torch(x: Tensor) -> Tensor:
     """Lay RGBA (4, H, W) on white, in the rounding of transformers' torchvision backend."""
     from torchvision.transforms.v2 import functional as tvf
@@ -189,7 +217,7 @@ def blend_numpy(x: Tensor) -> Tensor:
     """Lay RGBA (4, H, W) on white, in the rounding of transformers' Pillow backend."""
     _check_blendable(x)
     white = 1.0 if x.is_floating_point() else 255
-    y = x.cpu().numpy()
+    y = to_numpy(x)
     alpha = y[3:] / white
     y = alpha * y[:3] + (1 - alpha) * white
     y = y if x.is_floating_point() else np.round(y)

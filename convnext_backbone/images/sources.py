@@ -9,8 +9,10 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
 from ..utils.files import check_regular, check_source
+from .reading import read_exif
 
 IMAGE_SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp", ".avif")
@@ -35,41 +37,30 @@ class ImageItem:
         return self if self.dataset is None else as_item(self.index, self.dataset[self.index])
 
 
-def find_images(source: str | os.PathLike[str]) -> list[Path]:
-    """List the images of a folder (with all below it), a glob or a single file, sorted.
-
-    Files of a folder count as images by their suffix, files of a glob all do. Dangling symlinks are
-    included; the reader raises for them. Nothing found: FileNotFoundError or ValueError.
-    """
-    check_source(source)
-    text = os.fspath(source)
-    if os.path.isdir(text):
-        found = [Path(path) for path in iter_folder(text)]
-        if not found:
-            suffixes = " ".join(sorted(IMAGE_SUFFIXES))
-            raise ValueError(f"no images in folder {text!r} (looked for {suffixes})")
-        return found
-    if os.path.exists(text):
-        return [Path(text)]
-    return [Path(path) for path in iter_glob(text)]
-
-
 def iter_folder(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
     """Yield the paths of the images in a folder and below it, each folder's entries by name.
 
-    Linked folders are followed, except back to one that they lie in.
+    Files count as images by their suffix. Linked folders are followed, except back to one that they
+    lie in. Links that lead nowhere are yielded; the reader raises for them.
     """
     above = (*above, os.path.realpath(folder))
     with os.scandir(folder) as found:
         entries = sorted(found, key=lambda entry: entry.name)
     for entry in entries:
-        if entry.is_dir():
+        if _is_folder(entry):
             if not entry.is_symlink() or os.path.realpath(entry.path) not in above:
                 yield from iter_folder(entry.path, above)
         elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and (
-            entry.is_file() or entry.is_symlink()
+            entry.is_symlink() or entry.is_file()
         ):
             yield entry.path
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def iter_glob(pattern: str) -> Iterator[str]:
@@ -96,18 +87,28 @@ def is_single(source: Any) -> bool:
 
 
 def expand(source: Any) -> Any:
-    """Return a collection for any source: a folder or glob as its files, an image as a list."""
+    """Return a collection for any source: a folder or glob as its files, an image as a list.
+
+    Nothing found: FileNotFoundError or ValueError.
+    """
     if is_single(source):
         return [source]
-    if isinstance(source, str | os.PathLike):
-        return find_images(source)
-    return source
+    if not isinstance(source, str | os.PathLike):
+        return source
+    text = os.fspath(source)
+    found = iter_folder(text) if os.path.isdir(text) else iter_glob(text)
+    paths = [Path(path) for path in found]
+    if not paths:
+        suffixes = " ".join(sorted(IMAGE_SUFFIXES))
+        raise ValueError(f"no images in folder {text!r} (looked for {suffixes})")
+    return paths
 
 
 def iter_items(source: Any) -> Iterator[ImageItem]:
     """Yield the items of a collection, see `expand`; TypeError for anything else."""
-    is_sequence = isinstance(source, Sequence) or hasattr(source, "ndim")
-    if not is_sequence and hasattr(source, "__getitem__") and hasattr(source, "__len__"):
+    # torch's IterableDataset has a __getitem__ that raises.
+    in_order = isinstance(source, Sequence | IterableDataset) or hasattr(source, "ndim")
+    if not in_order and hasattr(source, "__getitem__") and hasattr(source, "__len__"):
         # Entries are fetched where images are decoded, so that one that fails costs no other.
         yield from (ImageItem(i, str(i), None, dataset=source) for i in range(len(source)))
         return
@@ -156,7 +157,8 @@ def read_size(source: str | os.PathLike[str] | BinaryIO) -> tuple[int, int] | No
             check_regular(source)
         with Image.open(source) as image:
             width, height = image.size
-            turned = image.getexif().get(_ORIENTATION) in _TURNED
+            # Pillow gives the size of a TIFF as it is upright.
+            turned = image.format != "TIFF" and read_exif(image).get(_ORIENTATION) in _TURNED
     except Exception:  # as in `load_image`
         return None
     return (width, height) if turned else (height, width)

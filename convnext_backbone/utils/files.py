@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -55,6 +56,37 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # an error above is the one to report
             partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary folder, and move the files written there into `folder` at the end.
+
+    For files that refer to each other by name; the one of the shortest name comes last.
+
+    Raises:
+        OSError: A file cannot be written; it names `folder`, or the file's place in it.
+    """
+    folder = Path(folder)
+    with errors_naming(folder):
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        beside = folder if folder.exists() else folder.parent
+        beside.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(dir=beside, prefix=".writing-")
+    with temporary as partial:
+        try:
+            yield Path(partial)
+        except OSError as error:
+            # An error of another file, such as one that is read, keeps its name.
+            if error.errno is None or not str(error.filename or partial).startswith(partial):
+                raise
+            raise OSError(error.errno, error.strerror, os.fspath(folder)) from error
+        with errors_naming(folder):
+            folder.mkdir(exist_ok=True)
+        for name in sorted(os.listdir(partial), key=len, reverse=True):
+            with errors_naming(folder / name):
+                os.replace(os.path.join(partial, name), folder / name)
 
 
 def move_into_place(partial: Path, path: str | os.PathLike[str]) -> None:

@@ -9,9 +9,8 @@ from convnext_backbone.cli.main import COMMANDS
 from convnext_backbone.deploy.graph_export import EXPORTERS, PRECISIONS
 from convnext_backbone.features.engines import ENGINES
 from convnext_backbone.features.formats import FORMATS
-from convnext_backbone.features.options import DTYPES
+from convnext_backbone.features.options import DTYPES, POOLS
 from convnext_backbone.features.pictures import METHODS
-from convnext_backbone.features.pooling import POOLS
 
 NETWORK = {
     "--weights",

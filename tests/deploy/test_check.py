@@ -1,10 +1,18 @@
 """The comparison lets nothing pass but ties, and says where two networks differ."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from convnext_backbone.deploy.boxes import Limits
-from convnext_backbone.deploy.check import DisagreementError, Report, Tolerance, compare
+from convnext_backbone.deploy.check import (
+    DisagreementError,
+    Report,
+    Tolerance,
+    compare,
+    load_images,
+)
 
 LIMITS = Limits(score_threshold=0.05, iou_threshold=0.5, max_per_image=4)
 BOXES = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40], [50, 50, 60, 70]])
@@ -200,3 +208,14 @@ def test_masks_that_are_no_numbers_are_refused():
 def test_an_image_without_boxes_is_said_to_show_nothing():
     none = {name: values[:0] for name, values in expected().items()}
     assert "finds no box" in check(padded(none), none).as_json()["warning"]
+
+
+def test_images_to_compare_on_are_read_as_all_others(tmp_path, monkeypatch):
+    path = tmp_path / "grey.png"
+    Image.fromarray(np.full((40, 50), 0x4321, np.uint16)).save(path)
+    images = load_images([str(path)], (40, 50))
+    assert images.shape == (1, 3, 40, 50)
+    assert (images == 0x43).all()
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # Pillow itself raises from twice as many
+    with pytest.raises(ValueError, match=r"cannot read image .*grey\.png'"):
+        load_images([str(path)], (40, 50))

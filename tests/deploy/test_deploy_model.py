@@ -431,6 +431,25 @@ def test_mistakes_are_one_line(linear, extra, named, tmp_path, capsys, monkeypat
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("option", ["--images", "--calibration"])
+def test_an_image_that_cannot_be_read_is_named_before_anything_is_written(
+    option, linear, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(folder, "write_onnx", None)
+    monkeypatch.setattr(folder, "require_openvino", lambda quantize: None)
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"no image")
+    options = {
+        "--images": ["--images", str(bad)],
+        "--calibration": ["--to", "openvino", "--precision", "int8", "--no-check"],
+    }[option]
+    options = [*options, *(["--calibration", str(bad)] if option == "--calibration" else [])]
+    assert cli.main(["deploy", *map(str, linear), "--out", str(tmp_path / "out"), *options]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.endswith(f"cannot read image {str(bad)!r}: not an image")
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.jpg"]
+
+
 def test_a_head_that_is_not_in_the_table_is_named(linear, tmp_path, monkeypatch):
     monkeypatch.delitem(segmentor.HEADS, "LinearHead")
     with pytest.raises(ValueError, match=r"model\.decode_head 'LinearHead' cannot be deployed"):

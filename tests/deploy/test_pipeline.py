@@ -34,6 +34,15 @@ def test_what_predict_py_does_not_do_is_refused_by_name(step, named):
         read_pipeline([step])
 
 
+def test_a_second_pad_is_refused_as_a_second_resize_is():
+    pad = {"type": "Pad", "size": (640, 640)}
+    with pytest.raises(ValueError, match="Pad must come once"):
+        read_pipeline([LOAD, pad, {"type": "mmdet.Pad", "size_divisor": 128}])
+    resize = {"type": "Resize", "scale": (64, 64)}
+    with pytest.raises(ValueError, match="Resize must come once"):
+        read_pipeline([LOAD, resize, resize])
+
+
 def test_a_fixed_size_fits_images_into_it():
     rules = fixed_size(read_pipeline([LOAD]), (480, 640), [1.0, 2.0, 3.0])
     assert rules["resize"] == {"scale": [640, 480], "keep_ratio": True, "fit": True}

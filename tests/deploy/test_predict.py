@@ -1,8 +1,10 @@
 """predict.py, which runs without torch, prepares images and reads results as the libraries do."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from convnext_backbone.deploy import predict
+from convnext_backbone.deploy.openvino_file import calibration_inputs
+from convnext_backbone.images.reading import load_image, to_eight_bits, to_rgb
 
 
 @pytest.fixture
@@ -121,6 +125,78 @@ def test_sliding_windows_are_mmsegs(rng):
     batch = torch.from_numpy(image).permute(2, 0, 1)[None].float()
     expected = Segmentor().slide_inference(batch, [{}])[0]
     np.testing.assert_allclose(ours, expected.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bit_grey_is_read_as_images_reading_and_mmcv_do(suffix, tmp_path):
+    mmcv = pytest.importorskip("mmcv")
+    path = tmp_path / f"grey.{suffix}"
+    grey = np.linspace(0, 65535, 2000).astype(np.uint16).reshape(40, 50)
+    Image.fromarray(grey).save(path)
+    ours = predict.read_image(path)
+    np.testing.assert_array_equal(ours, np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, 2))
+    np.testing.assert_array_equal(ours, np.asarray(to_rgb(to_eight_bits(load_image(path)))))
+    np.testing.assert_array_equal(ours, mmcv.imread(path))
+    (calibrated,) = calibration_inputs([str(path)], {"resize": None, "pad": None}, 1, "uint8")
+    np.testing.assert_array_equal(calibrated[0], ours.transpose(2, 0, 1))
+
+
+def test_a_rotated_grey_tiff_is_read_upright(tmp_path):
+    grey = np.arange(40 * 50).reshape(40, 50).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(grey).save(tmp_path / "a.tif", exif=exif)
+    ours = predict.read_image(tmp_path / "a.tif")
+    np.testing.assert_array_equal(ours, np.rot90(np.repeat(grey[..., None], 3, 2), -1))
+
+
+def test_suffixes_choose_among_the_files_of_folders_only(tmp_path):
+    (tmp_path / "folder").mkdir()
+    for name in ("folder/b.jpg", "folder/notes.txt", "a.jfif", "scan"):
+        (tmp_path / name).write_bytes(b"")
+    given = [tmp_path / name for name in ("scan", "folder", "a.jfif", "nowhere")]
+    named = [path.name for path in predict.list_images(given)]
+    assert named == ["scan", "b.jpg", "a.jfif", "nowhere"]
+
+
+def _main(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(predict, "Model", lambda *_: _Labels())
+    monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        predict.main()
+    return stopped.value.code, capsys.readouterr()
+
+
+class _Labels:
+    info: ClassVar = {"palette": [[0, 0, 0]]}
+
+    def __call__(self, image):
+        return {"label_map": np.zeros(image.shape[:2], np.int64)}
+
+
+def test_an_image_that_cannot_be_read_is_an_entry_and_the_run_goes_on(
+    tmp_path, monkeypatch, capsys
+):
+    Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
+    (tmp_path / "a.png").write_bytes(b"no image")
+    files, out = [tmp_path / name for name in ("a.png", "b.png", "missing.png")], tmp_path / "out"
+    code, printed = _main(monkeypatch, capsys, *files, "--out", out)
+    assert code == 1
+    assert printed.out == f"{out}: 1 images, 2 unreadable\n"
+    first, second, third = json.loads((out / "predictions.json").read_text())
+    assert first["file"] == str(files[0])
+    assert "cannot identify image file" in first["error"]
+    assert second == {"file": str(files[1]), "label_map": "00001_b_labels.png"}
+    assert "No such file" in third["error"]
+    code, printed = _main(monkeypatch, capsys, files[1], "--out", out)
+    assert code == 0
+
+
+def test_a_folder_without_images_is_one_line(tmp_path, monkeypatch, capsys):
+    code, printed = _main(monkeypatch, capsys, tmp_path, "--out", tmp_path / "out")
+    assert code == 2
+    assert printed.err == f"no images in {[str(tmp_path)]}\n"
+    assert not (tmp_path / "out").exists()
 
 
 def test_it_is_short_and_needs_numpy_pillow_and_onnxruntime_only():

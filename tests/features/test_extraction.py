@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from contextlib import nullcontext
 
@@ -238,10 +239,10 @@ def test_a_passing_error_is_tried_again_and_a_lasting_one_is_not(
 ):
     out, opened = tmp_path / "out", reading.Image.open
 
-    def fail(path, *args):
-        if str(path).endswith("b/01.png"):
+    def fail(file, *args):
+        if str(getattr(file, "name", file)).endswith("b/01.png"):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return opened(path, *args)
+        return opened(file, *args)
 
     monkeypatch.setattr(reading.Image, "open", fail)
     first = extract(weights_file, image_folder, out)
@@ -448,3 +449,29 @@ def test_a_stopped_program_says_that_it_can_go_on(
         cli.main([*arguments, str(tmp_path / "o"), "--quiet"])
     assert stopped.value.code == 130
     assert "finished shards are kept" in capsys.readouterr().err
+
+
+def test_a_run_that_reads_no_image_fails_in_one_line_at_its_end(weights_file, tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"no image")
+    command = ["extract", str(tmp_path / "images"), "--weights", str(weights_file), "--quiet"]
+    assert cli.main([*command, "--out", str(tmp_path / "out")]) == 2
+    unreadable, error = capsys.readouterr().err.splitlines()
+    assert unreadable.startswith("unreadable: a.png: ")
+    assert error == "convnext-backbone extract: error: none of the 1 images could be read"
+
+
+def test_a_link_of_a_tar_to_nothing_is_one_unreadable_image(weights_file, tmp_path):
+    Image.new("RGB", (40, 50)).save(tmp_path / "a.png")
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        tar.add(tmp_path / "a.png", "a.png")
+        link = tarfile.TarInfo("b.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "../a.png"
+        tar.addfile(link)
+    for size in (32, "native"):
+        extractor = FeatureExtractor(weights_file, size=size, on_error="skip")
+        result = extract_features(extractor, ImageList([tmp_path / "s.tar"]), tmp_path / f"{size}")
+        assert result.images == 1
+        assert result.failures == {
+            "s.tar/b.png": "cannot read image 's.tar/b.png': it links to no file of the tar"
+        }

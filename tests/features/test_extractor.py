@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from convnext_backbone import ConvNextBackbone, ConvNextConfig
 from convnext_backbone.features.extractor import Failure, FeatureExtractor
 from convnext_backbone.images.processor import ConvNextImageProcessor
-from convnext_backbone.images.sources import find_images, is_single
+from convnext_backbone.images.sources import expand, is_single
 from convnext_backbone.models.classifier import ConvNextForImageClassification, ConvNextModel
 
 SHAPE = {"hidden_sizes": (8, 16, 24, 32), "depths": (1, 1, 2, 1)}
@@ -500,6 +500,35 @@ def test_the_empty_path_is_not_the_current_folder(tmp_path, monkeypatch):
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="source must not be empty"):
-        find_images("")
+        expand("")
     with pytest.raises(ValueError, match="source must not be empty"):
         is_single("")
+
+
+class _Stream(torch.utils.data.IterableDataset):
+    def __len__(self):
+        return 2
+
+    def __iter__(self):
+        return iter([torch.full((3, 40, 50), 7, dtype=torch.uint8)] * 2)
+
+
+def test_an_iterable_dataset_that_knows_its_length_is_iterated_over(backbone):
+    results = FeatureExtractor(backbone, size=32)(_Stream())
+    assert [(result.index, result.original_size) for result in results] == [
+        (0, (40, 50)),
+        (1, (40, 50)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"device": "meta"}, "device 'meta' cannot be used"),
+        ({"size": 300_000}, "^size must be at most .*, got 300000x300000"),
+        ({"size": (1, 1 << 29)}, "^size must be at most .*, got 1x536870912"),
+    ],
+)
+def test_what_no_machine_can_compute_is_refused_by_name(options, error, backbone):
+    with pytest.raises(ValueError, match=error):
+        FeatureExtractor(backbone, **options)

@@ -1,6 +1,7 @@
 """Which network and which preprocessing a source gives, for any number of channels."""
 
 import io
+import json
 import shutil
 from pathlib import Path
 
@@ -129,7 +130,10 @@ def test_files_are_drawn_and_served_for_networks_of_their_channels(channels, tmp
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     with FeatureServer(fx) as server:
-        assert server.scene(server.add_bytes(buffer.getvalue(), "image.png")).size == (45, 61)
+        assert server.scene(server.add_bytes(buffer.getvalue(), "image.png")["key"]).size == (
+            45,
+            61,
+        )
 
 
 # ------------------------------------------------------------------------------ preprocessing
@@ -195,3 +199,38 @@ def test_a_side_that_is_asked_for_resizes_also_where_the_processor_does_not():
     processor = ConvNextImageProcessor(do_resize=False)
     fx = FeatureExtractor(_backbone(3), processor=processor, size=64)
     assert fx.prepare(_pixels(3)).shape == (3, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("interpolation", "code"), [("lanczos", 1), ("random", 3), ("bilinear", 2), ("nearest", 0)]
+)
+def test_the_interpolation_of_timms_config_is_pillows_filter(interpolation, code, tmp_path):
+    assert _with_interpolation(tmp_path, interpolation).processor.resample == code
+
+
+@pytest.mark.parametrize("interpolation", ["box", "hamming"])
+def test_a_filter_that_torchvision_lacks_is_refused_unless_a_processor_is_given(
+    interpolation, tmp_path
+):
+    with pytest.raises(
+        ValueError, match=rf"resample .*\({interpolation}\).* only backend='pil' has"
+    ):
+        _with_interpolation(tmp_path, interpolation)
+    processor = ConvNextImageProcessor(size=64, resample=4, backend="pil")
+    assert _with_interpolation(tmp_path, interpolation, processor=processor).processor == processor
+
+
+def test_an_unknown_interpolation_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"interpolation must be one of .*got 'spline'"):
+        _with_interpolation(tmp_path, "spline")
+
+
+def _with_interpolation(folder, interpolation, **options):
+    ConvNextBackbone(hidden_sizes=(2, 2, 2, 2), depths=(1, 1, 1, 1)).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"] = {
+        "mean": [0.5] * 3, "std": [0.5] * 3, "input_size": [3, 64, 64],
+        "interpolation": interpolation, "crop_pct": 0.9,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return FeatureExtractor(folder, **options)

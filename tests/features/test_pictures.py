@@ -212,3 +212,25 @@ def test_images_keep_the_order_in_which_they_were_given(tmp_path):
         _noise(40, 60).save(tmp_path / name)
     names = name_images([tmp_path / "b.png", tmp_path / "a.png"])
     assert list(names) == ["b.png", "a.png"]
+
+
+@pytest.mark.parametrize(("name", "format"), [("a.jpg", "JPEG"), ("a.PNG", "PNG"), ("a", "PNG")])
+def test_the_suffix_of_a_picture_is_its_format(name, format, tmp_path):
+    command = _visualize(tmp_path)
+    assert cli.main([*command, str(tmp_path / name)]) == 0
+    with Image.open(tmp_path / name) as image:
+        assert image.format == format
+
+
+def test_a_picture_of_another_format_is_refused(tmp_path, capsys):
+    assert cli.main([*_visualize(tmp_path), str(tmp_path / "a.gif")]) == 2
+    assert "the suffix of --out must be one of" in capsys.readouterr().err
+    assert not (tmp_path / "a.gif").exists()
+
+
+def _visualize(folder):
+    backbone = ConvNextBackbone(hidden_sizes=(8, 16, 24, 32), depths=(1, 1, 1, 1))
+    backbone.save_pretrained(folder / "weights")
+    Image.new("RGB", (40, 50)).save(folder / "image.png")
+    weights = ["--weights", str(folder / "weights"), "--method", "activation"]
+    return ["visualize", str(folder / "image.png"), *weights, "--out"]

@@ -3,6 +3,7 @@
 import http.client
 import io
 import json
+import os
 import threading
 from html.parser import HTMLParser
 
@@ -12,9 +13,10 @@ import torch
 from PIL import Image
 
 from convnext_backbone import ConvNextBackbone
+from convnext_backbone.cli.main import main
 from convnext_backbone.features.extractor import FeatureExtractor
 from convnext_backbone.features.pictures import METHODS, draw_panels
-from convnext_backbone.features.server import HOST, FeatureServer
+from convnext_backbone.features.server import HOST, MAX_SCENES, FeatureServer
 
 SHAPE = {"hidden_sizes": (8, 16, 24, 32), "depths": (1, 1, 2, 1)}
 
@@ -192,3 +194,33 @@ def test_a_browser_that_went_away_is_passed_over_in_silence(extractor, error, pr
         except type(error):
             server.handle_error(None, (HOST, 1))
     assert ("a bug" in capsys.readouterr().err) == printed
+
+
+def test_an_image_that_others_push_out_at_once_is_still_described(extractor):
+    with FeatureServer(extractor) as server:
+        described = server.add_bytes(_png(height=45, width=61), "first.png")
+        for seed in range(MAX_SCENES):
+            server.add_bytes(_png(height=33, width=33, seed=seed), f"{seed}.png")
+        assert {**described, "key": ""} == {
+            "key": "",
+            "name": "first.png",
+            "width": 61,
+            "height": 45,
+        }
+        with pytest.raises(KeyError):
+            server.scene(described["key"])
+
+
+def test_images_that_the_page_cannot_keep_are_refused_before_it_is_served(tmp_path, capsys):
+    ConvNextBackbone(**SHAPE).save_pretrained(tmp_path / "weights")
+    (tmp_path / "images").mkdir()
+    for seed in range(MAX_SCENES + 1):
+        (tmp_path / "images" / f"{seed}.png").write_bytes(_png(seed=seed))
+    command = ["visualize", "--weights", str(tmp_path / "weights"), "--serve", "--port", "0"]
+    assert main([*command, str(tmp_path / "images")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"--serve shows at most {MAX_SCENES} images, got {MAX_SCENES + 1}" in line
+    os.mkfifo(tmp_path / "pipe.png")
+    assert main([*command, str(tmp_path / "pipe.png")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "pipe.png is a FIFO" in line

@@ -62,6 +62,15 @@ def test_the_reader_shows_what_it_holds(whole):
     assert "model.safetensors" in shown
 
 
+def test_a_manifest_without_a_pooling_is_shown(weights_file, image_folder, tmp_path):
+    extract(weights_file, image_folder, tmp_path / "out", options={"pool": None})
+    path = tmp_path / "out" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["pool"]
+    path.write_text(json.dumps(manifest))
+    assert "stage4 (32, H, W)" in repr(load_features(tmp_path / "out"))
+
+
 def test_folders_of_the_earlier_version_are_read(weights_file, image_folder, tmp_path):
     new, old = tmp_path / "new", tmp_path / "old"
     extract(weights_file, image_folder, new)

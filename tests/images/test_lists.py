@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from convnext_backbone.images.lists import ImageList, name_images
+from convnext_backbone.images.reading import load_image
 
 
 @pytest.fixture
@@ -129,3 +130,76 @@ def test_sources_that_cannot_be_used_are_named(folder, tmp_path):
     os.rename(folder / "a.png", os.fsencode(folder) + b"/\xff.png")
     with pytest.raises(ValueError, match="name must be Unicode"):
         names(folder)
+
+
+def _add(tar, name, data=b"data", **fields):
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    for field, value in fields.items():
+        setattr(info, field, value)
+    tar.addfile(info, io.BytesIO(data))
+
+
+def test_a_tar_with_a_damaged_header_is_named_instead_of_ending_there(tmp_path):
+    path = tmp_path / "s.tar"
+    with tarfile.open(path, "w") as tar:
+        for name in ("a.png", "b.png", "c.png"):
+            _add(tar, name)
+    data = bytearray(path.read_bytes())
+    data[1024 + 1] ^= 1  # of the header of b.png
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"s\.tar is damaged: .* at byte 1024"):
+        names(path)
+    path.write_bytes(data[:1024])  # without the blocks of zeros that end a tar, as some write it
+    assert names(path) == ["s.tar/a.png"]
+
+
+def test_links_in_a_tar_lead_to_its_own_files_or_are_unreadable(tmp_path):
+    path = tmp_path / "s.tar"
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(b"secret")
+    symbolic, hard = {"type": tarfile.SYMTYPE}, {"type": tarfile.LNKTYPE}
+    with tarfile.open(path, "w") as tar:
+        _add(tar, "./d/a.bin", b"bytes of a")
+        for name, target, kind in [
+            ("d/hard.png", "d/a.bin", hard),
+            ("d/soft.png", "a.bin", symbolic),
+            ("d/e/chain.png", "../soft.png", symbolic),
+            ("absolute.png", str(secret), symbolic),
+            ("above.png", "../secret.png", symbolic),
+            ("ring.png", "ring.png", symbolic),
+            ("gone.png", "nowhere.png", hard),
+        ]:
+            _add(tar, name, b"", linkname=target, **kind)
+    entries = {entry.name.removeprefix("s.tar/"): entry for entry in ImageList([path])}
+    for name in ("d/hard.png", "d/soft.png", "d/e/chain.png"):
+        assert entries.pop(name).open().getvalue() == b"bytes of a"
+    assert list(entries) == ["absolute.png", "above.png", "ring.png", "gone.png"]
+    for name, entry in entries.items():
+        with pytest.raises(ValueError, match=f"{name}': it links to no file of the tar"):
+            entry.open()
+
+
+def test_of_members_of_one_name_the_last_counts_as_in_tarfile(tmp_path):
+    path = tmp_path / "s.tar"
+    with tarfile.open(path, "w") as tar:
+        _add(tar, "a.png", b"old")
+        _add(tar, "b.png", b"other")
+    with tarfile.open(path, "a") as tar:
+        _add(tar, "a.png", b"new")
+    found = {entry.name: entry.open().getvalue() for entry in ImageList([path])}
+    assert found == {"s.tar/a.png": b"new", "s.tar/b.png": b"other"}
+
+
+@pytest.mark.parametrize("suffix", [".tar.gz", ".tgz", ".TAR.XZ"])
+def test_a_compressed_tar_is_refused_by_name(suffix, tmp_path):
+    (tmp_path / f"s{suffix}").write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"s{suffix} is compressed"):
+        ImageList([tmp_path / f"s{suffix}"])
+
+
+def test_a_link_to_itself_is_one_image_that_cannot_be_read(folder):
+    (folder / "z.jpg").symlink_to("z.jpg")
+    assert names(folder)[-1] == "z.jpg"
+    with pytest.raises(OSError, match="cannot read image"):
+        load_image(folder / "z.jpg")

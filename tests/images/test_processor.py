@@ -1,7 +1,9 @@
 """ConvNextImageProcessor against transformers' two backends, on photographs and odd images."""
 
+import copy
 import io
 import json
+import pickle
 import warnings
 
 import numpy as np
@@ -397,3 +399,50 @@ def test_floats_in_range_come_out_equal_to_transformers(backend):
     image = np.random.default_rng(0).random((3, 50, 40), dtype=np.float32)
     ours, theirs = _both(image, backend, size={"shortest_edge": 32}, do_rescale=False)
     assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, copy.copy, lambda x: pickle.loads(pickle.dumps(x))]
+)
+def test_a_batch_feature_can_be_copied_and_pickled(copied):
+    batch = ConvNextImageProcessor(size=32)(Image.new("RGB", (40, 50)), return_tensors="pt")
+    again = copied(batch)
+    torch.testing.assert_close(again.pixel_values, batch.pixel_values)
+    with pytest.raises(AttributeError, match="got 'labels'"):
+        again.labels  # noqa: B018
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_a_network_of_one_channel_sees_white_where_an_image_is_transparent(mode):
+    clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0)).convert(mode)
+    processor = ConvNextImageProcessor(image_mean=(0.5,), image_std=(0.5,))
+    assert (processor.to_tensor(clear) == 255).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint32, np.uint64, np.int64])
+def test_wide_integers_are_taken_where_they_fit_into_eight_bits(dtype):
+    processor = ConvNextImageProcessor(size=32)
+    array = np.full((40, 50, 3), 100, dtype)
+    assert (processor.to_tensor(array) == 100).all()
+    array[0] = 256
+    with pytest.raises(ValueError, match=r"must lie within 0 \.\. 255, got 100 \.\. 256"):
+        processor.to_tensor(array)
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_the_pil_backend_takes_bfloat16(channels):
+    processor = ConvNextImageProcessor(size=32, backend="pil", do_rescale=False)
+    x = torch.rand(channels, 40, 50).round(decimals=1)
+    x[3:] = 1.0
+    got, expected = (
+        processor(y, return_tensors="pt").pixel_values for y in (x.to(torch.bfloat16), x)
+    )
+    assert got.shape == (1, 3, 32, 32)
+    torch.testing.assert_close(got.float(), expected, atol=2e-2, rtol=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"squash": True}, {"squash": False}])
+@pytest.mark.parametrize("size", [300_000, 1_000_000_000])
+def test_a_size_that_no_memory_holds_is_named(size, options):
+    with pytest.raises(ValueError, match=f"^size must be at most .*, got {size}x{size}"):
+        ConvNextImageProcessor(size=size, **options)

@@ -12,6 +12,7 @@ from PIL import Image, features
 from convnext_backbone import ConvNextBackbone
 from convnext_backbone.cli.main import main
 from convnext_backbone.features.extractor import Failure, FeatureExtractor, Features
+from convnext_backbone.images.processor import ConvNextImageProcessor
 from convnext_backbone.images.reading import load_image
 from convnext_backbone.images.sources import IMAGE_SUFFIXES, read_size
 
@@ -155,3 +156,40 @@ def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
     with pytest.raises(ValueError, match="is a FIFO"):
         load_image(tmp_path / "pipe.png")
     assert read_size(tmp_path / "pipe.png") is None
+
+
+TURNED = {0x0112: 6}  # EXIF orientation: rotate by 90 degrees to the right
+
+
+def _exif(tags):
+    exif = Image.Exif()
+    exif.update(tags)
+    return exif
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_rotated_grey_tiff_is_read_upright(dtype, compression, tmp_path):
+    stored = np.arange(40 * 50).reshape(40, 50).astype(dtype)
+    path = tmp_path / "a.tif"
+    Image.fromarray(stored).save(path, exif=_exif(TURNED), compression=compression)
+    np.testing.assert_array_equal(np.array(load_image(path)), np.rot90(stored, -1))
+    assert read_size(path) == (50, 40)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_the_size_of_a_rotated_image_is_that_of_the_upright_one(suffix, tmp_path):
+    path = tmp_path / f"a.{suffix}"
+    Image.new("RGB", (50, 40)).save(path, exif=_exif(TURNED))
+    assert load_image(path).size == (40, 50)
+    assert read_size(path) == (50, 40)
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "jpg"])
+def test_an_image_with_damaged_exif_is_taken_as_it_is_stored(suffix, tmp_path):
+    path = tmp_path / f"a.{suffix}"
+    Image.new("RGB", (50, 40), "red").save(path, exif=b"Exif\0\0no header of a TIFF")
+    assert load_image(path).size == (50, 40)
+    assert read_size(path) == (40, 50)
+    processor = ConvNextImageProcessor(do_resize=False)
+    assert processor.to_tensor(Image.open(path)).shape == (3, 40, 50)

@@ -1,5 +1,6 @@
 """Files appear whole or not at all, and what cannot be written is told by its own name."""
 
+import errno
 import os
 import resource
 import subprocess
@@ -9,7 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from convnext_backbone.utils.files import atomic_write, read_json, write_bytes, write_json
+from convnext_backbone.utils.files import (
+    atomic_files,
+    atomic_write,
+    read_json,
+    write_bytes,
+    write_json,
+)
 from convnext_backbone.weights.export import write_tensors
 
 _WRITE_TOO_MUCH = """
@@ -105,3 +112,59 @@ def test_tensors_written_by_name_are_read_back(tmp_path):
     for name, tensor in tensors.items():
         assert torch.equal(load_file(tmp_path / "a.safetensors")[name], tensor)
         assert torch.equal(again[name], tensor)
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_files_of_a_folder_appear_together_and_nothing_is_left_beside_them(exists, tmp_path):
+    folder = tmp_path / "above" / "folder"
+    if exists:
+        folder.mkdir(parents=True)
+        (folder / "a").write_text("old")
+        (folder / "kept").write_text("kept")
+    with atomic_files(folder) as partial:
+        (partial / "a").write_text("new")
+        (partial / "a.data").write_text("data")
+        assert not (folder / "a.data").exists()
+    assert (folder / "a").read_text() == "new"
+    assert set(os.listdir(folder)) == {"a", "a.data", *(["kept"] if exists else [])}
+    assert os.listdir(folder.parent) == ["folder"]
+
+
+def test_an_error_among_the_files_of_a_folder_leaves_the_old_ones(tmp_path):
+    (tmp_path / "a").write_text("old")
+
+    def fail():
+        with atomic_files(tmp_path) as partial:
+            (partial / "a").write_text("new")
+            raise RuntimeError("in the midst")
+
+    with pytest.raises(RuntimeError, match="in the midst"):
+        fail()
+    assert (tmp_path / "a").read_text() == "old"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def _fail_inside(folder, error):
+    with atomic_files(folder) as partial:
+        raise error(partial)
+
+
+def test_an_error_of_writing_names_the_folder_and_one_of_reading_its_own_file(tmp_path):
+    out, full = tmp_path / "out", (errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for error in (lambda _: OSError(*full), lambda partial: OSError(*full, str(partial / "a"))):
+        with pytest.raises(OSError, match=r"No space left on device: '.*out'$"):
+            _fail_inside(out, error)
+    with pytest.raises(FileNotFoundError, match=r"'missing\.jpg'$"):
+        _fail_inside(out, lambda _: FileNotFoundError(errno.ENOENT, "gone", "missing.jpg"))
+    with pytest.raises(OSError, match=r"^truncated$"):  # as Pillow raises it
+        _fail_inside(out, lambda _: OSError("truncated"))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with (
+        pytest.raises(NotADirectoryError, match=r"'.*out'$"),
+        atomic_files(tmp_path / "out"),
+    ):
+        pass
