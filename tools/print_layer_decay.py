@@ -4,8 +4,12 @@
 import sys
 from collections.abc import Sequence
 
-from convnext_backbone.openmmlab.layer_decay import format_layer_groups, layer_groups
-from convnext_backbone.openmmlab.tools.arguments import ConfigOptions
+from convnext_backbone.openmmlab.layer_decay import (
+    base_weight_decay,
+    format_layer_groups,
+    layer_groups,
+)
+from convnext_backbone.openmmlab.tools.arguments import add_cfg_options
 from convnext_backbone.openmmlab.tools.config import build_model, load_config
 from convnext_backbone.openmmlab.tools.errors import UsageError, naming_config
 from convnext_backbone.utils.commandline import OneLineParser, print_error
@@ -21,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = OneLineParser(prog=PROGRAM, description=__doc__)
     parser.add_argument("config", help="config file")
-    parser.add_argument("--cfg-options", nargs="+", action=ConfigOptions, metavar="KEY=VALUE")
+    add_cfg_options(parser)
     args = parser.parse_args(argv)
     try:
         print(table(args.config, args.cfg_options))
@@ -44,7 +48,7 @@ def table(path: str, options: dict[str, object] | None) -> str:
             raise UsageError(
                 f"{path} has no layer decay: its optim_wrapper names no such constructor"
             )
-        decay = wrapper.optimizer.get("weight_decay", 0.0)
+        decay = base_weight_decay(wrapper.optimizer)
         groups = layer_groups(build_model(cfg), weight_decay=decay, **wrapper.paramwise_cfg)
         return format_layer_groups(groups, wrapper.optimizer.lr)
 

@@ -10,6 +10,7 @@ A parameter's learning rate is `lr * decay_rate ** (num_layers + 1 - id)`. Id 0 
 necks and heads.
 """
 
+import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from typing import Any
 from mmengine.dist import is_main_process
 from mmengine.logging import MMLogger
 from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.registry import OPTIMIZERS
 from torch import nn
 
 from ..models.layers import GlobalResponseNorm
@@ -207,6 +209,18 @@ def layer_groups(
     return list(groups.values())
 
 
+def base_weight_decay(optimizer: Mapping[str, Any]) -> float:
+    """Return the weight decay of an optimizer's config: where it has none, its class's default."""
+    given = optimizer.get("weight_decay")
+    if given is not None:
+        return given
+    type_ = optimizer["type"]
+    found = OPTIMIZERS.get(type_) if isinstance(type_, str) else type_
+    parameter = inspect.signature(found).parameters.get("weight_decay")
+    default = parameter.default if parameter else 0.0
+    return default if isinstance(default, int | float) else 0.0
+
+
 def _number_layers(model: nn.Module, decay_type: str, num_layers: int | None) -> list[_TrunkLayers]:
     decay, numbered = DECAY_TYPES[decay_type], []
     for name, trunk in model.named_modules():
@@ -287,7 +301,8 @@ class ConvNextLayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def add_params(self, params: list[dict[str, Any]], module: nn.Module, **kwargs: Any) -> None:
         """Append the parameter groups of `module` to `params`."""
-        groups = layer_groups(module, weight_decay=self.base_wd or 0.0, **self.paramwise_cfg)
+        decay = base_weight_decay(self.optimizer_cfg)
+        groups = layer_groups(module, weight_decay=decay, **self.paramwise_cfg)
         if is_main_process():
             table = format_layer_groups(groups, self.base_lr)
             MMLogger.get_current_instance().info(f"Layer decay {self.paramwise_cfg}:\n{table}")

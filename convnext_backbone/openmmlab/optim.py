@@ -45,7 +45,7 @@ def auto_amp_optim_wrapper(
     from mmengine.logging import print_log
     from mmengine.optim import AmpOptimWrapper, OptimWrapper
 
-    from .cpu_amp import CpuAmpOptimWrapper
+    from .amp import CpuAmpOptimWrapper, Float16OptimWrapper
 
     gpu = torch.cuda.is_available()
     known = tuple(_LOSS_SCALE) if gpu else ("bfloat16",)
@@ -61,7 +61,8 @@ def auto_amp_optim_wrapper(
     print_log(f"Mixed precision in {dtype}{'' if gpu else ' on the CPU'}.", logger="current")
     if not gpu:
         return CpuAmpOptimWrapper(**kwargs)
-    return AmpOptimWrapper(dtype=dtype, loss_scale=_LOSS_SCALE[dtype], use_fsdp=use_fsdp, **kwargs)
+    wrapper = Float16OptimWrapper if dtype == "float16" else AmpOptimWrapper
+    return wrapper(dtype=dtype, loss_scale=_LOSS_SCALE[dtype], use_fsdp=use_fsdp, **kwargs)
 
 
 def register_optim() -> None:

@@ -19,6 +19,7 @@ from convnext_backbone import ConvNextBackbone
 from convnext_backbone.openmmlab.layer_decay import (
     DECAY_TYPES,
     ConvNextLayerDecayOptimWrapperConstructor,
+    base_weight_decay,
     format_layer_groups,
     layer_groups,
 )
@@ -390,6 +391,24 @@ def test_the_dry_run_lists_every_group_with_its_rate():
     assert outside.split() == ["layer_6_decay", "1", "0.001", "0.05", "2", "160"]
 
 
+@pytest.mark.parametrize(
+    "optimizer",
+    ["AdamW", "SGD", {"type": torch.optim.AdamW}, {"type": "AdamW", "weight_decay": 0.3}],
+)
+def test_the_optimizers_own_weight_decay_is_that_of_its_class(optimizer):
+    optimizer = {"type": optimizer} if isinstance(optimizer, str) else dict(optimizer)
+    backbone = ConvNextBackbone(hidden_sizes=(8, 8, 8, 8), depths=(1, 1, 1, 1))
+    settings = {"type": "OptimWrapper", "optimizer": {**optimizer, "lr": 1e-3}}
+    plain = build_optim_wrapper(backbone, copy.deepcopy(settings))
+    settings["constructor"] = "ConvNextLayerDecayOptimWrapperConstructor"
+    settings["paramwise_cfg"] = {"decay_rate": 0.5}
+    layered = build_optim_wrapper(backbone, copy.deepcopy(settings))
+    (expected,) = {group["weight_decay"] for group in plain.optimizer.param_groups}
+    decays = {group["weight_decay"] for group in layered.optimizer.param_groups}
+    assert decays == {0.0, expected}
+    assert base_weight_decay(settings["optimizer"]) == expected
+
+
 @pytest.fixture(scope="module")
 def print_layer_decay():
     path = Path(__file__).parents[2] / "tools" / "print_layer_decay.py"
@@ -413,6 +432,17 @@ def test_the_dry_run_of_a_config_prints_its_groups(print_layer_decay, capsys):
     assert rates["layer_0_decay"] == f"{0.5**7:.4g}"
     assert rates["layer_4_decay"] == f"{0.5**3:.4g}"
     assert rates["layer_7_decay"] == "1"
+
+
+def test_the_dry_run_takes_the_weight_decay_that_the_run_has(print_layer_decay, tmp_path, capsys):
+    pytest.importorskip("mmseg")
+    path = tmp_path / "own.py"
+    optimizer = "dict(_delete_=True, type='AdamW', lr=1e-4)"
+    path.write_text(f"_base_ = {str(UPERNET)!r}\noptim_wrapper = dict(optimizer={optimizer})\n")
+    assert print_layer_decay.main([str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    decays = {line.split()[0]: line.split()[3] for line in lines if line.startswith("layer_")}
+    assert (decays["layer_7_decay"], decays["layer_7_no_decay"]) == ("0.01", "0")
 
 
 @pytest.mark.parametrize(

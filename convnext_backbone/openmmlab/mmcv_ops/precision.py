@@ -31,6 +31,8 @@ def copy_gradients(
     leaves = [at_least_float32(tensor).detach().requires_grad_() for tensor in inputs]
     with torch.enable_grad():
         output = function(*leaves)
+    if not output.requires_grad:  # it depends on none of them, as a mean over no sample
+        return
     grads = torch.autograd.grad(output, leaves, at_least_float32(grad_output).to(output))
     for target, grad in zip(targets, grads, strict=True):
         target.copy_(grad)

@@ -6,11 +6,12 @@ mmdet drops most malformed boxes in silence, and ends in the middle of an epoch 
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from ..config_walk import iter_named_dicts, split_metrics
-from .coco import Annotation, CocoSet, kept_categories
+from .coco import Annotation, kept_categories
 from .data_report import DataReport, list_quoted
+from .datasets import CocoSet
 from .errors import UsageError
 from .image_checks import show_progress, spread
 
@@ -25,7 +26,7 @@ def check_annotations(data: CocoSet, report: DataReport) -> None:
     Raises:
         UsageError: One is malformed, or mmdet would drop all of them.
     """
-    path, own, sizes = data.path, data.of_classes, data.sizes
+    path, own, sizes = data.ann_file, data.of_classes, data.sizes
     categories = kept_categories(data.coco, data.classes)
     for annotation in show_progress(data.annotations, f"checking the annotations of {path}"):
         is_own = annotation["category_id"] in categories
@@ -54,16 +55,17 @@ def check_annotations(data: CocoSet, report: DataReport) -> None:
         _check_crowds(data)
 
 
+def _refuse(annotation: Annotation, path: str, text: str) -> NoReturn:
+    raise UsageError(f"annotation file {path!r}: annotation {annotation['id']!r} has {text}")
+
+
 def _check_box(annotation: Annotation, path: str, fits: Callable[[Any], bool]) -> None:
     for key, expected in (("bbox", 4), ("area", 1)):
         value = annotation[key]
         numbers = value if key == "bbox" and isinstance(value, list) else [value]
         if len(numbers) != expected or not all(fits(number) for number in numbers):
             kind = "four finite numbers [x, y, width, height]" if expected == 4 else "a number"
-            raise UsageError(
-                f"annotation file {path!r}: annotation {annotation['id']!r} has the {key} "
-                f"{value!r}, which is not {kind}"
-            )
+            _refuse(annotation, path, f"the {key} {value!r}, which is not {kind}")
 
 
 def _is_number(value: Any) -> bool:
@@ -106,17 +108,15 @@ def _check_crowds(data: CocoSet) -> None:
     for annotation in data.of_classes:
         crowd = annotation.get("iscrowd")
         if crowd is not None and not _is_number(crowd):
-            raise UsageError(
-                f"annotation file {data.path!r}: annotation {annotation['id']!r} has the iscrowd "
-                f"{crowd!r}, which is neither 0 nor 1"
-            )
+            text = f"the iscrowd {crowd!r}, which is neither 0 nor 1"
+            _refuse(annotation, data.ann_file, text)
 
 
 def _check_masks(data: CocoSet, kept: Sequence[Annotation], report: DataReport) -> None:
     """Check that a pipeline which loads masks finds them in every annotation that mmdet keeps."""
     if not data.loads_masks:
         return
-    path = data.path
+    path = data.ann_file
     without = [a for a in kept if not a.get("segmentation")]
     if without:
         raise UsageError(
@@ -126,25 +126,21 @@ def _check_masks(data: CocoSet, kept: Sequence[Annotation], report: DataReport) 
         )
     for annotation in kept:
         if not _is_segmentation(annotation["segmentation"]):
-            raise UsageError(
-                f"annotation file {path!r}: annotation {annotation['id']!r} has a 'segmentation' "
-                "that is neither a list of polygons [[x1, y1, x2, y2, ...], ...] nor a run-length "
-                "encoding with 'size' and 'counts'"
+            text = (
+                "a 'segmentation' that is neither a list of polygons [[x1, y1, x2, y2, ...], ...] "
+                "nor a run-length encoding with 'size' and 'counts'"
             )
+            _refuse(annotation, path, text)
     run_lengths = list(filter(is_run_length, kept))
     for annotation in run_lengths:
         width, height = data.sizes[annotation["image_id"]]
         size, counts = (annotation["segmentation"][key] for key in ("size", "counts"))
         if isinstance(counts, list) and sum(counts) != height * width:
-            raise UsageError(
-                f"annotation file {path!r}: annotation {annotation['id']!r} has a run-length mask "
-                f"of {sum(counts)} pixels, but its image has {height} x {width}"
-            )
+            text = f"{sum(counts)} pixels, but its image has {height} x {width}"
+            _refuse(annotation, path, f"a run-length mask of {text}")
         if list(size) != [height, width]:
-            raise UsageError(
-                f"annotation file {path!r}: annotation {annotation['id']!r} has a run-length mask "
-                f"of the size (height, width) {size}, but its image has {[height, width]}"
-            )
+            text = f"the size (height, width) {size}, but its image has {[height, width]}"
+            _refuse(annotation, path, f"a run-length mask of {text}")
     sample = spread(run_lengths, None if report.everything else _MAX_MASKS)
     for annotation in show_progress(sample, f"checking the masks of {path}"):
         _check_compressed(annotation, path)
@@ -175,10 +171,7 @@ def _check_compressed(annotation: Annotation, path: str) -> None:
         try:
             coco_mask.decode(mask)
         except ValueError as error:
-            raise UsageError(
-                f"annotation file {path!r}: annotation {annotation['id']!r} has a run-length mask "
-                f"that cannot be read: {error}"
-            ) from error
+            _refuse(annotation, path, f"a run-length mask that cannot be read: {error}")
 
 
 def check_limits(data: CocoSet, report: DataReport) -> None:
@@ -192,7 +185,7 @@ def check_limits(data: CocoSet, report: DataReport) -> None:
         crowded = [i for i, n in objects.items() if isinstance(limit, int) and 0 <= limit < n]
         if crowded:
             report.warn(
-                f"annotation file {data.path!r}: {len(crowded)} images have more objects than "
+                f"annotation file {data.ann_file!r}: {len(crowded)} images have more objects than "
                 f"{where}.max_per_img={limit}, such as id {crowded[0]!r} with {objects[crowded[0]]}"
             )
 

@@ -6,12 +6,20 @@ few meanings; the default scope of the config decides which applies.
 
 import argparse
 import ast
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from mmengine.config import DictAction
 
 from ...utils.commandline import OneLineParser
+
+_BRACKETS = ("(", "[", "{", "dict(")
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")  # one text between its quotation marks
+# A dict or an item that is one: braces inside a word, as in "epoch_{}.pth", make none.
+_HOLDS_DICT = re.compile(r"(^|[\[(,]\s*)(dict\(|\{.*\}\s*($|[\]),]))", re.DOTALL)
+_OUTER_BLANKS = re.compile(r"(?<=[,(\[]) +| +(?=[,)\]])")  # those around the items of a list
+_BLANK = "\0"  # stands for a blank inside an item; no argument of a program holds it
 
 
 class ConfigOptions(argparse.Action):
@@ -44,16 +52,42 @@ def read_options(pairs: Sequence[str]) -> dict[str, Any]:
         try:
             if not equals or not all(key.split(".")):
                 raise ValueError("not key=value")
-            holds_dict = "dict(" in value or "{" in value
-            read = _read_text if holds_dict else DictAction._parse_iterable
-            options[key] = read(value)
-        except (AssertionError, RecursionError, SyntaxError, ValueError) as error:
+            options[key] = _read_value(value.strip())
+        except (AssertionError, RecursionError, SyntaxError, TypeError, ValueError) as error:
             raise ValueError(f"must be key=value pairs, got {pair!r}") from error
     return options
 
 
-def _read_text(text: str) -> Any:
-    return _read_literal(ast.parse(text.strip(), mode="eval").body)
+def _read_value(text: str) -> Any:
+    """Read lists and dicts as Python writes them, lists of words as mmengine does, or one word.
+
+    Quotation marks around the whole keep its commas; what they enclose may be a number, or a list.
+    """
+    quoted = _QUOTED.fullmatch(text) is not None
+    whole = text[1:-1] if quoted else text
+    if not whole.startswith(_BRACKETS) and (quoted or "," not in whole):
+        return DictAction._parse_int_float_bool(whole)
+    holds_dict = _HOLDS_DICT.search(whole)
+    if holds_dict or "'" in whole or '"' in whole:
+        try:
+            items = _read_literal(ast.parse(f"[{whole}]", mode="eval").body)
+            return items if len(items) > 1 or whole.endswith(",") else items[0]
+        except (SyntaxError, ValueError):
+            if holds_dict:
+                raise
+    return _read_words(whole)
+
+
+def _read_words(text: str) -> Any:
+    """Read lists of words as mmengine does, which drops the blanks inside them."""
+    kept = _OUTER_BLANKS.sub("", text).replace(" ", _BLANK)
+    return _restore_blanks(DictAction._parse_iterable(kept))
+
+
+def _restore_blanks(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(map(_restore_blanks, value))
+    return value.replace(_BLANK, " ") if isinstance(value, str) else value
 
 
 def _read_literal(node: ast.expr) -> Any:
@@ -62,7 +96,7 @@ def _read_literal(node: ast.expr) -> Any:
     ValueError: it holds anything else, which would have to be run.
     """
     if isinstance(node, ast.Name):
-        return node.id
+        return DictAction._parse_int_float_bool(node.id)  # true, false and words
     if isinstance(node, ast.List | ast.Tuple):
         items = [_read_literal(item) for item in node.elts]
         return items if isinstance(node, ast.List) else tuple(items)
@@ -129,16 +163,21 @@ def test_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that training and testing share."""
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--cfg-options`."""
     parser.add_argument(
         "--cfg-options",
         nargs="+",
         action=ConfigOptions,
         metavar="KEY=VALUE",
         help='override settings of the config; lists as key="[a,b]" or key=a,b, nested ones as '
-        'key="[(a,b),(c,d)]", without spaces',
+        'key="[(a,b),(c,d)]"; a comma inside a word as key="\'a,b\'"',
     )
+
+
+def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that training and testing share."""
+    add_cfg_options(parser)
     parser.add_argument(
         "--no-check",
         action="store_true",

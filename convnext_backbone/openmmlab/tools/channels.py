@@ -22,6 +22,8 @@ from .typed import TypedOptions
 
 # Necks that yield `num_outs` levels: those of their inputs, then each of twice the last stride.
 _PYRAMIDS = ("FPN", "PAFPN", "FPN_CARAFE", "NASFPN", "CSPNeXtPAFPN", "YOLOXPAFPN", "ChannelMapper")
+# Necks that list the channels of their inputs from the deepest map on.
+_FROM_DEEPEST = ("YOLOV3Neck",)
 # Heads whose `strides` are those of their levels; others, as SOLO's, resize what they read.
 _HEADS = ("FCOSHead", "VFNetHead", "YOLOXHead", "CenterNetUpdateHead", "Mask2FormerHead")
 # What stands on one map of its own: the semantic branch of HTC and SCNet, the masks of CondInst.
@@ -66,8 +68,7 @@ def fit_channels(cfg: Config, typed: TypedOptions) -> None:
         several = isinstance(neck, Sequence)
         first, where = (neck[0], "model.neck.0") if several else (neck, "model.neck")
         if "in_channels" in first:
-            every = isinstance(first.in_channels, Sequence)
-            channels = list(backbone.channels) if every else backbone.channels[-1]
+            channels = _neck_channels(first, backbone)
             _set_channels(first, "in_channels", channels, where, typed)
         return
     for key in ("decode_head", "auxiliary_head", "panoptic_head"):
@@ -110,6 +111,18 @@ def build_backbone(settings: Mapping[str, Any]) -> ConvNextBackbone:
             f"model.backbone: {error}; in out_indices 0 is the stem, as in Hugging Face, and the "
             "stages begin at 1"
         ) from error
+
+
+def _neck_channels(neck: ConfigDict, backbone: ConvNextBackbone) -> int | list[int]:
+    """Return the channels of every map, or of the last, in the order in which the neck lists them.
+
+    A neck that is not known may read them in reverse, which a list that falls shows.
+    """
+    given, channels, name = neck.in_channels, list(backbone.channels), type_name(neck)
+    if not isinstance(given, Sequence):
+        return channels[-1]
+    falls = name not in _PYRAMIDS and sorted(given) != list(given) == sorted(given, reverse=True)
+    return channels[::-1] if falls or name in _FROM_DEEPEST else channels
 
 
 def _fit_head(

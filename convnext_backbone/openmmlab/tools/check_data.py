@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ...utils.commandline import EXIT_USAGE, OneLineParser, print_error
-from .arguments import ConfigOptions
+from .arguments import add_cfg_options
 from .config import load_config
 from .config_checks import check_files, check_types
 from .data_checks import check_data_contents
@@ -31,13 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--splits", nargs="+", choices=_SPLITS, default=_SPLITS, help="by default all that it has"
     )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=ConfigOptions,
-        metavar="KEY=VALUE",
-        help="override settings of the config, as for tools/train.py",
-    )
+    add_cfg_options(parser)
     args = parser.parse_args(argv)
     try:
         cfg = load_config(args.config, args.cfg_options, ("model", "train_dataloader"))

@@ -14,7 +14,7 @@ from ...weights.torch_files import CheckpointError, read_torch_file, with_user_t
 from ..config_walk import class_count_key, is_remote, iter_heads, split_datasets
 from ..patches.mmengine_safe_globals import mmengine_types
 from .data_report import DataReport, list_quoted
-from .datasets import class_names
+from .datasets import resolve_dataset
 from .errors import UsageError
 from .loading import advise_config, first_other_class, trained_classes
 from .processes import print_once
@@ -85,7 +85,8 @@ def check_classes(cfg: Config, split: str) -> None:
     numbers = [head[class_count_key(head)] for head, _ in iter_heads(cfg.model)]
     for dataset, where in split_datasets(cfg, split):
         with DefaultScope.overwrite_default_scope(cfg.default_scope):
-            classes = class_names(dataset)
+            source = resolve_dataset(dataset)
+        classes = source.classes if source else ()
         index = first_other_class(trained, classes)
         if index is None or len(classes) not in numbers:
             continue

@@ -4,10 +4,9 @@ import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from ..config_walk import choose_indices, is_remote
+from ..config_walk import is_remote
 from .errors import UsageError
 
 Annotation = Mapping[str, Any]
@@ -82,66 +81,6 @@ def forget_coco() -> None:
     _read.cache_clear()
 
 
-@dataclass(frozen=True)
-class CocoSet:
-    """A data set of a config with what its annotation file holds.
-
-    Attributes:
-        coco: The contents of the file.
-        path: The file.
-        classes: The names of the classes, in order.
-        dataset: The data set's part of the config.
-        where: The name of that part.
-    """
-
-    coco: Mapping[str, Any]
-    path: str
-    classes: Sequence[str]
-    dataset: Mapping[str, Any]
-    where: str
-
-    @property
-    def trains(self) -> bool:
-        """Whether mmdet filters its images, as it does to train."""
-        return not self.dataset.get("test_mode")
-
-    @functools.cached_property
-    def sizes(self) -> Mapping[Any, tuple[float, float]]:
-        """The width and height of each image, by its id."""
-        return {image["id"]: (image["width"], image["height"]) for image in self.coco["images"]}
-
-    @functools.cached_property
-    def images(self) -> Sequence[Mapping[str, Any]]:
-        """The images that mmdet opens."""
-        return images_in_use(self.coco, self.classes, self.dataset)
-
-    @functools.cached_property
-    def listed(self) -> Sequence[Annotation]:
-        """The annotations of its images."""
-        return [a for a in self.coco.get("annotations", ()) if a["image_id"] in self.sizes]
-
-    @functools.cached_property
-    def annotations(self) -> Sequence[Annotation]:
-        """Those of them that mmdet unpacks: to train not those to ignore."""
-        return [a for a in self.listed if not (self.trains and a.get("ignore"))]
-
-    @functools.cached_property
-    def of_classes(self) -> Sequence[Annotation]:
-        """Those of them that it keeps: mmdet passes over other categories."""
-        kept = kept_categories(self.coco, self.classes)
-        return [a for a in self.annotations if a["category_id"] in kept]
-
-    @property
-    def loads_masks(self) -> bool:
-        """Whether its pipeline does."""
-        return any(step.get("with_mask") for step in self.dataset.get("pipeline") or ())
-
-    @property
-    def filter_cfg(self) -> Mapping[str, Any]:
-        """What mmdet filters them by."""
-        return self.dataset.get("filter_cfg") or {}
-
-
 def category_names(
     coco: Mapping[str, Any], path: str, classes: Sequence[str] | None = None
 ) -> tuple[str, ...]:
@@ -167,25 +106,3 @@ def category_names(
 def kept_categories(coco: Mapping[str, Any], classes: Sequence[str]) -> set[Any]:
     """Return the ids of the categories that are among the classes."""
     return {category["id"] for category in coco["categories"] if category["name"] in classes}
-
-
-def images_in_use(
-    coco: Mapping[str, Any], classes: Sequence[str], dataset: Mapping[str, Any]
-) -> Sequence[Mapping[str, Any]]:
-    """Return the images that mmdet's `CocoDataset` opens: to train, those that its filter keeps."""
-    return choose_indices(_filter_images(coco, classes, dataset), dataset)
-
-
-def _filter_images(
-    coco: Mapping[str, Any], classes: Sequence[str], dataset: Mapping[str, Any]
-) -> list[Mapping[str, Any]]:
-    rules = dataset.get("filter_cfg") or {}
-    if dataset.get("test_mode") or not rules:
-        return coco["images"]
-    images = [i for i in coco["images"] if min(i["width"], i["height"]) >= rules.get("min_size", 0)]
-    if not rules.get("filter_empty_gt"):
-        return images
-    kept = kept_categories(coco, classes)
-    annotations = coco.get("annotations", ())
-    with_objects = {a["image_id"] for a in annotations if a["category_id"] in kept}
-    return [image for image in images if image["id"] in with_objects]

@@ -18,9 +18,9 @@ from ..config_walk import (
     split_metrics,
 )
 from .annotation_checks import check_annotations, check_limits, is_run_length
-from .coco import CocoSet, category_names, read_coco
+from .coco import category_names, read_coco
 from .data_report import DataReport, count_table, list_quoted
-from .datasets import annotation_path, class_names, image_folder
+from .datasets import CocoSet, DataSource, load_coco, resolve_dataset
 from .errors import UsageError
 from .image_checks import MAX_IMAGES, ImageReader, check_exist, show_progress, spread
 
@@ -28,22 +28,20 @@ _OTHER_SIZE = 0.02  # relative difference between an image's size and its entry'
 _READ = ("id", "file_name", "width", "height")  # by mmdet of an image
 
 
-def check_coco(dataset: Mapping[str, Any], where: str, report: DataReport) -> None:
+def check_coco(source: DataSource, report: DataReport) -> None:
     """Check one data set: categories, annotations, masks, number of classes, images.
 
     Raises:
         UsageError: Something does not fit or cannot be read.
     """
-    path = annotation_path(dataset)
-    if not path:
+    if not source.ann_file:
         return
     unlabelled = _only_predicts(report)
-    coco = read_coco(path, unlabelled=unlabelled)
-    data = CocoSet(coco, path, class_names(dataset), dataset, where)
+    data = load_coco(source, unlabelled=unlabelled)
     _check_categories(data, report)
     check_num_classes(report, len(data.classes))
-    if coco.get("annotations") or not unlabelled:
-        _check_references(coco, path, report)
+    if data.coco.get("annotations") or not unlabelled:
+        _check_references(data.coco, data.ann_file, report)
         _check_ids(data, report)
         check_annotations(data, report)
     check_limits(data, report)
@@ -59,7 +57,8 @@ def check_evaluators(report: DataReport) -> None:
         UsageError: The metric's file lacks some of them.
     """
     datasets = split_datasets(report.cfg, report.split)
-    own = annotation_path(datasets[0][0]) if len(datasets) == 1 else ""
+    source = resolve_dataset(datasets[0][0]) if len(datasets) == 1 else None
+    own = source.ann_file if source else ""
     if not own.endswith(".json"):
         return
     for metric, where in split_metrics(report.cfg, report.split):
@@ -102,7 +101,7 @@ def _only_predicts(report: DataReport) -> bool:
 
 
 def _check_categories(data: CocoSet, report: DataReport) -> None:
-    classes, path = data.classes, data.path
+    classes, path = data.classes, data.ann_file
     names = category_names(data.coco, path, classes)
     option = report.option(data.where, "metainfo.classes", "classes")
     absent = [name for name in classes if name not in names]
@@ -152,7 +151,7 @@ def _check_ids(data: CocoSet, report: DataReport) -> None:
     for kind, ids in twice.items():
         if ids:
             raise UsageError(
-                f"annotation file {data.path!r}: {len(ids)} ids of its {kind} occur more than "
+                f"annotation file {data.ann_file!r}: {len(ids)} ids of its {kind} occur more than "
                 f"once, such as {ids[0]!r}"
             )
     if report.split == "train":
@@ -161,7 +160,7 @@ def _check_ids(data: CocoSet, report: DataReport) -> None:
         words = {isinstance(entry["id"], str) for entry in data.coco[kind]}
         if len(words) > 1:
             raise UsageError(
-                f"annotation file {data.path!r}: of the ids of its {kind} some are numbers and "
+                f"annotation file {data.ann_file!r}: of the ids of its {kind} some are numbers and "
                 "some words, which pycocotools cannot sort"
             )
 
@@ -183,12 +182,12 @@ def _are_shifted(used: set[Any], ids: set[Any]) -> bool:
 
 def _check_filter(data: CocoSet, report: DataReport) -> None:
     """Report images that are too small for the filter of a training set."""
-    images, least = data.coco["images"], data.filter_cfg.get("min_size", 0)
-    small = sum(min(image["width"], image["height"]) < least for image in images)
+    sizes, least = data.sizes.values(), data.filter_cfg.get("min_size", 0)
+    small = sum(min(size) < least for size in sizes)
     if not data.trains or not small:
         return
     text = (
-        f"annotation file {data.path!r}: {small} of {len(images)} images are left out, because "
+        f"annotation file {data.ann_file!r}: {small} of {len(sizes)} images are left out, because "
         f"{data.where}.filter_cfg.min_size is {least} pixels"
     )
     if not data.images:
@@ -197,8 +196,8 @@ def _check_filter(data: CocoSet, report: DataReport) -> None:
 
 
 def _check_images(data: CocoSet, report: DataReport) -> None:
-    folder, path = image_folder(data.dataset), data.path
-    reader = ImageReader(data.dataset.get("pipeline"))
+    folder, path = data.folder("img"), data.ann_file
+    reader = ImageReader(data.pipeline)
     if is_remote(folder) or not reader.opens_files:
         return
     check_exist(folder, [image["file_name"] for image in data.images], path)
@@ -239,16 +238,16 @@ def _compare_sizes(
 
 
 def _summarize(data: CocoSet, report: DataReport) -> None:
-    coco, classes, path, where = data.coco, data.classes, data.path, data.where
+    coco, classes, path, where = data.coco, data.classes, data.ann_file, data.where
     names = {category["id"]: category["name"] for category in coco["categories"]}
     counts = Counter(names[a["category_id"]] for a in data.of_classes)
-    images = coco["images"]
-    lines = [f"{where}: {path}, {len(images):,} images, {sum(counts.values()):,} instances"]
+    sizes = list(data.sizes.values())
+    lines = [f"{where}: {path}, {len(sizes):,} images, {sum(counts.values()):,} instances"]
     if data.trains:
-        left_out = len(images) - len(data.images)
+        left_out = len(sizes) - len(data.images)
         if left_out:
             lines.append(f"  {left_out:,} images are left out of training (filter_cfg, indices)")
-    lines.append(_describe_sizes([(image["width"], image["height"]) for image in images]))
+    lines.append(_describe_sizes(sizes))
     lines.append(count_table([(name, counts[name]) for name in classes], "instances"))
     areas = sorted(max(a["area"], 0) ** 0.5 for a in data.of_classes)
     if areas:
@@ -263,7 +262,7 @@ def _summarize(data: CocoSet, report: DataReport) -> None:
         report.warn(f"{where}: annotation file {path!r} has no instance of {list_quoted(absent)}")
 
 
-def _describe_sizes(sizes: Sequence[tuple[int, int]]) -> str:
+def _describe_sizes(sizes: Sequence[tuple[float, float]]) -> str:
     (common, number), *_ = Counter(sizes).most_common(1) or [((0, 0), 0)]
     smallest, largest = (f(sizes, key=lambda s: s[0] * s[1], default=common) for f in (min, max))
     return (

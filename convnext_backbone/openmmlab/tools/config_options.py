@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from mmengine.registry import DATASETS, DefaultScope
 
 from ..config_walk import (
     class_count_key,
@@ -26,7 +27,7 @@ from .coco import category_names, read_coco
 from .datasets import count_training_images
 from .errors import UsageError
 from .image_size import apply_image_size
-from .schedule import LENGTHS, fit_schedule
+from .schedule import LENGTHS, fit_schedule, length_key
 from .typed import TypedOptions
 
 _REQUIRED = ("train_ann", "train_img", "val_ann", "val_img")
@@ -107,7 +108,7 @@ def apply_custom_dataset(cfg: Config, typed: TypedOptions) -> None:
     if "image_size" in options:
         apply_image_size(cfg, options["image_size"], typed)
     applied: Sequence[str] = ("image_size", "batch_size")
-    if any(name in options for name in LENGTHS):
+    if any(name in options for name in LENGTHS) and length_key(cfg) is not None:
         asked = any(typed.get(f"custom_dataset.{name}") is not None for name in LENGTHS)
         num_images = count_training_images(cfg, build=asked)
         if num_images is not None:
@@ -169,15 +170,29 @@ def _set_dataset(
         fill_in(dataset, "ann_file", annotations, ann_option)
         fill_in(dataset.data_prefix, "img", images, img_option, ".data_prefix")
         return
-    fill_in(dataset, "type", "BaseSegDataset", "")  # ADE20KDataset takes none but its own classes
+    published = _is_published(dataset.get("type"), cfg.default_scope)
+    if published:
+        fill_in(dataset, "type", "BaseSegDataset", "")  # ADE20KDataset takes its own classes only
     fill_in(dataset, "ann_file", "", "")  # a list of files of the other data set
     fill_in(dataset.data_prefix, "img_path", images, img_option, ".data_prefix")
     fill_in(dataset.data_prefix, "seg_map_path", annotations, ann_option, ".data_prefix")
-    reduce = options.get("reduce_zero_label", True)
-    fill_in(dataset, "reduce_zero_label", reduce, "custom_dataset.reduce_zero_label")
+    if published or "reduce_zero_label" in options:  # a type of the user's may set it itself
+        reduce = options.get("reduce_zero_label", True)
+        fill_in(dataset, "reduce_zero_label", reduce, "custom_dataset.reduce_zero_label")
     for step, place in iter_named_dicts(dataset.get("pipeline"), f"{where}.pipeline"):
-        if type_name(step) == "LoadAnnotations":
+        if type_name(step) == "LoadAnnotations" and "reduce_zero_label" in dataset:
             typed.fill_in(step, "reduce_zero_label", dataset.reduce_zero_label, where=place)
+
+
+def _is_published(type_: Any, scope: str) -> bool:
+    """Return whether a type of data set is one of mmsegmentation itself, not the user's."""
+    if isinstance(type_, str):
+        with (
+            DefaultScope.overwrite_default_scope(scope),
+            DATASETS.switch_scope_and_registry(None) as registry,
+        ):
+            type_ = registry.get(type_)
+    return getattr(type_, "__module__", "").startswith("mmseg.")
 
 
 def _set_metrics(cfg: Config, split: str, options: Mapping[str, Any], typed: TypedOptions) -> None:

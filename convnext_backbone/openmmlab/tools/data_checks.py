@@ -1,7 +1,6 @@
 """Checks of what the data sets of a run hold; each message names the file."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
@@ -9,7 +8,7 @@ from mmengine.registry import DefaultScope
 from ..config_walk import split_datasets
 from .coco_checks import check_coco, check_evaluators
 from .data_report import DataReport
-from .datasets import Reads, count_training_images, resolve_dataset
+from .datasets import COCO, LABEL_MAPS, count_training_images, resolve_dataset
 from .label_map_checks import check_label_maps
 from .schedule import schedule_warnings
 
@@ -41,7 +40,9 @@ def check_data_contents(
                 # The default test set is the validation set; once is enough.
                 if repr(dataset) not in checked:
                     checked.add(repr(dataset))
-                    _check_dataset(dataset, where, report)
+                    source = resolve_dataset(dataset, where)
+                    if source is not None and source.reads is not None:
+                        _CHECKS[source.reads](source, report)
             check_evaluators(report)
     if "train" in splits:
         num_images = count_training_images(cfg)
@@ -50,14 +51,4 @@ def check_data_contents(
     return report
 
 
-def _check_dataset(dataset: Mapping[str, Any], where: str, report: DataReport) -> None:
-    resolved = resolve_dataset(dataset)
-    if resolved is not None:
-        reads, settings = resolved
-        _CHECKS[reads](settings, where, report)
-
-
-_CHECKS: Mapping[Reads, Callable[[Mapping[str, Any], str, DataReport], None]] = {
-    Reads.COCO: check_coco,
-    Reads.LABEL_MAPS: check_label_maps,
-}
+_CHECKS = {COCO: check_coco, LABEL_MAPS: check_label_maps}

@@ -1,148 +1,168 @@
-"""What the data sets of a config are: their class, their names of classes, their files."""
+"""What the data sets of a config read: their class builds them, before it reads any file."""
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
-from enum import Enum
+from dataclasses import dataclass
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.fileio import list_dir_or_file
 from mmengine.registry import DATASETS, DefaultScope
 
-from ..config_walk import choose_indices, is_local, is_remote, join_root, type_name
-from .coco import images_in_use, read_coco
-from .errors import CONFIG_ERRORS, UsageError
+from ..config_walk import choose_indices, is_local, is_remote, type_name
+from .coco import Annotation, kept_categories, read_coco
+from .errors import CONFIG_ERRORS
 
-# The defaults of mmsegmentation's `BaseSegDataset`.
-_LABEL_MAP_DEFAULTS: Mapping[str, Any] = {
-    "img_suffix": ".jpg",
-    "seg_map_suffix": ".png",
-    "reduce_zero_label": False,
-}
+COCO, LABEL_MAPS = "CocoDataset", "BaseSegDataset"  # the classes whose files are checked
 # Data sets of others whose lengths add up, or are repeated.
 _WRAPPERS = ("ConcatDataset", "MultiImageMixDataset", "RepeatDataset")
-# What a data set may set in its constructor.
-_SETTINGS = ("ann_file", "data_prefix", "metainfo", "filter_cfg", "test_mode", *_LABEL_MAP_DEFAULTS)
 
 
-class Reads(Enum):
-    """What a data set reads, by the class of mmdet or mmsegmentation that reads it."""
+@dataclass(frozen=True)
+class DataSource:
+    """A data set of a config.
 
-    COCO = "CocoDataset"
-    LABEL_MAPS = "BaseSegDataset"
-
-
-def resolve_dataset(dataset: Mapping[str, Any]) -> tuple[Reads, Mapping[str, Any]] | None:
-    """Return what a data set reads, and its settings as its class completes them.
-
-    None where that is not known: a class of another kind, one that overrides a method of its base,
-    or one that cannot be built.
-
-    Raises:
-        UsageError: Its type is not registered.
+    Attributes:
+        config: Its part of the config.
+        where: The name of that part.
+        built: What its class made of it, with paths joined and defaults filled in.
+        reads: `COCO` or `LABEL_MAPS`; None for one that may read anything.
     """
-    type_ = dataset_class(dataset)
-    for reads in Reads:
-        classes = getattr(type_, "__mro__", ())
-        index = next((i for i, c in enumerate(classes) if _is_own(c, reads.value)), None)
-        if index == 0:
-            return reads, dataset
-        if index is not None and not any(_overrides(c, classes[index]) for c in classes[:index]):
-            complete = _complete(dataset)
-            return None if complete is None else (reads, complete)
+
+    config: Mapping[str, Any]
+    where: str
+    built: Any
+    reads: str | None
+
+    @property
+    def pipeline(self) -> Sequence[Mapping[str, Any]]:
+        """The steps that its images go through."""
+        return self.config.get("pipeline") or ()
+
+    @functools.cached_property
+    def classes(self) -> tuple[str, ...]:
+        """The names of its classes."""
+        classes = getattr(self.built, "metainfo", {}).get("classes") or ()
+        return (classes,) if isinstance(classes, str) else tuple(classes)
+
+    @property
+    def ann_file(self) -> str:
+        """The path of its annotation file; empty where no file is meant."""
+        path = getattr(self.built, "ann_file", "")
+        is_file = isinstance(path, str) and is_local(self.config) and not is_remote(path)
+        return path if is_file else ""
+
+    def folder(self, key: str) -> str:
+        """Return a folder of its `data_prefix`; empty where there is none."""
+        return self.built.data_prefix.get(key) or ""
+
+    def stems(self) -> Sequence[str] | None:
+        """List the images of folders of label maps without their suffix, as mmsegmentation does.
+
+        None where the folder is missing, or no folder is meant.
+        """
+        images, suffix = self.folder("img_path"), self.built.img_suffix
+        if os.path.isfile(self.ann_file):
+            with open(self.ann_file, encoding="utf-8") as file:
+                return choose_indices([line.strip() for line in file], self.config)
+        if not is_local(self.config) or is_remote(images) or not os.path.isdir(images):
+            return None
+        names = list_dir_or_file(images, list_dir=False, suffix=suffix, recursive=True)
+        return choose_indices([name[: -len(suffix)] for name in sorted(names)], self.config)
+
+
+@dataclass(frozen=True)
+class CocoSet(DataSource):
+    """A data set in COCO's format.
+
+    Attributes:
+        coco: The contents of its annotation file.
+    """
+
+    coco: Mapping[str, Any]
+
+    @property
+    def trains(self) -> bool:
+        """Whether mmdet filters its images, as it does to train."""
+        return not self.built.test_mode
+
+    @property
+    def filter_cfg(self) -> Mapping[str, Any]:
+        """What mmdet filters them by."""
+        return self.built.filter_cfg or {}
+
+    @property
+    def loads_masks(self) -> bool:
+        """Whether its pipeline does."""
+        return any(step.get("with_mask") for step in self.pipeline)
+
+    @functools.cached_property
+    def sizes(self) -> Mapping[Any, tuple[float, float]]:
+        """The width and height of each image, by its id."""
+        return {image["id"]: (image["width"], image["height"]) for image in self.coco["images"]}
+
+    @functools.cached_property
+    def images(self) -> Sequence[Mapping[str, Any]]:
+        """The images that mmdet's `CocoDataset` opens: to train, those that its filter keeps."""
+        images = list({image["id"]: image for image in self.coco["images"]}.values())
+        rules = self.filter_cfg if self.trains else {}
+        if rules:
+            least = rules.get("min_size", 0)
+            images = [image for image in images if min(image["width"], image["height"]) >= least]
+        if rules.get("filter_empty_gt"):
+            kept = kept_categories(self.coco, self.classes)
+            annotations = self.coco.get("annotations", ())
+            with_objects = {a["image_id"] for a in annotations if a["category_id"] in kept}
+            images = [image for image in images if image["id"] in with_objects]
+        return choose_indices(images, self.config)
+
+    @functools.cached_property
+    def listed(self) -> Sequence[Annotation]:
+        """The annotations of its images."""
+        return [a for a in self.coco.get("annotations", ()) if a["image_id"] in self.sizes]
+
+    @functools.cached_property
+    def annotations(self) -> Sequence[Annotation]:
+        """Those of them that mmdet unpacks: to train not those to ignore."""
+        return [a for a in self.listed if not (self.trains and a.get("ignore"))]
+
+    @functools.cached_property
+    def of_classes(self) -> Sequence[Annotation]:
+        """Those of them that it keeps: mmdet passes over other categories."""
+        kept = kept_categories(self.coco, self.classes)
+        return [a for a in self.annotations if a["category_id"] in kept]
+
+
+def load_coco(source: DataSource, *, unlabelled: bool = False) -> CocoSet:
+    """Read the annotation file of a data set, as `read_coco` does."""
+    coco = read_coco(source.ann_file, unlabelled=unlabelled)
+    return CocoSet(source.config, source.where, source.built, source.reads, coco)
+
+
+def resolve_dataset(dataset: Mapping[str, Any], where: str = "") -> DataSource | None:
+    """Build a data set without its files; None where that fails: the run's own error says why."""
+    try:
+        built = DATASETS.build({**dataset, "pipeline": [], "lazy_init": True})
+    except CONFIG_ERRORS:  # a constructor of the user's may raise anything
+        return None
+    return DataSource(dataset, where, built, _reads(type(built)))
+
+
+def _reads(type_: type) -> str | None:
+    """Name the class of mmdet or mmsegmentation that reads, unless a subclass reads otherwise."""
+    classes = type_.__mro__
+    for index, base in enumerate(classes):
+        own = base.__module__.startswith(("mmdet.", "mmseg."))
+        if own and base.__name__ in (COCO, LABEL_MAPS):
+            return None if any(_overrides(c, base) for c in classes[:index]) else base.__name__
     return None
-
-
-def _is_own(type_: type, name: str) -> bool:
-    return type_.__name__ == name and type_.__module__.startswith(("mmdet.", "mmseg."))
 
 
 def _overrides(type_: type, base: type) -> bool:
     """Return whether a class has other methods than its base, its constructor left aside."""
     names = [name for name in vars(type_) if name != "__init__" and hasattr(base, name)]
     return any(callable(getattr(type_, name)) for name in names)
-
-
-def _complete(dataset: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the settings of a data set after its constructor, which reads no file of it."""
-    try:
-        built = DATASETS.build({**dataset, "pipeline": [], "lazy_init": True})
-    except CONFIG_ERRORS:  # a constructor of the user's may raise anything
-        return None  # the run's own error names the argument
-    own = {name: getattr(built, name) for name in _SETTINGS if hasattr(built, name)}
-    return {**dataset, **own, "data_root": ""}  # its paths are joined
-
-
-def dataset_class(dataset: Mapping[str, Any]) -> Any:
-    """Return the class of a data set, looked up in the current default scope.
-
-    Raises:
-        UsageError: It is not registered.
-    """
-    type_ = dataset["type"]
-    if not isinstance(type_, str):
-        return type_
-    with DATASETS.switch_scope_and_registry(None) as registry:
-        found = registry.get(type_)
-    if found is None:
-        raise UsageError(f"data set type {type_!r} is not registered")
-    return found
-
-
-def class_names(dataset: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the classes that a data set will have: those of its config, or of its type."""
-    given = (dataset.get("metainfo") or {}).get("classes")
-    own = getattr(dataset_class(dataset), "METAINFO", {})
-    classes = given if given is not None else own.get("classes", ())
-    if isinstance(classes, str):
-        # mmengine takes a file with a name a line, too.
-        if os.path.isfile(classes):
-            with open(classes, encoding="utf-8") as file:
-                return tuple(line.strip() for line in file if line.strip())
-        return (classes,)
-    return tuple(classes)
-
-
-def annotation_path(dataset: Mapping[str, Any]) -> str:
-    """Return the path of a data set's annotation file; empty where no file is meant."""
-    path = dataset.get("ann_file") or ""
-    path = join_root(dataset.get("data_root"), path) if path else ""
-    return path if is_local(dataset) and not is_remote(path) else ""
-
-
-def image_folder(dataset: Mapping[str, Any]) -> str:
-    """Return the folder that the file names of a COCO data set are relative to."""
-    return join_root(dataset.get("data_root"), (dataset.get("data_prefix") or {}).get("img") or "")
-
-
-def label_map_folders(dataset: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the folders of images and of label maps; empty where there is none."""
-    prefix = dataset.get("data_prefix") or {}
-    root = dataset.get("data_root")
-    images, maps = (prefix.get(key) or "" for key in ("img_path", "seg_map_path"))
-    return (join_root(root, images) if images else "", join_root(root, maps) if maps else "")
-
-
-def list_stems(dataset: Mapping[str, Any]) -> Sequence[str] | None:
-    """List the images of folders of label maps without their suffix, as mmsegmentation does.
-
-    None where the folder is missing, or no folder is meant.
-    """
-    images, _ = label_map_folders(dataset)
-    suffix = label_map_settings(dataset)["img_suffix"]
-    path = annotation_path(dataset)
-    if os.path.isfile(path):
-        with open(path, encoding="utf-8") as file:
-            return choose_indices([line.strip() for line in file], dataset)
-    if not is_local(dataset) or is_remote(images) or not os.path.isdir(images):
-        return None
-    names = list_dir_or_file(images, list_dir=False, suffix=suffix, recursive=True)
-    return choose_indices([name[: -len(suffix)] for name in sorted(names)], dataset)
-
-
-def label_map_settings(dataset: Mapping[str, Any]) -> dict[str, Any]:
-    """Return suffixes and `reduce_zero_label` of folders of label maps."""
-    return {key: dataset.get(key, value) for key, value in _LABEL_MAP_DEFAULTS.items()}
 
 
 def count_training_images(cfg: Config, *, build: bool = False) -> int | None:
@@ -176,18 +196,15 @@ def _count_images(dataset: Any) -> int | None:
         if len(known) < len(counts) or type_name(dataset) not in _WRAPPERS:
             return None
         return sum(known) * dataset.get("times", 1)
-    resolved = resolve_dataset(dataset)
-    if resolved is None or not is_local(dataset):
+    source = resolve_dataset(dataset)
+    if source is None or source.reads is None or not is_local(dataset):
         return None
-    reads, dataset = resolved
-    if reads is Reads.COCO:
-        path = annotation_path(dataset)
-        if not path:  # of a storage
-            return None
-        if not os.path.isfile(path):
+    if source.reads == COCO:
+        path = source.ann_file
+        if path and not os.path.isfile(path):
             raise FileNotFoundError(path)
-        return len(images_in_use(read_coco(path), class_names(dataset), dataset))
-    stems = list_stems(dataset)
+        return len(load_coco(source).images) if path else None
+    stems = source.stems()
     if not stems:
-        raise FileNotFoundError(label_map_folders(dataset)[0])
+        raise FileNotFoundError(source.folder("img_path"))
     return len(stems)

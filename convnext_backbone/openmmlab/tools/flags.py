@@ -4,7 +4,7 @@ import argparse
 import copy
 import importlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
@@ -117,39 +117,35 @@ def enable_drawing(cfg: Config, args: argparse.Namespace) -> None:
         cfg.visualizer.save_dir = args.show_dir
 
 
-def enable_detector_tta(cfg: Config, path: str) -> None:
-    """Wrap a detector for test-time augmentation; the default averages over a mirrored copy.
+def enable_tta(cfg: Config, path: str) -> None:
+    """Wrap the model for test-time augmentation; a detector's averages over a mirrored copy.
 
     Raises:
-        UsageError: The detector predicts masks.
+        UsageError: The detector predicts masks, or a segmentor's config does not describe it.
     """
+    datasets = [dataset for dataset, _ in iter_datasets(cfg.test_dataloader.dataset)]
+    if cfg.default_scope == "mmdet":
+        _describe_detector_tta(cfg, datasets[0].pipeline)
+    for key in ("tta_model", "tta_pipeline"):
+        if key not in cfg:
+            raise UsageError(f"--tta: config {path!r} has no {key!r}")
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    for dataset in datasets:
+        dataset.pipeline = cfg.tta_pipeline
+
+
+def _describe_detector_tta(cfg: Config, pipeline: Sequence[ConfigDict]) -> None:
     if (cfg.model.get("roi_head") or cfg.model).get("mask_head") is not None:
         raise UsageError("--tta: mmdet's test-time augmentation merges boxes, not masks")
     if "tta_model" not in cfg:
         nms = {"type": "nms", "iou_threshold": 0.5}
         cfg.tta_model = {"type": "DetTTAModel", "tta_cfg": {"nms": nms, "max_per_img": 100}}
-    dataset, _ = next(iter_datasets(cfg.test_dataloader.dataset))
     if "tta_pipeline" not in cfg:
         keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
         mirror = [{"type": "RandomFlip", "prob": prob} for prob in (1.0, 0.0)]
         pack = {"type": "PackDetInputs", "meta_keys": (*keys, "flip", "flip_direction")}
         augment = {"type": "TestTimeAug", "transforms": [mirror, [pack]]}
-        cfg.tta_pipeline = [*copy.deepcopy(dataset.pipeline[:-1]), augment]
-    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-    dataset.pipeline = cfg.tta_pipeline
-
-
-def enable_segmentor_tta(cfg: Config, path: str) -> None:
-    """Wrap a segmentor for test-time augmentation.
-
-    Raises:
-        UsageError: The config does not describe the augmentation.
-    """
-    for key in ("tta_model", "tta_pipeline"):
-        if key not in cfg:
-            raise UsageError(f"--tta: config {path!r} has no {key!r}")
-    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
-    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+        cfg.tta_pipeline = [*copy.deepcopy(pipeline[:-1]), augment]
 
 
 def dump_detections(cfg: Config, out: str) -> None:
@@ -186,8 +182,8 @@ def for_scope(
 
 
 ENABLE_TTA: Mapping[str, Callable[[Config, str], None]] = {
-    "mmdet": enable_detector_tta,
-    "mmseg": enable_segmentor_tta,
+    "mmdet": enable_tta,
+    "mmseg": enable_tta,
 }
 KEEP_PREDICTIONS: Mapping[str, Callable[[Config, str], None]] = {
     "mmdet": dump_detections,

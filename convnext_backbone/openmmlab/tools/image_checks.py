@@ -63,7 +63,8 @@ class ImageReader:
                 with Image.open(path) as image:
                     if not self._is_complete(path, image.format):
                         image.load()
-                    turned = image.getexif().get(_ORIENTATION, 1) >= 5
+                    # Pillow's method for PNG decodes the whole file to look for EXIF at its end.
+                    turned = Image.Image.getexif(image).get(_ORIENTATION, 1) >= 5
                     as_loaded = image.format in _COMMON and not turned
                     return image.size if as_loaded else self._load(path)
             except Image.DecompressionBombError:

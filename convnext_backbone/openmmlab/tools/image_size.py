@@ -34,26 +34,20 @@ def apply_image_size(cfg: Config, image_size: Any, typed: TypedOptions) -> None:
     factor = min(box) / min(_published_size(cfg, box))
     for step, where in _iter_steps(cfg):
         for key in _RESIZING:
-            if key in step and not typed.covers(f"{where}.{key}"):
+            if key in step:
                 whole = where.startswith("tta_pipeline")  # its sizes are factors of the test's
-                step[key] = _map_sizes(
-                    step[key], functools.partial(_fit, factor=factor, box=box, whole=whole)
-                )
-        for key in _CROPPING:
-            if _is_size(step.get(key)) and not typed.covers(f"{where}.{key}"):
-                step[key] = _crop(step[key], factor)
+                fit = functools.partial(_fit, factor=factor, box=box, whole=whole)
+                typed.fill_in(step, key, _map_sizes(step[key], fit), where=where)
+        _crop_all(step, where, _CROPPING, factor, typed)
     for split in ("train", "val", "test"):
         for dataset, where in split_datasets(cfg, split):
             if not typed.covers(f"{where}.pipeline"):
                 _add_resize(dataset.get("pipeline"), box, split)
     model = cfg.model
     for part, where in iter_named_dicts(model.get("test_cfg") or {}, "model.test_cfg"):
-        for key in ("crop_size", "stride"):  # of sliding windows
-            if _is_size(part.get(key)) and not typed.covers(f"{where}.{key}"):
-                part[key] = _crop(part[key], factor)
+        _crop_all(part, where, ("crop_size", "stride"), factor, typed)  # of sliding windows
     preprocessor = model.get("data_preprocessor") or {}
-    if _is_size(preprocessor.get("size")) and not typed.covers("model.data_preprocessor.size"):
-        preprocessor["size"] = _crop(preprocessor["size"], factor)
+    _crop_all(preprocessor, "model.data_preprocessor", ("size",), factor, typed)
 
 
 def _read_size(value: Any) -> Size:
@@ -110,9 +104,13 @@ def _iter_steps(
 
 
 def _map_sizes(value: Any, function: Callable[[Size], Size]) -> Any:
-    """Apply `function` to one size, or to each of a list of sizes."""
+    """Apply `function` to one size, or to each of a list of sizes; an integer is a square."""
+    if isinstance(value, int):
+        value = (value, value)
     if _is_size(value):
         return function(value)
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return value
     return [function(size) if _is_size(size) else size for size in value]
 
 
@@ -130,6 +128,14 @@ def _fit(size: Size, factor: float, box: Size, whole: bool) -> Size:
         for side, limit in zip(sorted(size)[::-1], sorted(box)[::-1], strict=True)
     )
     return (long, short) if size[0] > size[1] else (short, long)
+
+
+def _crop_all(
+    part: ConfigDict, where: str, keys: Sequence[str], factor: float, typed: TypedOptions
+) -> None:
+    for key in keys:
+        if _is_size(part.get(key)):
+            typed.fill_in(part, key, _crop(part[key], factor), where=where)
 
 
 def _crop(size: Sequence[int], factor: float) -> Size:

@@ -20,7 +20,7 @@ from ..config_walk import (
 )
 from .coco_checks import check_num_classes
 from .data_report import DataReport, count_table, list_quoted
-from .datasets import class_names, dataset_class, label_map_folders, label_map_settings, list_stems
+from .datasets import DataSource
 from .errors import UsageError
 from .image_checks import MAX_IMAGES, ImageReader, check_exist, show_progress, spread
 
@@ -33,36 +33,30 @@ _WITH_NO_OBJECT = ("SideAdapterCLIPHead",)
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
-def check_label_maps(dataset: Mapping[str, Any], where: str, report: DataReport) -> None:
+def check_label_maps(source: DataSource, report: DataReport) -> None:
     """Check one data set: files, sizes, labels, classes, heads.
 
     Raises:
         UsageError: Something does not fit or cannot be read.
     """
-    images, maps = label_map_folders(dataset)
-    stems = list_stems(dataset)
+    images, maps = source.folder("img_path"), source.folder("seg_map_path")
+    stems, suffix = source.stems(), source.built.img_suffix
     if stems is None or not maps or is_remote(maps):
         return
-    settings = label_map_settings(dataset)
-    suffix = settings["img_suffix"]
-    _check_suffixes(images, maps, suffix, bool(stems), where, report)
-    if ImageReader(dataset.get("pipeline")).opens_files:
+    _check_suffixes(images, maps, suffix, bool(stems), source.where, report)
+    if ImageReader(source.pipeline).opens_files:
         check_exist(images, [stem + suffix for stem in stems], images)
-    classes = class_names(dataset)
-    _check_classes(classes, where, report)
-    check_num_classes(report, len(classes))
-    if _reads_label_maps(dataset):
-        check_exist(maps, [stem + settings["seg_map_suffix"] for stem in stems], images)
-        _check_contents(dataset, stems, where, report)
-
-
-def _reads_label_maps(dataset: Mapping[str, Any]) -> bool:
-    """Return whether mmsegmentation's own step reads them from files; others may read anything."""
-    steps = [step for step, _ in iter_named_dicts(dataset.get("pipeline") or (), "")]
-    loads = [s for s in steps if type_name(s) == "LoadAnnotations"]
-    return bool(loads) and all(
-        is_local(step) and step.get("imdecode_backend") != "tifffile" for step in loads
-    )
+    _check_classes(source.classes, source.where, report)
+    check_num_classes(report, len(source.classes))
+    steps = [step for step, _ in iter_named_dicts(source.pipeline, "")]
+    loads = [step for step in steps if type_name(step) == "LoadAnnotations"]
+    # mmsegmentation's own step reads them from files; others may read anything.
+    if loads and all(is_local(s) and s.get("imdecode_backend") != "tifffile" for s in loads):
+        check_exist(maps, [stem + source.built.seg_map_suffix for stem in stems], images)
+        # Of another resolution, they are resized to the size of their images; an evaluation is not.
+        resizes = report.split == "train" and any("Resize" in type_name(step) for step in steps)
+        backend = loads[0].get("imdecode_backend", "pillow")
+        _check_contents(source, stems, resizes, backend, report)
 
 
 @dataclass
@@ -83,61 +77,22 @@ class _Seen:
 
 
 def _check_contents(
-    dataset: Mapping[str, Any], stems: Sequence[str], where: str, report: DataReport
+    source: DataSource,
+    stems: Sequence[str],
+    resizes: bool,
+    backend: str | None,
+    report: DataReport,
 ) -> None:
     """Open images and label maps, check each pair and what all hold together."""
-    images, _ = label_map_folders(dataset)
-    settings = label_map_settings(dataset)
-    classes = class_names(dataset)
-    values = _Values(dataset, classes, settings["reduce_zero_label"], _void_labels(report))
-    sample = spread(stems, None if report.everything else _MAX_LABEL_MAPS)
-    seen = _read_pairs(dataset, sample, values, where, report)
-    others = set(stems).difference(sample)
-    reader = ImageReader(dataset.get("pipeline"))
-    for stem in spread(sorted(others), MAX_IMAGES):
-        reader.check(os.path.join(images, stem + settings["img_suffix"]))
-    values.check_all(seen.counts, where, report, len(sample), len(stems))
-    if seen.scaled:
-        report.warn(
-            f"{where}: {len(seen.scaled)} label maps have another resolution than their images, "
-            f"such as {seen.scaled[0]!r}; they can be trained on, not evaluated"
-        )
-    if seen.void:
-        report.warn(
-            f"{where}: {len(seen.void)} label maps are void throughout, such as {seen.void[0]!r}"
-        )
-    _check_batch(report, len(seen.sizes))
-    per_class = values.per_class(seen.counts)
-    num_void = seen.counts.sum() - per_class.sum()
-    read = f", {len(sample):,} of them read" if others else ""
-    (common, _), *_ = seen.sizes.most_common(1)
-    lines = [
-        f"{where}: {images}, {len(stems):,} images{read}",
-        f"  image sizes: {len(seen.sizes)}, most often {common[0]} x {common[1]}",
-        count_table([*zip(classes, per_class, strict=True), ("(void)", num_void)], "pixels"),
-    ]
-    report.summaries.append("\n".join(lines))
-
-
-def _read_pairs(
-    dataset: Mapping[str, Any],
-    stems: Sequence[str],
-    values: "_Values",
-    where: str,
-    report: DataReport,
-) -> _Seen:
-    images, maps = label_map_folders(dataset)
-    settings = label_map_settings(dataset)
+    where, built, reader, seen = source.where, source.built, ImageReader(source.pipeline), _Seen()
+    images, maps = source.folder("img_path"), source.folder("seg_map_path")
+    values = _Values(source, _void_labels(report))
     option = report.option(where, "reduce_zero_label", "reduce_zero_label")
-    reader = ImageReader(dataset.get("pipeline"))
-    steps = [step for step, _ in iter_named_dicts(dataset.get("pipeline") or (), "")]
-    # Of another resolution, they are resized to the size of their images; an evaluation is not.
-    resizes = report.split == "train" and any("Resize" in type_name(step) for step in steps)
-    seen = _Seen()
-    for stem in show_progress(stems, f"checking the label maps of {maps}"):
-        path = os.path.join(maps, stem + settings["seg_map_suffix"])
-        labels = _read_labels(path)
-        size = reader.check(os.path.join(images, stem + settings["img_suffix"]))
+    sample = spread(stems, None if report.everything else _MAX_LABEL_MAPS)
+    for stem in show_progress(sample, f"checking the label maps of {maps}"):
+        path = os.path.join(maps, stem + built.seg_map_suffix)
+        labels = _read_labels(path, backend)
+        size = reader.check(os.path.join(images, stem + built.img_suffix))
         if size is not None and size != labels.shape[::-1]:
             _check_proportions(labels, path, size, resizes)
             seen.scaled.append(path)
@@ -147,7 +102,28 @@ def _read_pairs(
         seen.counts += own
         if not values.per_class(own).any():
             seen.void.append(path)
-    return seen
+    others = set(stems).difference(sample)
+    for stem in spread(sorted(others), MAX_IMAGES):
+        reader.check(os.path.join(images, stem + built.img_suffix))
+    values.check_all(seen.counts, where, report, len(sample), len(stems))
+    for paths, what in (
+        (seen.scaled, "have another resolution than their images, such as {}; they can be trained "
+         "on, not evaluated"),
+        (seen.void, "are void throughout, such as {}"),
+    ):  # fmt: skip
+        if paths:
+            report.warn(f"{where}: {len(paths)} label maps {what.format(repr(paths[0]))}")
+    _check_batch(report, len(seen.sizes))
+    per_class = values.per_class(seen.counts)
+    num_void = seen.counts.sum() - per_class.sum()
+    read = f", {len(sample):,} of them read" if others else ""
+    (common, _), *_ = seen.sizes.most_common(1)
+    lines = [
+        f"{where}: {images}, {len(stems):,} images{read}",
+        f"  image sizes: {len(seen.sizes)}, most often {common[0]} x {common[1]}",
+        count_table([*zip(source.classes, per_class, strict=True), ("(void)", num_void)], "pixels"),
+    ]
+    report.summaries.append("\n".join(lines))
 
 
 def _check_batch(report: DataReport, num_sizes: int) -> None:
@@ -228,17 +204,30 @@ def _softmax_losses(report: DataReport) -> Iterator[tuple[Mapping[str, Any], str
                 yield loss, place
 
 
-def _read_labels(path: str) -> np.ndarray:
-    """Read a label map as `(H, W)` of uint8."""
+def _read_labels(path: str, backend: str | None) -> np.ndarray:
+    """Read a label map as `(H, W)` of uint8.
+
+    Pillow finds what is damaged. A palette, and more pixels than it opens, are read by the backend.
+    """
     try:
         with Image.open(path) as image:
-            labels = np.asarray(image)
+            labels, differs = np.asarray(image), image.mode == "P"
+    except Image.DecompressionBombError as error:
+        if backend == "pillow":
+            raise UsageError(f"label map {path!r} cannot be read: {error}") from error
+        differs = True
     except (OSError, SyntaxError, ValueError) as error:
         raise UsageError(f"label map {path!r} cannot be read: {error}") from error
+    reader = ""
+    if differs and backend != "pillow":
+        import mmcv
+
+        labels = mmcv.imread(path, flag="unchanged", backend=backend).squeeze()
+        reader = f" with imdecode_backend={backend!r}, and one with 'pillow'"
     if labels.ndim != 2:
         raise UsageError(
-            f"label map {path!r} has {labels.shape[2]} channels; a label map has one, whose values "
-            "are the classes"
+            f"label map {path!r} has {labels.shape[2]} channels{reader}; a label map has one, "
+            "whose values are the classes"
         )
     if labels.dtype != np.bool_ and not 0 <= labels.min() <= labels.max() < _VALUES:
         raise UsageError(
@@ -262,21 +251,17 @@ class _Values:
     """The values of label maps and the classes that they stand for.
 
     Args:
-        dataset: The data set.
-        classes: Its classes.
-        reduced: `reduce_zero_label`: 0 is void and class k has the value k + 1.
+        source: The data set. With `reduce_zero_label` 0 is void and class k has the value k + 1.
         void: The labels that are ignored.
     """
 
-    def __init__(
-        self, dataset: Mapping[str, Any], classes: Sequence[str], reduced: bool, void: set[int]
-    ) -> None:
-        self.classes, self.reduced = classes, reduced
+    def __init__(self, source: DataSource, void: set[int]) -> None:
+        self.classes, self.reduced = source.classes, source.built.reduce_zero_label
         # Reducing turns 0 into 255, and leaves 255 as it is.
-        self.void = {k + reduced if k < _IGNORED_LABEL - reduced else k for k in void}
-        own = dataset_class(dataset).METAINFO.get("classes")
+        self.void = {k + self.reduced if k < _IGNORED_LABEL - self.reduced else k for k in void}
         # Of a type's own classes some may be chosen; the others become void.
-        self.names = tuple(own) if own is not None else tuple(classes)
+        own = source.built.METAINFO.get("classes")
+        self.names = tuple(own) if own is not None else self.classes
 
     def per_class(self, counts: np.ndarray) -> np.ndarray:
         """Return the numbers of pixels of each class, from those of each value."""

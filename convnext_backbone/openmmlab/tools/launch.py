@@ -9,7 +9,7 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from mmengine.config import Config
@@ -19,9 +19,11 @@ from mmengine.runner import FlexibleRunner, Runner
 from ...utils.commandline import EXIT_USAGE, print_error
 from ...utils.files import DISK_FULL
 from .arguments import test_parser, train_parser
-from .checkpoint_checks import check_checkpoint, check_start
+from .checkpoint_checks import check_checkpoint, check_classes, check_start
 from .coco import forget_coco
 from .config import NEEDED, load_config
+from .config_checks import check_files, check_model, check_types
+from .data_checks import check_data_contents
 from .errors import BUILD_ERRORS, UsageError, describe_error, naming_config
 from .flags import (
     ENABLE_TTA,
@@ -35,13 +37,14 @@ from .flags import (
     set_run,
 )
 from .option_checks import check_folders, check_loop, check_optimizer
-from .preflight import check_run
-from .processes import is_main_process, leave_processes, prepare_processes, print_once
+from .processes import is_main_process, leave_processes, prepare_processes, print_once, set_launcher
 from .run_hook import RunHook
 from .schedule import check_length
 from .terminal import QUIET_RUNNERS, hold_back_chatter
 from .typed import TypedOptions
 
+# Which data loaders and evaluators a command uses.
+SPLITS: Mapping[str, Sequence[str]] = {"train": ("train", "val"), "test": ("test",)}
 EXIT_INTERRUPTED = 130  # a shell's exit code of a program that SIGINT ended
 
 
@@ -61,6 +64,7 @@ def _run(
     prepare: Callable[[Config, argparse.Namespace], None],
 ) -> int:
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    set_launcher(args.launcher)
     hold_back_chatter()
     cfg = Config()
     try:
@@ -98,11 +102,21 @@ def _run(
 def check_before_run(cfg: Config, args: argparse.Namespace, command: str) -> None:
     """Check files, data and model in the main process, and print what is odd.
 
+    mmengine finds a missing image only when a worker opens it, and a wrong type only after the work
+    directory and the log exist.
+
     Raises:
         UsageError: A check found a mistake.
     """
     if is_main_process() and not args.no_check:
-        for warning in check_run(cfg, command):
+        splits = SPLITS[command]
+        check_files(cfg, splits)
+        check_types(cfg, splits)
+        if command == "test" or cfg.get("resume"):  # a training may begin with other classes
+            check_classes(cfg, splits[0])
+        report = check_data_contents(cfg, splits)
+        check_model(cfg)
+        for warning in report.warnings:
             print_once(f"warning: {warning}")
     forget_coco()
 

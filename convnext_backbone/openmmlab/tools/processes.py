@@ -16,14 +16,14 @@ from .errors import UsageError
 
 GLOO_REST = 0.2  # seconds
 DDP_WRAPPER: Mapping[str, Any] = {"type": "MMDistributedDataParallel", "broadcast_buffers": False}
-# The variables in which torchrun, Slurm and Open MPI give a process its rank.
-RANKS = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
-# The variables in which they give it the number of processes, by the name of the launcher.
-WORLD_SIZES: Mapping[str, str] = {
-    "pytorch": "WORLD_SIZE",
-    "slurm": "SLURM_NTASKS",
-    "mpi": "OMPI_COMM_WORLD_SIZE",
+# By the name of the launcher, the variables in which torchrun, Slurm and Open MPI give a process
+# its rank and the number of processes. Without a launcher they are those of something else.
+LAUNCHERS: Mapping[str, tuple[str, str]] = {
+    "pytorch": ("RANK", "WORLD_SIZE"),
+    "slurm": ("SLURM_PROCID", "SLURM_NTASKS"),
+    "mpi": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
 }
+_NO_VARIABLES = ("", "")
 # mmengine's strategies that work without a GPU: the wrapper of a config that names none, and the
 # option that keeps any wrapper off the GPU of the process's local rank.
 STRATEGIES_ON_CPU: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
@@ -32,13 +32,22 @@ STRATEGIES_ON_CPU: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
 }
 
 
+_launcher = "none"  # of this process, as its command line names it
+
+
+def set_launcher(launcher: str) -> None:
+    """Set what started this process, before anything is printed."""
+    global _launcher
+    _launcher = launcher
+
+
 def is_main_process() -> bool:
     """Return whether this is the process of a distributed run that prints.
 
     Needed before mmengine has set up the run, when there are only the launcher's variables.
     """
-    ranks = (os.environ[name] for name in RANKS if name in os.environ)
-    return next(ranks, "0") == "0"
+    rank, _ = LAUNCHERS.get(_launcher, _NO_VARIABLES)
+    return os.environ.get(rank, "0") == "0"
 
 
 def print_once(message: str) -> None:
@@ -49,7 +58,8 @@ def print_once(message: str) -> None:
 
 def count_processes(cfg: Config) -> int:
     """Return how many processes the run's launcher started, before mmengine has set up the run."""
-    return int(os.environ.get(WORLD_SIZES.get(cfg.get("launcher", "none"), ""), 1))
+    _, number = LAUNCHERS.get(cfg.get("launcher", "none"), _NO_VARIABLES)
+    return int(os.environ.get(number, 1))
 
 
 def prepare_processes(cfg: Config) -> None:

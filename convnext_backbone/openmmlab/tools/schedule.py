@@ -15,6 +15,7 @@ from .typed import TypedOptions
 
 LENGTHS = ("epochs", "iters")  # of `custom_dataset`
 _WARM_UPS = ("LinearLR", "ConstantLR", "QuadraticWarmupLR")
+_FIRST_FACTORS: Mapping[str, str] = {"LinearLR": "start_factor", "ConstantLR": "factor"}
 _BY_METRIC = "ReduceOnPlateau"  # such a scheduler waits for validations, whatever the length
 _DURATIONS = ("T_max", "step_size", "total_steps")  # of a scheduler
 _MAX_WARM_UP = 500  # iterations
@@ -28,12 +29,13 @@ def iterations_per_epoch(cfg: Config, num_images: int) -> int:
     loader = cfg.train_dataloader
     share = math.ceil(num_images / count_processes(cfg))
     rounded = math.floor if loader.get("drop_last") else math.ceil
-    return max(1, rounded(share / loader.batch_size))
+    number = max(1, rounded(share / loader.get("batch_size", 1)))  # torch's default
+    return min(number, loader.get("num_batch_per_epoch") or number)
 
 
-def is_by_epoch(cfg: Config) -> bool:
-    """Return whether the training loop counts epochs."""
-    return "max_iters" not in cfg.train_cfg
+def length_key(cfg: Config) -> str | None:
+    """Return the name of the length of the training loop; None for a loop of another kind."""
+    return next((key for key in ("max_iters", "max_epochs") if key in cfg.train_cfg), None)
 
 
 def fit_schedule(
@@ -53,7 +55,9 @@ def fit_schedule(
     Raises:
         UsageError: Both were given, or one of them and another length of the loop.
     """
-    unit, key = ("epochs", "max_epochs") if is_by_epoch(cfg) else ("iters", "max_iters")
+    key = length_key(cfg)
+    assert key is not None
+    unit = key.removeprefix("max_")
     per_epoch = iterations_per_epoch(cfg, num_images)
     ends = {by_epoch: _last_end(cfg, by_epoch) for by_epoch in (True, False)}
     # A typed length of the loop says nothing about the one that the schedulers are made for.
@@ -137,12 +141,13 @@ def _scale_schedulers(
     warm_ups = [scheduler for scheduler in schedulers if is_warm_up(scheduler)]
     others = [scheduler for scheduler in schedulers if not is_warm_up(scheduler)]
     warm_up_ends: dict[int, int] = {}  # the published one -> the new one
+    most = max(1, min(_MAX_WARM_UP, int(total * _MAX_WARM_UP_PART)))
     for scheduler in warm_ups:
         end = _in_iterations(scheduler, scheduler.end, per_epoch)
-        most = max(1, min(_MAX_WARM_UP, int(total * _MAX_WARM_UP_PART)))
         warm_up_ends[end] = scheduler.end = min(end, most)
-        if scheduler.end == 1:  # mmengine would stay at the first factor
-            scheduler.start_factor = scheduler.get("end_factor", 1.0)
+        factor = _FIRST_FACTORS.get(type_name(scheduler))
+        if scheduler.end == 1 and factor:  # mmengine would stay at it
+            scheduler[factor] = scheduler.get("end_factor", 1.0)
         _count_iterations(scheduler)
     for scheduler in others:
         before = ends[scheduler.get("by_epoch", True)]
@@ -215,6 +220,11 @@ def check_length(cfg: Config, typed: TypedOptions) -> None:
     for name in LENGTHS:
         value = typed.get(f"custom_dataset.{name}")
         if value is not None and options.get(name) is not None:
+            if length_key(cfg) is None:
+                raise UsageError(
+                    f"custom_dataset.{name}={value}: train_cfg ({type_name(cfg.train_cfg)}) has "
+                    "neither max_epochs nor max_iters"
+                )
             check_files(cfg, ("train",))
             raise UsageError(
                 f"custom_dataset.{name}={value}: the number of images of train_dataloader.dataset "
@@ -225,9 +235,11 @@ def check_length(cfg: Config, typed: TypedOptions) -> None:
 
 def schedule_warnings(cfg: Config, num_images: int) -> list[str]:
     """List what is odd about a schedule: a warm-up that hardly ends, steps that never come."""
-    key = "max_epochs" if is_by_epoch(cfg) else "max_iters"
+    key = length_key(cfg)
+    if key is None:
+        return []
     per_epoch = iterations_per_epoch(cfg, num_images)
-    total = cfg.train_cfg[key] * (per_epoch if is_by_epoch(cfg) else 1)
+    total = cfg.train_cfg[key] * (per_epoch if key == "max_epochs" else 1)
     advice = "custom_dataset.epochs or custom_dataset.iters fits the schedule to the training"
     found = []
     for scheduler, where in _iter_schedulers(cfg):

@@ -221,3 +221,13 @@ def test_deform_roi_pool_packs_train(features, rois):
         module = pack((2, 2), 3, deform_fc_channels=8, spatial_scale=SCALE).double()
         module(features, rois).square().sum().backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
+
+
+@pytest.mark.parametrize("ratio", [0, 2])
+@pytest.mark.parametrize("rois", [[], [[0.0, 3.0, 1.0, 3.0, 6.0]]], ids=["none", "of no width"])
+def test_regions_without_a_sample_have_a_gradient_of_zero(rois, ratio):
+    rois, features = torch.tensor(rois).reshape(-1, 5), torch.rand(1, 3, 8, 8, requires_grad=True)
+    pooled = ops.DeformRoIPool((2, 2), 1.0, ratio)(features, rois)
+    pooled.sum().backward()
+    if ratio == 0 or not len(rois):
+        assert not features.grad.any()

@@ -23,9 +23,11 @@ from mmseg.registry import DATASETS as SEGMENTATION_SETS
 
 from convnext_backbone.openmmlab.config_walk import iter_heads
 from convnext_backbone.openmmlab.tools.coco_checks import check_num_classes
+from convnext_backbone.openmmlab.tools.config_checks import check_types
+from convnext_backbone.openmmlab.tools.config_options import apply_options
 from convnext_backbone.openmmlab.tools.data_checks import check_data_contents
 from convnext_backbone.openmmlab.tools.data_report import DataReport
-from convnext_backbone.openmmlab.tools.datasets import class_names, count_training_images
+from convnext_backbone.openmmlab.tools.datasets import count_training_images, resolve_dataset
 from convnext_backbone.openmmlab.tools.errors import UsageError
 
 from .test_data_checks import (
@@ -186,7 +188,9 @@ def test_heads_of_other_classes_than_the_datas_are_not_compared_with_it(package,
     folder = Path(find_spec(package).origin).parent / ".mim" / "configs"
     cfg = Config.fromfile(folder / name)
     with DefaultScope.overwrite_default_scope(package):
-        check_num_classes(DataReport(cfg), len(class_names(cfg.train_dataloader.dataset)))
+        check_num_classes(
+            DataReport(cfg), len(resolve_dataset(cfg.train_dataloader.dataset).classes)
+        )
 
 
 def test_heads_that_propose_or_are_asked_in_words_are_not_compared():
@@ -194,3 +198,59 @@ def test_heads_that_propose_or_are_asked_in_words_are_not_compared():
     words = {"type": "mmdet.GroundingDINOHead", "num_classes": 256}
     model = {"rpn_head": proposing, "bbox_head": words, "roi_head": {"bbox_head": [boxes]}}
     assert list(iter_heads(model)) == [(boxes, "model.roi_head.bbox_head.0")]
+
+
+@pytest.mark.parametrize("reduce", [None, False])
+def test_a_type_of_the_users_stays_where_custom_dataset_names_its_files(reduce, tmp_path):
+    SEGMENTATION_SETS.register_module(module=Streets, force=True)
+    path = tmp_path / "own.py"
+    path.write_text(
+        f"_base_ = {str(SEGMENTOR)!r}\ntrain_dataloader = dict(dataset=dict(type='Streets'))\n"
+    )
+    cfg = Config.fromfile(path)
+    options = write_segmentation(tmp_path / "seg")
+    if reduce is not None:
+        options["reduce_zero_label"] = reduce
+    cfg.merge_from_dict({"custom_dataset": options})
+    apply_options(cfg)
+    dataset = cfg.train_dataloader.dataset
+    assert dataset.type == "Streets"
+    assert cfg.val_dataloader.dataset.type == "BaseSegDataset"
+    assert dataset.data_root == str(tmp_path / "seg")
+    assert dict(dataset.data_prefix) == {"img_path": "train", "seg_map_path": "train/maps"}
+    assert dataset.get("reduce_zero_label") is reduce
+    if reduce is None:  # its constructor sets it
+        assert count_training_images(cfg) == 2
+
+
+def test_an_unknown_type_of_the_users_is_named_and_not_replaced(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(
+        f"_base_ = {str(SEGMENTOR)!r}\ntrain_dataloader = dict(dataset=dict(type='MyTiles'))\n"
+    )
+    cfg = prepared(path, custom_dataset=write_segmentation(tmp_path / "seg"))
+    with pytest.raises(UsageError, match=r"train_dataloader\.dataset\.type: 'MyTiles'"):
+        check_types(cfg, ("train",))
+
+
+class Frames:
+    """A data set that is none of mmengine's, and takes what any may be given."""
+
+    def __init__(self, **settings):
+        self.settings = settings
+
+    def __len__(self):
+        return 7
+
+
+def test_a_data_set_of_another_base_is_passed_over(tmp_path):
+    DETECTION_SETS.register_module(module=Frames, force=True)
+    cfg = prepared(DETECTOR, custom_dataset=write_detection(tmp_path))
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.dataset.type = "Frames"
+    assert check_data_contents(cfg, ("train", "val")).summaries == []
+    assert count_training_images(cfg) is None
+    assert count_training_images(cfg, build=True) == 7
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        source = resolve_dataset(cfg.train_dataloader.dataset)
+    assert (source.classes, source.ann_file) == ((), "")

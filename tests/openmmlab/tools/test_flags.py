@@ -12,6 +12,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 
 from convnext_backbone.openmmlab.checkpoint_hook import AtomicCheckpointHook
+from convnext_backbone.openmmlab.config_walk import split_datasets
 from convnext_backbone.openmmlab.tools import flags as run_flags
 
 
@@ -41,6 +42,26 @@ def test_mixed_precision_of_a_config_stays_only_where_there_is_a_gpu(
     assert cfg.optim_wrapper.type == kind
     assert ("loss_scale" in cfg.optim_wrapper) == (device == "cuda")
     assert ("float32" in capsys.readouterr().out) == (device == "cpu")
+
+
+@pytest.mark.parametrize("scope", ["mmdet", "mmseg"])
+@pytest.mark.parametrize("wrapper", [None, "ConcatDataset", "RepeatDataset"])
+def test_augmentation_reaches_the_data_set_inside_a_wrapper(scope, wrapper):
+    dataset = {"type": "OwnDataset", "pipeline": [{"type": "Load"}, {"type": "Pack"}]}
+    key, value = {"ConcatDataset": ("datasets", [dataset])}.get(wrapper, ("dataset", dataset))
+    settings = {
+        "default_scope": scope,
+        "model": {"type": "Own"},
+        "tta_model": {"type": "OwnTTAModel"},
+        "tta_pipeline": [{"type": "TestTimeAug"}],
+        "test_dataloader": {"dataset": {"type": wrapper, key: value} if wrapper else dataset},
+    }
+    cfg = Config(settings)
+    run_flags.enable_tta(cfg, "c.py")
+    assert cfg.model == {"type": "OwnTTAModel", "module": {"type": "Own"}}
+    ((inner, _),) = split_datasets(cfg, "test")
+    assert inner.pipeline == settings["tta_pipeline"]
+    assert wrapper is None or "pipeline" not in cfg.test_dataloader.dataset
 
 
 class Own(CheckpointHook):

@@ -14,7 +14,7 @@ from mmdet.datasets.samplers import AspectRatioBatchSampler
 from mmengine.config import Config
 from torch.utils.data import DataLoader, SequentialSampler
 
-from convnext_backbone.openmmlab.tools import launch
+from convnext_backbone.openmmlab.tools import launch, processes
 from convnext_backbone.openmmlab.tools.errors import UsageError
 from convnext_backbone.openmmlab.tools.run_hook import RunHook, images_per_step
 
@@ -35,6 +35,14 @@ def test_an_error_of_building_names_the_config():
 def test_an_error_of_training_is_not_touched(error):
     with pytest.raises(error, match="in a step"):
         fail(error("in a step"), begun=True)
+
+
+@pytest.mark.parametrize(("launcher", "lines"), [("none", 1), ("slurm", 0)])
+def test_an_error_is_printed_where_the_launchers_rank_is_0(launcher, lines, monkeypatch, capsys):
+    monkeypatch.setattr(processes, "_launcher", "none")
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    assert launch.train(["gone.py", "--launcher", launcher]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == lines
 
 
 def warn(*, then_fail):

@@ -9,7 +9,7 @@ pytestmark = pytest.mark.openmmlab
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
 
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 
 from convnext_backbone.openmmlab.tools import option_checks
 from convnext_backbone.openmmlab.tools.arguments import ConfigOptions
@@ -44,6 +44,27 @@ def parse(*pairs):
         ),
         ("{'type': 'Adam', 'betas': (0.9, -1)}", {"type": "Adam", "betas": (0.9, -1)}),
         ("dict(a=dict(b=[1, None, True]))", {"a": {"b": [1, None, True]}}),
+        ("/data/my cells", "/data/my cells"),
+        ("annotations (copy).json", "annotations (copy).json"),
+        ("(copy) 1.json", "(copy) 1.json"),
+        ("'my cells'", "my cells"),
+        ("('traffic light','stop sign')", ("traffic light", "stop sign")),
+        ("[traffic light, stop sign]", ["traffic light", "stop sign"]),
+        ("traffic light,stop sign", ["traffic light", "stop sign"]),
+        ("['a b',1]", ["a b", 1]),
+        ("['a b', c-d, 001]", ["a b", "c-d", 1]),
+        ("['a, b',\"it's\"]", ["a, b", "it's"]),
+        ("[it's,so]", ["it's", "so"]),
+        ("'a,b'", "a,b"),
+        ("'(0.9, 0.99)'", (0.9, 0.99)),  # the marks that cmd.exe leaves in place
+        (
+            "[dict(type='A, B', on=false, off=[true])]",
+            [{"type": "A, B", "on": False, "off": [True]}],
+        ),
+        ("[a, dict(b=1)]", ["a", {"b": 1}]),
+        ("iter_{}.pth", "iter_{}.pth"),
+        ("{}.pth", "{}.pth"),
+        ("runs/{a},b", ["runs/{a}", "b"]),
     ],
 )
 def test_values_are_numbers_words_lists_and_dicts(text, value):
@@ -51,11 +72,28 @@ def test_values_are_numbers_words_lists_and_dicts(text, value):
 
 
 @pytest.mark.parametrize(
-    "pair", [".=5", "a..b=1", "=1", "a", "a=dict(b=", "a={1: exit()}", "a=dict(b=open('x'))"]
+    "pair",
+    [
+        *(".=5", "a..b=1", "=1", "a", "a=dict(b=", "a={1: exit()}", "a=dict(b=open('x'))"),
+        *("a={[1]: 2}", "a=[b, {c: exit()}]", "a=[1,2"),
+    ],
 )
 def test_what_is_no_pair_or_would_have_to_be_run_is_refused(pair):
     with pytest.raises(argparse.ArgumentError, match="key=value"):
         parse(pair)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("true", "False", "None", "1e-4", "001", "1_0", "0x10", "nan", "word", "a.b", "-1", ""),
+        *("(a)", "1,", "(1,)", "[]", "()", "[[1,2],(a)]", "3,[4]", "[1, true, None]", "'1'"),
+        "ann(1).json,x",
+    ],
+)
+def test_values_without_blanks_and_dicts_are_mmengines(text):
+    theirs = DictAction._parse_iterable(text)
+    assert repr(parse(f"key={text}")) == repr({"key": theirs})
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
@@ -23,7 +24,7 @@ pytestmark = [
 from mmengine.config import Config
 from mmengine.registry import DATASETS, PARAM_SCHEDULERS, init_default_scope
 
-from convnext_backbone.openmmlab.tools import image_checks
+from convnext_backbone.openmmlab.tools import image_checks, processes
 from convnext_backbone.openmmlab.tools.arguments import train_parser
 from convnext_backbone.openmmlab.tools.check_data import main
 from convnext_backbone.openmmlab.tools.config import load_config
@@ -158,6 +159,26 @@ def test_typed_outputs_replace_those_of_the_config(tmp_path):
     both.write_text(f"_base_ = '{DETECTOR}'\nmodel = dict(backbone=dict(out_indices=[0, 1, 2, 3]))")
     with pytest.raises(UsageError, match=r"got out_features=.* 0 is the stem"):
         typed(both)
+
+
+@pytest.mark.parametrize(
+    ("neck", "given", "filled"),
+    [
+        ("YOLOV3Neck", [1024, 512, 256], [320, 160, 80]),
+        ("YOLOV3Neck", [80, 160, 320], [320, 160, 80]),
+        ("OwnNeck", [320, 160, 80], [320, 160, 80]),
+        ("OwnNeck", [8, 16, 32], [80, 160, 320]),
+        ("FPN", [320, 160, 80], [80, 160, 320]),
+    ],
+)
+def test_a_neck_that_counts_from_the_deepest_map_gets_the_channels_in_its_order(
+    neck, given, filled, tmp_path
+):
+    path = tmp_path / "own.py"
+    settings = {"_delete_": True, "type": neck, "in_channels": given, "num_outs": 5}
+    path.write_text(f"_base_ = {str(FCOS)!r}\nmodel = dict(neck={settings!r})\n")
+    options = {"model.backbone.arch": "convnextv2_atto"}
+    assert list(typed(path, **options).model.neck.in_channels) == filled
 
 
 @pytest.mark.parametrize(
@@ -480,6 +501,18 @@ def test_an_image_that_is_listed_twice_is_one(other, tmp_path):
         checked(cfg, "train")
 
 
+def test_an_image_that_is_listed_twice_counts_once(tmp_path):
+    images = coco()["images"]
+    data = write_detection(tmp_path, coco(images=[*images, dict(images[0])]))
+    cfg = typed(DETECTOR, {**data, "epochs": 40, "batch_size": 1})
+    init_default_scope("mmdet")
+    assert len(DATASETS.build({**cfg.train_dataloader.dataset, "pipeline": []})) == 2
+    assert cfg.param_scheduler[1].end == 80
+    (summary,) = checked(cfg, "train").summaries
+    assert "2 images" in summary.splitlines()[0]
+    assert "left out" not in summary
+
+
 def test_images_to_predict_on_need_no_annotations(tmp_path):
     data = write_detection(tmp_path)
     unlabelled = {k: v for k, v in coco().items() if k != "annotations"}
@@ -519,6 +552,22 @@ def test_an_orientation_in_exif_counts_as_the_loader_reads_it(turned, tmp_path):
             checked(cfg, "train")
         load = "train_dataloader.dataset.pipeline.0.color_type"
         checked(typed(DETECTOR, data, **{load: "unchanged"}), "train")
+
+
+@pytest.mark.parametrize("orientation", [None, 1, 6])
+def test_a_png_is_not_decoded_for_its_orientation(orientation, tmp_path, monkeypatch):
+    import mmcv
+
+    image, path = Image.new("RGB", (80, 60), "gray"), tmp_path / "1.png"
+    exif = image.getexif()
+    if orientation:
+        exif[0x0112] = orientation
+    image.save(path, exif=exif)
+    expected = mmcv.imread(path).shape[1::-1]
+    decoded, load = [], PngImageFile.load
+    monkeypatch.setattr(PngImageFile, "load", lambda file: decoded.append(file) or load(file))
+    assert image_checks.ImageReader([{"type": "LoadImageFromFile"}]).check(str(path)) == expected
+    assert not decoded
 
 
 def test_what_the_loader_of_the_pipeline_reads_is_not_refused(tmp_path):
@@ -745,6 +794,38 @@ def test_labels_of_16_bits_that_would_wrap_are_refused(tmp_path):
         checked(typed(SEGMENTOR, data), "train")
 
 
+def test_a_label_map_of_too_many_pixels_for_its_backend_is_named(tmp_path, monkeypatch):
+    data = write_segmentation(tmp_path)
+    for split in ("train", "val"):
+        for path in (tmp_path / split).glob("*.jpg"):
+            Image.new("RGB", (4, 4)).save(path)
+        for path in (tmp_path / split / "maps").iterdir():
+            Image.fromarray(np.array([[0, 1, 2]] * 8, np.uint8)).resize((8, 8), 0).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    with pytest.raises(UsageError, match=r"label map .*maps/a\.png' cannot be read: .*bomb"):
+        checked(typed(SEGMENTOR, data), "train")
+    backend = "train_dataloader.dataset.pipeline.1.imdecode_backend"
+    checked(typed(SEGMENTOR, data, **{backend: "cv2"}), "train")
+
+
+@pytest.mark.parametrize("backend", ["pillow", "cv2", None])
+def test_a_palette_is_refused_where_the_backend_reads_its_colours(backend, tmp_path):
+    data = write_segmentation(tmp_path)
+    for path in (tmp_path / "train" / "maps").iterdir():
+        with Image.open(path) as image:
+            labels = np.asarray(image)
+        indexed = Image.fromarray(labels, "L").convert("P")
+        indexed.putdata(labels.ravel().tolist())
+        indexed.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+        indexed.save(path)
+    option = "train_dataloader.dataset.pipeline.1.imdecode_backend"
+    cfg = typed(SEGMENTOR, data, **{option: backend})
+    message = rf"label map .*a\.png' has 3 channels with imdecode_backend={backend!r}"
+    reads = backend == "pillow"
+    with contextlib.nullcontext() if reads else pytest.raises(UsageError, match=message):
+        checked(cfg, "train")
+
+
 def test_a_label_map_damaged_in_the_middle_is_named(tmp_path):
     data = write_segmentation(tmp_path)
     path = tmp_path / "val" / "maps" / "b.png"
@@ -886,6 +967,66 @@ def test_a_training_too_short_for_a_warm_up_has_none(tmp_path):
     assert learning_rates(typed(SMALL_SEGMENTOR, data), 24)[0] == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize(
+    "warm_up",
+    [
+        {"type": "LinearLR", "start_factor": 0.1},
+        {"type": "ConstantLR", "factor": 0.1},
+        {"type": "mmdet.QuadraticWarmupLR"},
+        {"type": "LinearLR", "start_factor": 0.1, "end_factor": 0.5},
+    ],
+    ids=lambda scheduler: scheduler["type"],
+)
+def test_no_warm_up_is_left_in_a_training_of_few_iterations(warm_up, tmp_path):
+    import mmdet.engine.schedulers  # noqa: F401 - registers one of them
+
+    warm_up = {**warm_up, "by_epoch": False, "begin": 0, "end": 500}
+    step = {"type": "MultiStepLR", "milestones": [18], "end": 36}
+    path = tmp_path / "own.py"
+    path.write_text(f"_base_ = {str(DETECTOR)!r}\nparam_scheduler = [{warm_up!r}, {step!r}]\n")
+    data = {**write_detection(tmp_path), "iters": 10}
+    rates = learning_rates(typed(path, data), 10)
+    expected = warm_up.get("end_factor", 1.0)
+    assert rates == pytest.approx([expected] * 5 + [0.1 * expected] * 5)
+
+
+def own_loop(tmp_path):
+    path = tmp_path / "loop.py"
+    loop = {"_delete_": True, "type": "OwnLoop", "rounds": 3}
+    path.write_text(f"_base_ = {str(SMALL_DETECTOR)!r}\ntrain_cfg = {loop!r}\n")
+    return path
+
+
+def test_a_loop_of_another_kind_keeps_its_length(tmp_path):
+    path, data = own_loop(tmp_path), write_detection(tmp_path)
+    cfg = typed(path, data)
+    checked(cfg, "train")
+    check_length(cfg, TypedOptions())
+    assert dict(cfg.train_cfg) == {"type": "OwnLoop", "rounds": 3}
+    asked = {"custom_dataset.iters": 9}
+    with pytest.raises(UsageError, match=r"iters=9: train_cfg \(OwnLoop\) has neither max_epochs"):
+        check_length(typed(path, data, **asked), TypedOptions(asked))
+
+
+def test_a_loader_without_a_batch_size_takes_one_image(tmp_path):
+    path = tmp_path / "own.py"
+    dataset = Config.fromfile(DETECTOR).train_dataloader.dataset.to_dict()
+    path.write_text(
+        f"_base_ = {str(DETECTOR)!r}\n"
+        f"train_dataloader = dict(_delete_=True, num_workers=0, dataset={dataset!r})\n"
+    )
+    cfg = typed(path, write_detection(tmp_path), custom_dataset__epochs=40)  # of two images
+    assert cfg.param_scheduler[1].end == 80
+    checked(cfg, "train")
+
+
+@pytest.mark.parametrize(("most", "end"), [(1, 40), (3, 80), (None, 80)])
+def test_an_epoch_ends_after_num_batch_per_epoch(most, end, tmp_path):
+    data = {**write_detection(tmp_path), "epochs": 40, "batch_size": 1}  # of two images
+    cfg = typed(DETECTOR, data, train_dataloader__num_batch_per_epoch=most)
+    assert cfg.param_scheduler[1].end == end
+
+
 def test_a_typed_length_wins_over_the_configs_own(tmp_path):
     cfg = typed(SMALL_DETECTOR, write_detection(tmp_path), train_cfg__max_epochs=100)
     assert cfg.train_cfg.max_epochs == 100
@@ -917,6 +1058,19 @@ def test_images_fit_into_the_size_that_was_asked_for(path, tmp_path):
     train = DATASETS.build(cfg.train_dataloader.dataset)
     largest = max(max(train[0]["inputs"].shape[1:]) for _ in range(20))
     assert 32 <= largest <= 64 * 1.25
+
+
+def test_a_side_for_a_scale_follows_and_a_scale_of_another_kind_stays(tmp_path):
+    steps = [{"type": "LoadImageFromFile"}, {"type": "Resize", "scale": 1024}]
+    steps.append({"type": "OwnScale", "scale": None})
+    path = tmp_path / "own.py"
+    path.write_text(
+        f"_base_ = {str(DETECTOR)!r}\ntrain_dataloader = dict(dataset=dict(pipeline={steps!r}))\n"
+    )
+    cfg = typed(path, {**write_detection(tmp_path), "image_size": 400})
+    _, resize, own = cfg.train_dataloader.dataset.pipeline
+    assert resize.scale == (512, 512)  # a half, as 800 of the config's test becomes 400
+    assert own.scale is None
 
 
 @pytest.mark.parametrize("path", [SEGMENTOR, QUICK_SEGMENTOR, SMALL_SEGMENTOR])
@@ -1021,6 +1175,7 @@ def test_each_annotation_file_is_parsed_once(tmp_path, monkeypatch):
 )
 def test_the_main_process_checks_unless_told_not_to(rank, flags, refused, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(processes, "_launcher", "pytorch")
     cfg = typed(DETECTOR, write_detection(tmp_path))
     (tmp_path / "val" / "2.jpg").unlink()
     args = train_parser().parse_args([str(DETECTOR), *flags])

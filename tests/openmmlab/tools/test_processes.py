@@ -24,14 +24,22 @@ def test_only_pytorch_launches_processes_without_a_gpu(monkeypatch):
     assert not torch.distributed.is_initialized()
 
 
-@pytest.mark.parametrize("variable", ["RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"])
-def test_one_process_of_a_launcher_speaks(variable, monkeypatch, capsys):
-    for name in run_processes.RANKS:
+RANKS = {"pytorch": "RANK", "slurm": "SLURM_PROCID", "mpi": "OMPI_COMM_WORLD_RANK"}
+
+
+@pytest.mark.parametrize("launcher", ["none", *RANKS])
+@pytest.mark.parametrize("variable", RANKS.values())
+def test_one_process_of_a_launcher_speaks(launcher, variable, monkeypatch, capsys):
+    for name in RANKS.values():
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(run_processes, "_launcher", "none")
+    run_processes.set_launcher(launcher)
     for number in ("0", "1", "10"):
         monkeypatch.setenv(variable, number)
         run_processes.print_once(f"from {number}")
-    assert capsys.readouterr().out == "from 0\n"
+    # The variables of another launcher, as in a shell inside a Slurm job, are no rank.
+    count = 1 if variable == RANKS.get(launcher) else 3
+    assert capsys.readouterr().out.splitlines() == ["from 0", "from 1", "from 10"][:count]
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
-"""Mixed precision on the CPU, against torch's own autocast and a step done by hand."""
+"""Mixed precision on the CPU, against torch's own autocast and a step by hand; a change of type."""
 # ruff: noqa: E402 - imports follow the check that mmengine is there
+
+import functools
 
 import pytest
 import torch
@@ -8,10 +10,12 @@ from torch import nn
 pytestmark = pytest.mark.openmmlab
 pytest.importorskip("mmengine")
 
+from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper
+from mmengine.optim.optimizer import amp_optimizer_wrapper
 
 from convnext_backbone import ConvNextBackbone
-from convnext_backbone.openmmlab.cpu_amp import CpuAmpOptimWrapper
+from convnext_backbone.openmmlab.amp import CpuAmpOptimWrapper
 from convnext_backbone.openmmlab.optim import auto_amp_optim_wrapper
 
 LR = 0.5
@@ -93,3 +97,21 @@ def test_a_backbone_learns_the_same_to_the_precision_of_bfloat16():
 def test_what_a_cpu_cannot_do_is_refused(dtype):
     with pytest.raises(ValueError, match=r"optim_wrapper.dtype: on a CPU one of \('bfloat16',\)"):
         auto_amp_optim_wrapper(dtype=dtype, optimizer=sgd(nn.Linear(1, 1)))
+
+
+@pytest.mark.parametrize("before", ["bfloat16", "float16"])
+@pytest.mark.parametrize("after", ["bfloat16", "float16"])
+def test_a_run_goes_on_in_the_other_type(before, after, monkeypatch):
+    MMLogger.get_current_instance()  # asks for the GPUs' names when it is made
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(amp_optimizer_wrapper, "is_cuda_available", lambda: True)
+    scaler = functools.partial(torch.amp.GradScaler, "cpu")
+    monkeypatch.setattr(amp_optimizer_wrapper, "GradScaler", scaler)
+    model = nn.Linear(1, 1)
+    first, second = (
+        auto_amp_optim_wrapper(dtype=dtype, optimizer=sgd(model)) for dtype in (before, after)
+    )
+    first.optimizer.param_groups[0]["lr"] = 0.25
+    second.load_state_dict(first.state_dict())
+    assert second.optimizer.param_groups[0]["lr"] == 0.25
+    assert second.loss_scaler.is_enabled() == (after == "float16")
