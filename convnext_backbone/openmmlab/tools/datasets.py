@@ -26,7 +26,8 @@ class DataSource:
     Attributes:
         config: Its part of the config.
         where: The name of that part.
-        built: What its class made of it, with paths joined and defaults filled in.
+        built: What its class made of it, with paths joined and defaults filled in; the class
+            itself where that is of neither kind, as its constructor may read every image.
         reads: `COCO` or `LABEL_MAPS`; None for one that may read anything.
     """
 
@@ -43,7 +44,9 @@ class DataSource:
     @functools.cached_property
     def classes(self) -> tuple[str, ...]:
         """The names of its classes."""
-        classes = getattr(self.built, "metainfo", {}).get("classes") or ()
+        own = {**getattr(self.built, "METAINFO", {}), **(self.config.get("metainfo") or {})}
+        metainfo = own if isinstance(self.built, type) else getattr(self.built, "metainfo", {})
+        classes = metainfo.get("classes") or ()
         return (classes,) if isinstance(classes, str) else tuple(classes)
 
     @property
@@ -143,19 +146,27 @@ def load_coco(source: DataSource, *, unlabelled: bool = False) -> CocoSet:
 def resolve_dataset(dataset: Mapping[str, Any], where: str = "") -> DataSource | None:
     """Build a data set without its files; None where that fails: the run's own error says why."""
     try:
+        with DATASETS.switch_scope_and_registry(None) as registry:
+            type_ = dataset["type"]
+            type_ = registry.get(type_) if isinstance(type_, str) else type_
+        base = _known_base(type_)
+        if base is None:
+            return DataSource(dataset, where, type_, None)
         built = DATASETS.build({**dataset, "pipeline": [], "lazy_init": True})
     except CONFIG_ERRORS:  # a constructor of the user's may raise anything
         return None
-    return DataSource(dataset, where, built, _reads(type(built)))
+    # Unless a subclass reads otherwise.
+    above = type_.__mro__[: type_.__mro__.index(base)]
+    reads = None if any(_overrides(own, base) for own in above) else base.__name__
+    return DataSource(dataset, where, built, reads)
 
 
-def _reads(type_: type) -> str | None:
-    """Name the class of mmdet or mmsegmentation that reads, unless a subclass reads otherwise."""
-    classes = type_.__mro__
-    for index, base in enumerate(classes):
+def _known_base(type_: type) -> type | None:
+    """Return the class `COCO` or `LABEL_MAPS` of mmdet or mmsegmentation that one derives from."""
+    for base in type_.__mro__:
         own = base.__module__.startswith(("mmdet.", "mmseg."))
         if own and base.__name__ in (COCO, LABEL_MAPS):
-            return None if any(_overrides(c, base) for c in classes[:index]) else base.__name__
+            return base
     return None
 
 

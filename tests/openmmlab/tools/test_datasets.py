@@ -253,4 +253,4 @@ def test_a_data_set_of_another_base_is_passed_over(tmp_path):
     assert count_training_images(cfg, build=True) == 7
     with DefaultScope.overwrite_default_scope("mmdet"):
         source = resolve_dataset(cfg.train_dataloader.dataset)
-    assert (source.classes, source.ann_file) == ((), "")
+    assert (source.reads, source.ann_file) == (None, "")
