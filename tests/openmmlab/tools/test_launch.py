@@ -41,6 +41,7 @@ def test_an_error_of_training_is_not_touched(error):
 def test_an_error_is_printed_where_the_launchers_rank_is_0(launcher, lines, monkeypatch, capsys):
     monkeypatch.setattr(processes, "_launcher", "none")
     monkeypatch.setenv("SLURM_PROCID", "1")
+    monkeypatch.setenv("LOCAL_RANK", "0")  # a run sets it, and other libraries read it
     assert launch.train(["gone.py", "--launcher", launcher]) == 2
     assert len(capsys.readouterr().err.splitlines()) == lines
 
