@@ -63,7 +63,8 @@ def _run(
     command: str,
     prepare: Callable[[Config, argparse.Namespace], None],
 ) -> int:
-    os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    if args.launcher != "none":  # others, such as accelerate, take it for a distributed run
+        os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     set_launcher(args.launcher)
     hold_back_chatter()
     cfg = Config()

@@ -1,6 +1,7 @@
 """Which errors are the config's, and which warnings are shown."""
 # ruff: noqa: E402 - imports follow the check that OpenMMLab is there
 
+import os
 import warnings
 
 import pytest
@@ -35,6 +36,12 @@ def test_an_error_of_building_names_the_config():
 def test_an_error_of_training_is_not_touched(error):
     with pytest.raises(error, match="in a step"):
         fail(error("in a step"), begun=True)
+
+
+def test_a_run_without_a_launcher_leaves_no_rank_to_other_libraries(monkeypatch, capsys):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert launch.train(["gone.py"]) == 2
+    assert "LOCAL_RANK" not in os.environ
 
 
 @pytest.mark.parametrize(("launcher", "lines"), [("none", 1), ("slurm", 0)])
