@@ -30,12 +30,16 @@ def did_you_mean(value: Any, choices: Iterable[str]) -> str:
 
 
 @contextmanager
-def errors_about(source: object) -> Iterator[None]:
-    """Make a ValueError, or a TypeError, of what a source holds a ValueError that names it."""
+def errors_about(source: object, kept: type[ValueError] = ValueError) -> Iterator[None]:
+    """Make a ValueError, or a TypeError, of what a source holds a ValueError that names it.
+
+    An error of the class `kept` stays one.
+    """
     try:
         yield
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{source}: {error}") from error
+        kind = kept if isinstance(error, kept) else ValueError
+        raise kind(f"{source}: {error}") from error
 
 
 def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:

@@ -4,8 +4,7 @@ import dataclasses
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from ..archs import ARCHS, FAMILIES, UNSEEN, USUAL, unseen_fields
 from ..models.config import ConvNextConfig
-from ..utils.checks import shorten_list
+from ..utils.checks import errors_about, shorten_list
 from .catalogue import WeightEntry
 from .layouts import (
     LayoutMatch,
@@ -84,7 +83,7 @@ class NativeWeights:
 
     def fields(self) -> dict[str, Any]:
         """Return the fields of `ConvNextConfig` that the weights and their config.json imply."""
-        with _prefix_errors(self.source):
+        with errors_about(self.source, UnknownLayoutError):
             found = infer_fields(self.tensors)
         layout = self.match.layout
         usual = {**UNSEEN, "norm_layer": found["norm_layer"]}
@@ -125,17 +124,6 @@ class Unseen:
         return f"{values}: {self.origin}"
 
 
-@contextmanager
-def _prefix_errors(source: str) -> Iterator[None]:
-    """Put the source's name in front of a ValueError."""
-    try:
-        yield
-    except UnknownLayoutError as error:
-        raise UnknownLayoutError(f"{source}: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
-
-
 def open_weights(
     source: str | os.PathLike[str],
     *,
@@ -162,7 +150,7 @@ def open_weights(
     """
     origin = resolve(source, revision=revision, subfolder=subfolder)
     checkpoint = read_checkpoint(origin.weights(), ema=ema, mmap=mmap)
-    with _prefix_errors(origin.name):
+    with errors_about(origin.name, UnknownLayoutError):
         match = recognise({k: tuple(v.shape) for k, v in checkpoint.tensors.items()}, prefix)
         converted = convert(checkpoint.tensors, match, projection=True)
     if origin.entry is not None:

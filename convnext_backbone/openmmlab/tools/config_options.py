@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import DATASETS, DefaultScope
+from mmengine.registry import DefaultScope
 
 from ..config_walk import (
     class_count_key,
@@ -24,7 +24,7 @@ from ..config_walk import (
 )
 from .channels import find_backbone, fit_channels
 from .coco import category_names, read_coco
-from .datasets import count_training_images
+from .datasets import count_training_images, find_class
 from .errors import UsageError
 from .image_size import apply_image_size
 from .schedule import LENGTHS, fit_schedule, length_key
@@ -186,13 +186,8 @@ def _set_dataset(
 
 def _is_published(type_: Any, scope: str) -> bool:
     """Return whether a type of data set is one of mmsegmentation itself, not the user's."""
-    if isinstance(type_, str):
-        with (
-            DefaultScope.overwrite_default_scope(scope),
-            DATASETS.switch_scope_and_registry(None) as registry,
-        ):
-            type_ = registry.get(type_)
-    return getattr(type_, "__module__", "").startswith("mmseg.")
+    with DefaultScope.overwrite_default_scope(scope):
+        return getattr(find_class(type_), "__module__", "").startswith("mmseg.")
 
 
 def _set_metrics(cfg: Config, split: str, options: Mapping[str, Any], typed: TypedOptions) -> None:

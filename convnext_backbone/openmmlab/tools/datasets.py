@@ -146,9 +146,7 @@ def load_coco(source: DataSource, *, unlabelled: bool = False) -> CocoSet:
 def resolve_dataset(dataset: Mapping[str, Any], where: str = "") -> DataSource | None:
     """Build a data set without its files; None where that fails: the run's own error says why."""
     try:
-        with DATASETS.switch_scope_and_registry(None) as registry:
-            type_ = dataset["type"]
-            type_ = registry.get(type_) if isinstance(type_, str) else type_
+        type_ = find_class(dataset["type"])
         base = _known_base(type_)
         if base is None:
             return DataSource(dataset, where, type_, None)
@@ -159,6 +157,14 @@ def resolve_dataset(dataset: Mapping[str, Any], where: str = "") -> DataSource |
     above = type_.__mro__[: type_.__mro__.index(base)]
     reads = None if any(_overrides(own, base) for own in above) else base.__name__
     return DataSource(dataset, where, built, reads)
+
+
+def find_class(type_: Any) -> Any:
+    """Return the class of a data set's type, in the default scope; None for an unknown name."""
+    if not isinstance(type_, str):
+        return type_
+    with DATASETS.switch_scope_and_registry(None) as registry:
+        return registry.get(type_)
 
 
 def _known_base(type_: type) -> type | None:

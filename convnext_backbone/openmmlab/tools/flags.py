@@ -167,24 +167,17 @@ def write_label_maps(cfg: Config, out: str) -> None:
         metric.keep_results = True
 
 
-def for_scope(
-    table: Mapping[str, Callable[[Config, str], None]], cfg: Config, flag: str
-) -> Callable[[Config, str], None]:
-    """Look up what a flag does in the scope of the config.
+def check_scope(cfg: Config, flag: str) -> None:
+    """Check that a flag has a meaning in the scope of the config.
 
     Raises:
-        UsageError: The flag has no meaning there.
+        UsageError: It has none.
     """
-    if cfg.default_scope not in table:
-        known = " and ".join(table)
+    if cfg.default_scope not in KEEP_PREDICTIONS:
+        known = " and ".join(KEEP_PREDICTIONS)
         raise UsageError(f"{flag} is for {known}, not for default_scope {cfg.default_scope!r}")
-    return table[cfg.default_scope]
 
 
-ENABLE_TTA: Mapping[str, Callable[[Config, str], None]] = {
-    "mmdet": enable_tta,
-    "mmseg": enable_tta,
-}
 KEEP_PREDICTIONS: Mapping[str, Callable[[Config, str], None]] = {
     "mmdet": dump_detections,
     "mmseg": write_label_maps,

@@ -106,13 +106,15 @@ def _check_contents(
     for stem in spread(sorted(others), MAX_IMAGES):
         reader.check(os.path.join(images, stem + built.img_suffix))
     values.check_all(seen.counts, where, report, len(sample), len(stems))
-    for paths, what in (
-        (seen.scaled, "have another resolution than their images, such as {}; they can be trained "
-         "on, not evaluated"),
-        (seen.void, "are void throughout, such as {}"),
-    ):  # fmt: skip
-        if paths:
-            report.warn(f"{where}: {len(paths)} label maps {what.format(repr(paths[0]))}")
+    if seen.scaled:
+        report.warn(
+            f"{where}: {len(seen.scaled)} label maps have another resolution than their images, "
+            f"such as {seen.scaled[0]!r}; they can be trained on, not evaluated"
+        )
+    if seen.void:
+        report.warn(
+            f"{where}: {len(seen.void)} label maps are void throughout, such as {seen.void[0]!r}"
+        )
     _check_batch(report, len(seen.sizes))
     per_class = values.per_class(seen.counts)
     num_void = seen.counts.sum() - per_class.sum()

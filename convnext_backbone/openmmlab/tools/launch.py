@@ -26,12 +26,12 @@ from .config_checks import check_files, check_model, check_types
 from .data_checks import check_data_contents
 from .errors import BUILD_ERRORS, UsageError, describe_error, naming_config
 from .flags import (
-    ENABLE_TTA,
     KEEP_PREDICTIONS,
+    check_scope,
     enable_amp,
     enable_auto_scale_lr,
     enable_drawing,
-    for_scope,
+    enable_tta,
     keep_full_precision,
     protect_checkpoints,
     set_run,
@@ -177,9 +177,11 @@ def prepare_testing(cfg: Config, args: argparse.Namespace) -> None:
     if args.show or args.show_dir:
         enable_drawing(cfg, args)
     if args.tta:
-        for_scope(ENABLE_TTA, cfg, "--tta")(cfg, args.config)
+        check_scope(cfg, "--tta")
+        enable_tta(cfg, args.config)
     if args.out is not None:
-        for_scope(KEEP_PREDICTIONS, cfg, "--out")(cfg, args.out)
+        check_scope(cfg, "--out")
+        KEEP_PREDICTIONS[cfg.default_scope](cfg, args.out)
 
 
 # --------------------------------------------------------------------------- the run
