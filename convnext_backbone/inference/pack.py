@@ -223,6 +223,6 @@ def _sum_of_squares(a: Tensor) -> Tensor:
     Batch norm's statistics read it once, as it is, and add up in fp32; a plain sum would first
     write the squares.
     """
-    unused = a.new_zeros((2, a.shape[-1]), dtype=torch.float32)  # fp32 here makes fp32 statistics
-    mean, var = torch.batch_norm_update_stats(a, unused[0], unused[1], 0.0)
+    unused = a.new_empty(a.shape[-1], dtype=torch.float32)  # fp32 here makes fp32 statistics
+    mean, var = torch.batch_norm_update_stats(a, unused, None, 0.0)
     return var.addcmul_(mean, mean).mul_(a.shape[0])
