@@ -1,11 +1,13 @@
 """The one call before inference, and the module that it returns."""
 
 import copy
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from ..models.block import Block
 from ..models.config import ConvNextConfig
@@ -17,6 +19,7 @@ from .unmodified import (
     is_downsampling,
     is_patch_conv,
     is_unmodified_block,
+    runs_its_parts,
 )
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -29,7 +32,8 @@ def optimize_for_inference(
 
     A copy is folded and cast. On the CPU its weights are packed for oneDNN: no compiler is needed,
     and no image size is special. Parts that were altered (hooks, parametrizations, pruned weights,
-    subclasses, other layers) stay in the copy as they are.
+    subclasses, other layers) stay in the copy as they are, with all that is in them; so does the
+    whole of a network whose class has a `forward` or `iter_maps` of the user's.
 
     Args:
         module: A backbone, model or classifier; one optimized already is returned as it is.
@@ -43,8 +47,8 @@ def optimize_for_inference(
         refuses to train; its weights are folded, so save and load the original.
 
     Raises:
-        ValueError: `dtype` is not one of the choices, or the module is optimized already, for
-            something else.
+        ValueError: `dtype` is not one of the choices, the module is optimized already, for
+            something else, or a method that was put on a part would run the original's parts.
         TypeError: `module` is no network of this package, or `compile` is not True or False.
 
     Example:
@@ -67,7 +71,7 @@ def optimize_for_inference(
     own = next(p.dtype for p in module.parameters() if p.is_floating_point())
     network = _copy(module).eval().requires_grad_(False)
     promote(network, torch.promote_types(own, dtype or own))  # nothing is rounded before folding
-    if not has_global_hooks():
+    if not has_global_hooks() and runs_its_parts(network):
         _replace_parts(network, dtype or own, packed=not compile)
     promote(network, dtype or own)
     network.to(memory_format=torch.channels_last)
@@ -82,14 +86,48 @@ def fold_network(network: nn.Module) -> None:
 
 
 def _copy(module: nn.Module) -> nn.Module:
-    """Copy a network, computed weights included, which `copy.deepcopy` alone would refuse."""
+    """Copy a network, computed weights included, which `copy.deepcopy` alone would refuse.
+
+    Raises:
+        ValueError: A part has a method that would run the original.
+    """
+    originals = set(module.modules())
+    for name, part in module.named_modules():
+        if not originals.isdisjoint(_modules_named_in(vars(part).get("forward"))):
+            raise ValueError(
+                f"{name!r} has a forward method that calls a module of the original, so that a "
+                "copy would run it too; give it a class of its own instead, with super().forward()"
+            )
     computed = {
         id(value): value.detach().clone()
         for part in module.modules()
-        for value in vars(part).values()
-        if isinstance(value, Tensor) and not value.is_leaf
+        for value in _tensors(vars(part))
+        if not value.is_leaf
     }
     return copy.deepcopy(module, computed)
+
+
+def _modules_named_in(method: Any) -> Iterator[nn.Module]:
+    """Yield the modules that a function names, or one bound to a module: no copy reaches them."""
+    function = getattr(method, "__func__", method)
+    if inspect.isfunction(function):
+        names = inspect.getclosurevars(function)
+        defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+        for value in (*names.nonlocals.values(), *names.globals.values(), *defaults):
+            owner = getattr(value, "__self__", value)  # of a bound method
+            if isinstance(owner, nn.Module):
+                yield owner
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in attributes, and in lists and dicts among them."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors([*value.values()])
+    elif isinstance(value, list | tuple | set):
+        for item in value:
+            yield from _tensors(item)
 
 
 def _replace_parts(network: nn.Module, dtype: torch.dtype, packed: bool) -> None:
@@ -104,12 +142,17 @@ def _replace_parts(network: nn.Module, dtype: torch.dtype, packed: bool) -> None
         for name, layer in layers.named_children() if is_chain(layers) else ():
             if packed and is_patch_conv(layer):
                 setattr(layers, name, PackedPatchConv(layer.to(dtype)))
-    # Also stages within what a user has put around them, but not classes of the user's.
-    chains = [part for part in network.get_submodule("stages").modules() if is_chain(part)]
-    for chain in chains:
+    for chain in _chains(network.get_submodule("stages")):
         for name, block in chain.named_children():
             if is_unmodified_block(block):
                 setattr(chain, name, _optimize_block(block, dtype, packed))
+
+
+def _chains(parent: nn.Module) -> Iterator[nn.Module]:
+    """Yield the chains in `parent`, and those in them."""
+    for child in filter(is_chain, parent.children()):
+        yield child
+        yield from _chains(child)
 
 
 def _optimize_block(block: Block, dtype: torch.dtype, packed: bool) -> nn.Module:
@@ -131,6 +174,11 @@ class OptimizedModule(nn.Module):
         self.dtype = dtype
         self._compiled = compiled
         super().train(False)
+
+    @property
+    def _like(self) -> Tensor:
+        # Packed weights are no parameters; where they are all, the device is the CPU.
+        return next(self.network.parameters(), torch.empty(0, dtype=self.dtype))
 
     @property
     def config(self) -> ConvNextConfig:
@@ -165,10 +213,11 @@ class OptimizedModule(nn.Module):
         """
         # Anything but floating point is left to the original's own check.
         if isinstance(pixel_values, Tensor) and pixel_values.is_floating_point():
-            if torch.is_grad_enabled() and pixel_values.requires_grad:
+            if _takes_gradients(pixel_values):
                 raise RuntimeError("an optimized module has no gradients; use the original")
             pixel_values = pixel_values.to(self.dtype)
-        with torch.no_grad():
+        # Autocast would have another dtype than this module's for the parts that were kept.
+        with torch.no_grad(), torch.autocast(self._like.device.type, enabled=False):
             return self.network(pixel_values, *args, **kwargs)
 
     def optimize_for_inference(
@@ -221,9 +270,8 @@ class OptimizedModule(nn.Module):
         _refuse("loaded into; load into the original and optimize that")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "OptimizedModule":
-        own = next(self.network.parameters())
-        moved = fn(own)
-        if (moved.device, moved.dtype) != (own.device, own.dtype):
+        moved = fn(self._like)
+        if (moved.device, moved.dtype) != (self._like.device, self._like.dtype):
             _refuse("moved or cast; move the original, or give dtype to optimize_for_inference")
         return self
 
@@ -235,6 +283,11 @@ class OptimizedModule(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         _refuse("pickled; save the original")
+
+
+def _takes_gradients(x: Tensor) -> bool:
+    forward_mode = forward_ad.unpack_dual(x).tangent is not None
+    return forward_mode or (torch.is_grad_enabled() and x.requires_grad)
 
 
 def _refuse(what: str) -> NoReturn:

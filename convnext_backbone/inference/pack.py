@@ -102,6 +102,8 @@ class PackedPatchConv(nn.Module):
         n, c, h, w = x.shape
         k = self._side
         h, w = h // k, w // k
+        if 0 in (h, w):
+            raise RuntimeError(f"a map {tuple(x.shape)} is smaller than the kernel, {k}x{k}")
         x = x.permute(0, 2, 3, 1)[:, : h * k, : w * k]  # (N, C, H, W) -> (N, H, W, C)
         patches = x.reshape(n, h, k, w, k, c).transpose(2, 3).reshape(n, h, w, k * k * c)
         return self.linear(patches).permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)

@@ -1,7 +1,8 @@
 """Whether a part of a network is as its constructor made it, so that it may be replaced.
 
-Whatever has a hook, a parametrization, a pruned or a computed weight, a forward method of its own,
-or is of another class, is not: it stays in the optimized network and runs as it is.
+Whatever has a hook, a parametrization, a pruned or a computed weight, a method of its own, or is of
+another class, is not: it stays in the optimized network and runs as it is. So does all that is in
+it, since a hook and a class of the user's may read the parts.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,6 +14,17 @@ from torch.nn.modules import module as torch_module
 from ..models.block import Block, Stage
 from ..models.layers import Conv2d, DepthwiseConv2d, DropPath, GlobalResponseNorm, LayerNorm2d
 
+_PACKAGE = __name__.partition(".")[0] + "."
+# The methods that may be put in another's place, on a class or on a module.
+_METHODS = ("forward", "_conv_forward")
+_CLASSES = (
+    Block, Stage, nn.Sequential, DepthwiseConv2d, Conv2d, nn.Conv2d, LayerNorm2d, nn.LayerNorm,
+    nn.Linear, nn.GELU, GlobalResponseNorm, DropPath, nn.Identity,
+)  # fmt: skip
+# What they are by class, when this module is imported: a class that is patched later is altered.
+_AS_BUILT = {
+    base: [vars(base).get(name) for name in _METHODS] for cls in _CLASSES for base in cls.__mro__
+}
 # torch's hooks on all modules of the process.
 _GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
 
@@ -31,12 +43,29 @@ def is_unmodified(module: nn.Module | None, *classes: type[nn.Module]) -> bool:
     return (
         module is not None
         and type(module) in classes
+        and _has_its_methods(module)
         and not module._forward_hooks
         and not module._forward_pre_hooks
-        and "forward" not in vars(module)
+        and not module._buffers
         and not any(isinstance(value, Tensor) for value in vars(module).values())
         and all(type(p) in (nn.Parameter, type(None)) for p in module._parameters.values())
     )
+
+
+def _has_its_methods(module: nn.Module) -> bool:
+    return not any(name in vars(module) for name in _METHODS) and all(
+        [vars(base).get(name) for name in _METHODS] == _AS_BUILT[base]
+        for base in type(module).__mro__
+    )
+
+
+def runs_its_parts(network: nn.Module) -> bool:
+    """Whether a network runs its parts as this package's classes do; other classes may read them.
+
+    Its parts may be altered all the same.
+    """
+    methods = (getattr(network, name) for name in ("forward", "iter_maps"))
+    return all(method.__module__.startswith(_PACKAGE) for method in methods)
 
 
 def is_unmodified_norm(norm: nn.Module, cls: type[nn.LayerNorm]) -> bool:
@@ -55,20 +84,17 @@ def is_patch_conv(conv: nn.Module) -> TypeGuard[nn.Conv2d]:
     )
 
 
-def is_chain(module: nn.Module) -> bool:
-    """Whether `module` does nothing but call its children in turn; it may have hooks."""
-    return type(module) in (nn.Sequential, Stage) and "forward" not in vars(module)
+def is_chain(module: nn.Module) -> TypeGuard[nn.Sequential]:
+    """Whether `module` does nothing but call its children in turn."""
+    return is_unmodified(module, nn.Sequential, Stage)
 
 
 def is_downsampling(layers: nn.Module) -> TypeGuard[nn.Sequential]:
     """Whether `layers` is the norm and convolution between two stages, nothing else."""
-    parts = list(layers.children())
-    return (
-        is_chain(layers)
-        and len(parts) == 2
-        and is_unmodified_norm(parts[0], LayerNorm2d)
-        and is_patch_conv(parts[1])
-    )
+    if not is_chain(layers) or len(layers) != 2:
+        return False
+    norm, conv = layers
+    return is_unmodified_norm(norm, LayerNorm2d) and is_patch_conv(conv)
 
 
 def _is_depthwise(conv: nn.Module) -> bool:
@@ -95,7 +121,15 @@ _PARTS: Mapping[str, Callable[[nn.Module], bool]] = {
 def is_unmodified_block(block: nn.Module) -> TypeGuard[Block]:
     """Whether a block and all its parts are as built; its activation may be another."""
     return (
-        is_unmodified(block, Block)
+        isinstance(block, Block)
+        and is_unmodified(block, Block)
         and block._modules.keys() == _PARTS.keys()
         and all(is_as_built(block.get_submodule(name)) for name, is_as_built in _PARTS.items())
+        and _have_width(block.pwconv2.out_features, block.gamma)
+        and _have_width(block.pwconv1.out_features, *block.grn.parameters())
     )
+
+
+def _have_width(width: int, *scales: Tensor | None) -> bool:
+    """Whether these are vectors; other shapes that broadcast act as well, but cannot be folded."""
+    return all(scale is None or scale.shape == (width,) for scale in scales)

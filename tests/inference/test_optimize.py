@@ -1,18 +1,20 @@
 """optimize_for_inference: the same maps, in any dtype, and nothing else changed."""
 
 import copy
+import types
 
 import pytest
 import torch
 from helpers import reference
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn.utils import parametrize, prune
 
 from convnext_backbone import ConvNextBackbone, ConvNextConfig, ConvNextForImageClassification
 from convnext_backbone.inference import OptimizedModule, optimize_for_inference, pack
 from convnext_backbone.inference.fold import fold_block
 from convnext_backbone.models.block import Block
-from convnext_backbone.models.layers import LayerNorm2d
+from convnext_backbone.models.layers import GlobalResponseNorm, LayerNorm2d
 
 VERSIONS = pytest.mark.parametrize("use_grn", [False, True], ids=["v1", "v2"])
 # ||error|| / ||map|| against double precision
@@ -288,6 +290,71 @@ def _replace(path, make):
     return alter
 
 
+def _as_buffer(path, name):
+    def alter(b):
+        layer = b.get_submodule(path)
+        value = getattr(layer, name).detach() + torch.zeros(1)
+        delattr(layer, name)
+        layer.register_buffer(name, value)
+
+    return alter
+
+
+def _reshape_scale(*shape):
+    def alter(b):
+        for owner in (b.stages[0][1], b.stages[0][1].grn):
+            for name, p in owner.named_parameters(recurse=False):
+                setattr(owner, name, nn.Parameter(p.detach().mean().expand(shape).clone()))
+
+    return alter
+
+
+def _hold_activation(b):
+    b.held = {"maps": []}
+    b.stages[1].register_forward_hook(lambda m, i, o: b.held["maps"].append(o))
+    b(torch.randn(1, 3, 32, 32))
+
+
+def _reads_its_norm(module, inputs, output):
+    return output + module[0](inputs[0])[:, :1, ::2, ::2]
+
+
+def _reads_a_blocks_norm(module, inputs, output):
+    return output + module[0].norm(inputs[0].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class AroundStage(nn.Module):
+    def __init__(self, stage):
+        super().__init__()
+        self.stage = stage
+
+    def forward(self, x):
+        for block in self.stage:
+            x = x + block.norm(block.dwconv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return x
+
+
+def _around_stage(b):
+    b.stages[0] = AroundStage(b.stages[0])
+
+
+class Tapped(ConvNextBackbone):
+    def iter_maps(self, pixel_values, last):
+        for i, x in enumerate(super().iter_maps(pixel_values, last)):
+            yield self.downsample_layers[1][0](x) if i == 1 else x
+
+
+def _subclass(b):
+    b.__class__ = Tapped
+
+
+def _own_convolution(b):
+    conv = b.stages[0][1].dwconv
+    conv._conv_forward = types.MethodType(
+        lambda self, x, w, bias: 1.5 * type(self)._conv_forward(self, x, w, bias), conv
+    )
+
+
 STEM, NORM, CONV = "downsample_layers.0.0", "downsample_layers.1.0", "downsample_layers.1.1"
 PARTS = (STEM, "downsample_layers.0.1", NORM, CONV)
 HOOKED = (
@@ -325,6 +392,18 @@ ALTERED = {
         "downsample_layers.1", lambda: nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(16, 24, 1))),
     "tied layers": _tie, "tied weights": _tie_weights, "tied memory": _tie_memory,
     "one block twice": _share_block, "one norm in two blocks": _share_norm,
+    **{f"{name} of {path} a buffer": _as_buffer(path, name) for path, name in (
+        (STEM, "weight"), (NORM, "bias"), (CONV, "weight"), ("stages.0.1.pwconv1", "weight"),
+        ("stages.0.1.pwconv2", "bias"), ("stages.0.1.norm", "weight"))},
+    **{f"scales of shape {shape}": _reshape_scale(*shape) for shape in (
+        (), (1,), (1, 1), (1, 1, 1, 1))},
+    "activations held": _hold_activation,
+    "hook that reads a norm": lambda b: b.downsample_layers[1].register_forward_hook(
+        _reads_its_norm),
+    "hook that reads a block": lambda b: b.stages[0].register_forward_hook(_reads_a_blocks_norm),
+    "class around a stage": _around_stage, "class of the network": _subclass,
+    "own convolution": _own_convolution,
+    "one norm twice": lambda b: b.downsample_layers[1].insert(0, b.downsample_layers[1][0]),
 }  # fmt: skip
 
 
@@ -346,6 +425,80 @@ def test_what_was_altered_acts_in_the_optimized_form(name, dtype, use_grn):
     with torch.no_grad():
         for got, e in zip(b(x), expected, strict=True):
             torch.testing.assert_close(got.double(), e, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("cls", [Block, GlobalResponseNorm, nn.Linear, nn.LayerNorm, LayerNorm2d])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_class_that_was_patched_stays(monkeypatch, cls, dtype):
+    forward = cls.forward
+    monkeypatch.setattr(cls, "forward", lambda self, *args: 2 * forward(self, *args))
+    b, x = build(use_grn=True), torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        expected = copy.deepcopy(b).double()(x.double())
+    for got, e in zip(b.optimize_for_inference(dtype=dtype)(x), expected, strict=True):
+        assert relative(got, e) <= 2e-6
+
+
+@pytest.mark.parametrize("how", ["closure", "default", "bound"])
+def test_a_method_that_would_run_the_original_is_refused_by_name(how):
+    b = build()
+    block = b.stages[0][1]
+    run = block.forward
+    if how == "closure":
+        block.forward = lambda x: run(x) * 1.5
+    elif how == "default":
+        block.forward = lambda x, run=run: run(x) * 1.5
+    else:
+        block.forward = types.MethodType(lambda self, x: run(x) * 1.5, block)
+    with pytest.raises(ValueError, match=r"'stages\.0\.1' .*forward.* of the original"):
+        b.optimize_for_inference()
+
+
+def test_a_method_bound_to_the_copy_acts_there():
+    b, x = build(), torch.randn(1, 3, 32, 32)
+    block = b.stages[0][1]
+    block.forward = types.MethodType(lambda self, x: 1.5 * Block.forward(self, x), block)
+    with torch.no_grad():
+        expected = copy.deepcopy(b).double()(x.double())
+        optimized = b.optimize_for_inference()
+        nn.init.zeros_(block.pwconv2.weight)
+    for got, e in zip(optimized(x), expected, strict=True):
+        assert relative(got, e) <= 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"output_stride": 4}, {"norm_layer": "rmsnorm"}, {"hidden_act": "relu"},
+     {"stem_type": "overlap"}],
+    ids=str,
+)  # fmt: skip
+def test_autocast_around_it_changes_nothing(fields, dtype):
+    optimized, x = build(**fields).optimize_for_inference(dtype=dtype), torch.randn(1, 3, 32, 32)
+    expected = optimized(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = optimized(x)
+    for g, e in zip(got, expected, strict=True):
+        assert g.dtype == dtype
+        assert torch.equal(g, e)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_it_has_no_gradients_in_forward_mode_either(dtype):
+    optimized = build().optimize_for_inference(dtype=dtype)
+    x = torch.randn(1, 3, 32, 32)
+    with pytest.raises(RuntimeError, match="has no gradients"):
+        torch.func.jvp(lambda y: optimized(y)[-1].sum(), (x,), (x,))
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="has no gradients"):
+        optimized(forward_ad.make_dual(x, x))
+
+
+def test_a_map_that_vanishes_is_refused():
+    b = build()
+    b.downsample_layers[0][0] = nn.Conv2d(3, 16, 16, 16)
+    for network in (b, b.optimize_for_inference()):
+        with pytest.raises(RuntimeError, match=r"[kK]ernel"):
+            network(torch.randn(1, 3, 16, 16))
 
 
 def test_hooks_that_see_every_module_keep_every_module():
