@@ -191,17 +191,23 @@ class ConvNextBackbone(PretrainedTrunk):
         last = len(self.config.depths) if keep_all else self.out_indices[-1]
         maps, hidden = [], []
         for name, x in zip(self.stage_names, self.iter_maps(pixel_values, last), strict=False):
-            if name in self.norms:
-                maps.append(self.norms[name](x).contiguous())
+            if name in self.out_features:
+                maps.append(self._norm(name, x).contiguous())
             if keep_all:
                 hidden.append(x)
         return FeatureMaps(maps, tuple(hidden) if keep_all else None)
 
+    def _norm(self, name: str, x: Tensor) -> Tensor:
+        # A norm that the user has deleted leaves the map as it is.
+        return self.norms[name](x) if name in self.norms else x
+
     def iter_maps(self, pixel_values: Tensor, last: int) -> Iterator[Tensor]:
         """Yield the maps of the stem and of stages 1 to `last`; see `ConvNextTrunk.iter_maps`."""
-        if last > self.out_indices[-1] and not self._trains_all_stages and _is_training_step():
+        asks = last > self.out_indices[-1] and not self._trains_all_stages and _is_training_step()
+        # In torch.func.functional_call there are tensors in the parameters' places.
+        if asks and all(isinstance(p, nn.Parameter) for p in self.parameters()):
             self._trains_all_stages = True
-            self._freeze()
+            self._freeze(self._is_frozen_whole())
         return super().iter_maps(pixel_values, last)
 
     def forward_with_filtered_kwargs(
@@ -245,6 +251,7 @@ class ConvNextBackbone(PretrainedTrunk):
 
         A norm that stays keeps its weights.
         """
+        frozen_whole = self._is_frozen_whole()  # before new norms, which are to train
         like = next(self.parameters())
         norms = dict(self.norms)
         for name in self.out_features:
@@ -255,13 +262,14 @@ class ConvNextBackbone(PretrainedTrunk):
         self.norms = nn.ModuleDict({name: norms[name] for name in self.out_features})
         # Copies: the lists of the config may be edited in place.
         self._built_outputs = [*self.config.out_features], [*self.config.out_indices]
-        self._freeze()
+        self._freeze(frozen_whole)
 
-    def _freeze(self) -> None:
+    def _freeze(self, frozen_whole: bool) -> None:
         """Freeze the stages that are not to train any more, unfreeze those that are again.
 
         Only what has changed since the last time is touched, and only parameters that this froze
-        are unfrozen: whatever the user has frozen, unfrozen or put there in between stays so.
+        are unfrozen: whatever the user has frozen, unfrozen or put there in between stays so. Where
+        that is the whole backbone, nothing is unfrozen.
         """
         num = len(self.config.depths)
         trains_all = self._trains_all_stages or self.config.output_hidden_states
@@ -274,7 +282,8 @@ class ConvNextBackbone(PretrainedTrunk):
             here = vars(module).get(_FROZEN_HERE, set())
             for name, p in _own_parameters(module):
                 if p not in still and (name in here or hasattr(p, _FROZEN_HERE)):
-                    p.requires_grad_(True)
+                    # Not requires_grad_(), which transforms of torch.func refuse.
+                    p.requires_grad = p.requires_grad or not frozen_whole
                     vars(p).pop(_FROZEN_HERE, None)
             here -= {name for name, p in _own_parameters(module) if p not in still}
         for stage in untrained - self._untrained_stages:
@@ -286,6 +295,13 @@ class ConvNextBackbone(PretrainedTrunk):
                         vars(module).setdefault(_FROZEN_HERE, set()).add(name)
         self._untrained_stages = untrained
 
+    def _is_frozen_whole(self) -> bool:
+        """Whether the user has frozen all that was to train, and so meant all that there is."""
+        to_train = set(range(len(self.stage_names))) - self._untrained_stages
+        parts = (module for stage in to_train for module in self._modules_of(stage))
+        has_some = any(p.numel() for module in parts for p in module.parameters())
+        return has_some and not any(p.requires_grad for p in self.parameters())
+
     @property
     def frozen_stages(self) -> int:
         """-1 for nothing, 0 for the stem, k for the stem and stages 1 to k. Assignable."""
@@ -294,7 +310,7 @@ class ConvNextBackbone(PretrainedTrunk):
     @frozen_stages.setter
     def frozen_stages(self, value: int) -> None:
         before, self._frozen_stages = self._frozen_stages, self._check_frozen_stages(value)
-        self._freeze()
+        self._freeze(self._is_frozen_whole())
         for stage in range(min(before, value) + 1, max(before, value) + 1):
             self._set_mode(stage)
 

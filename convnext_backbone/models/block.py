@@ -7,6 +7,7 @@ Axes: N batch, C channels, H height, W width.
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +87,13 @@ class Stage(nn.Sequential):
     """
 
     with_cp: bool | str = False
+
+    def __getitem__(self, idx: Any) -> Any:
+        """Return a block, or a stage of some of the blocks."""
+        part = super().__getitem__(idx)
+        if isinstance(idx, slice):
+            part.with_cp = self.with_cp
+        return part
 
     def forward(self, input: Tensor) -> Tensor:
         """Run the blocks on `input` (N, C, H, W)."""

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from ..utils.checks import check_choice
 from .config import ConfigFields, ConvNextConfig, resolve_config, show_config_fields
 from .layers import build_norm, build_norm2d
 from .outputs import BaseModelOutput, ImageClassifierOutput
@@ -172,8 +173,13 @@ class ConvNextForImageClassification(_PooledTrunk):
         """Return the linear layer, or an identity for zero classes."""
         return self.head
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """Put a newly initialized head of another number of classes, 0 for none."""
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Put a newly initialized head of another number of classes, 0 for none.
+
+        Raises:
+            ValueError: `global_pool` is not "avg", the only pooling, or None, which keeps it.
+        """
+        check_choice("global_pool", global_pool, (None, "avg"))
         like = next(self.parameters())
         self.config.num_labels = num_classes
         self._build_classifier()

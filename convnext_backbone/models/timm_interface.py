@@ -6,6 +6,7 @@ numbered as in `stage_names`: the stem is 0, where timm's ConvNeXts call the fir
 Axes: N batch, C channels, H height, W width.
 """
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -139,6 +140,7 @@ def _take_indices(indices: int | Sequence[int] | None, num: int) -> list[int]:
 
     Raises:
         ValueError: One of them is out of range.
+        TypeError: One of them is no integer.
     """
     if indices is None:
         return list(range(num))
@@ -146,6 +148,7 @@ def _take_indices(indices: int | Sequence[int] | None, num: int) -> list[int]:
         if not 1 <= indices <= num:
             raise ValueError(f"indices must take the last 1 to {num} features, got {indices}")
         return list(range(num - indices, num))
+    indices = [operator.index(i) for i in indices]
     if not indices or any(not -num <= i < num for i in indices):
         raise ValueError(f"indices must lie from {-num} to {num - 1}, got {indices!r}")
     return [i % num for i in indices]

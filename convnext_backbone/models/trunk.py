@@ -159,7 +159,7 @@ class ConvNextTrunk(nn.Module):
             TypeError: `pixel_values` is not a floating-point tensor.
             ValueError: It is not (N, num_channels, H, W), or too small for stage `last`.
         """
-        channels = self.config.num_channels
+        channels = self._input_channels()
         least = 1 if self.config.pad_to_stride else self.config.strides[last]
         _check_images(pixel_values, channels, least, self.config.stage_names[last])
         is_padded = self.config.pad_to_stride
@@ -171,6 +171,11 @@ class ConvNextTrunk(nn.Module):
             if index > 0:
                 x = self.stages[index - 1](x)
             yield _crop(x, pixel_values, stride) if is_padded else x
+
+    def _input_channels(self) -> int | None:
+        """Return what the stem takes, also one of the user's; None where it does not say."""
+        first = next(self.downsample_layers[0].children(), None)
+        return first.in_channels if isinstance(first, nn.Conv2d) else None
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -202,7 +207,7 @@ def _crop(x: Tensor, images: Tensor, stride: int) -> Tensor:
 
 
 @torch.fx.wrap  # a leaf of symbolic tracing, which has no shapes to compare
-def _check_images(pixel_values: Tensor, channels: int, least: int, stage_name: str) -> None:
+def _check_images(pixel_values: Tensor, channels: int | None, least: int, stage_name: str) -> None:
     if not isinstance(pixel_values, Tensor):
         raise TypeError(f"pixel_values must be a tensor, got {type(pixel_values).__name__}")
     if not pixel_values.is_floating_point():
@@ -210,8 +215,8 @@ def _check_images(pixel_values: Tensor, channels: int, least: int, stage_name: s
     if torch.jit.is_tracing():  # sizes are tensors there, and comparing them warns
         return
     shape = tuple(pixel_values.shape)
-    if len(shape) != 4 or shape[1] != channels:
-        raise ValueError(f"pixel_values must have shape (N, {channels}, H, W), got {shape}")
+    if len(shape) != 4 or shape[1] != (channels or shape[1]):
+        raise ValueError(f"pixel_values must have shape (N, {channels or 'C'}, H, W), got {shape}")
     if shape[2] < least or shape[3] < least:
         raise ValueError(
             f"pixel_values must be at least {least}x{least} pixels to reach {stage_name!r}, got "

@@ -537,6 +537,28 @@ def test_hidden_states_by_config_leave_no_stage_untrained():
     assert all(p.grad is not None for p in b.stages.parameters())
 
 
+def test_hidden_states_with_other_parameters_leave_the_own_ones_as_they_are():
+    b = tiny(out_features=["stage1"]).train()
+    x = torch.randn(2, 3, 64, 64)
+    values = {k: v.detach().clone().requires_grad_() for k, v in b.named_parameters()}
+    torch.func.functional_call(b, values, (x,), {"output_hidden_states": True})
+    b(x, output_hidden_states=True).hidden_states[-1].sum().backward()
+    assert all(p.grad is not None for n, p in b.named_parameters() if not n.startswith("norms"))
+
+
+def test_hidden_states_within_a_transform_train_all_stages_too():
+    b, x = tiny(out_features=["stage1"]).train(), torch.randn(1, 3, 64, 64)
+    all_stages = tiny(out_features=["stage1"], output_hidden_states=True).train()
+    all_stages.load_state_dict(b.state_dict())
+
+    def last(network):
+        return lambda x: network(x, output_hidden_states=True).hidden_states[-1].square().sum()
+
+    got, expected = (torch.func.grad(last(network))(x) for network in (b, all_stages))
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    assert all(p.requires_grad for p in b.parameters())
+
+
 def test_hidden_states_without_gradients_change_nothing():
     b = tiny(out_features=["stage1"])
     with torch.no_grad():
@@ -623,6 +645,47 @@ def test_what_the_user_froze_and_unfroze_stays_so():
     b.frozen_stages = -1
     assert all(p.requires_grad for p in b.stages[0].parameters())
     assert not any(p.requires_grad for p in b.stages[2].parameters())
+
+
+@pytest.mark.parametrize("change", ["hidden states", "outputs"])
+def test_a_backbone_that_the_user_froze_whole_stays_frozen(change):
+    b = tiny(out_features=["stage1"]).requires_grad_(False)
+    if change == "outputs":
+        b.out_features = ["stage3"]
+    else:
+        b(torch.randn(1, 3, 64, 64), output_hidden_states=True)
+    trained = [name for name, p in b.named_parameters() if p.requires_grad]
+    assert trained == (["norms.stage3.weight", "norms.stage3.bias"] if change == "outputs" else [])
+    b.frozen_stages = 2
+    b.frozen_stages = -1
+    assert trained == [name for name, p in b.named_parameters() if p.requires_grad]
+
+
+def test_each_output_is_a_map_whatever_norms_there_are():
+    b, x = tiny(out_indices=(1, 2)).eval(), torch.randn(1, 3, 64, 64)
+    expected = b(x, output_hidden_states=True).hidden_states
+    b.norms["stage3"] = nn.Identity()
+    assert len(b(x)) == len(b.channels) == 2
+    del b.norms["stage1"]
+    maps = b(x)
+    assert [m.shape[1] for m in maps] == [*b.channels]
+    assert torch.equal(maps[0], expected[1])
+
+
+def test_a_stem_of_other_channels_takes_them():
+    b = tiny().eval()
+    old, b.downsample_layers[0][0] = b.downsample_layers[0][0], nn.Conv2d(4, 8, 4, 4)
+    assert b(torch.randn(1, 4, 64, 64))[-1].shape[1] == b.channels[-1]
+    with pytest.raises(ValueError, match=r"must have shape \(N, 4, H, W\)"):
+        b(torch.randn(1, 3, 64, 64))
+    b.downsample_layers[0][0] = nn.Sequential(nn.Conv2d(5, 3, 1), old)
+    assert b(torch.randn(1, 5, 64, 64))[-1].shape[1] == b.channels[-1]
+
+
+def test_a_part_of_a_stage_keeps_its_with_cp():
+    b = tiny(with_cp=True)
+    assert b.stages[0][:1].with_cp is True
+    assert tiny().stages[0][:1].with_cp is False
 
 
 @pytest.mark.parametrize("way", ["deepcopy", "pickle", "assign", "meta", "bfloat16"])

@@ -175,5 +175,7 @@ def test_a_classifier_is_reset_to_other_classes_and_to_none():
     assert model.head.weight.abs().sum() > 0
     assert model(torch.randn(1, 3, 32, 32).double()).logits.shape == (1, 7)
     assert model.num_labels == model.config.num_labels == len(model.config.id2label) == 7
-    model.reset_classifier(0)
+    model.reset_classifier(0, global_pool="avg")
     assert model(torch.randn(1, 3, 32, 32).double()).logits.shape == (1, WIDTHS[-1])
+    with pytest.raises(ValueError, match=r"global_pool must be one of .*'avg'.*, got ''"):
+        model.reset_classifier(3, "")
