@@ -11,7 +11,7 @@ from .arguments import add_network_arguments, build_extractor
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `extract`."""
-    from ..features.engines import ENGINES
+    from ..features.extraction import ENGINES
     from ..features.formats import FORMATS
     from ..features.options import POOLS
 

@@ -2,7 +2,8 @@
 
 The images are split into shards of a fixed number, in their order, as they are listed. A shard is
 there once its JSON file is; `store` describes the files. A run leaves the shards that are there,
-whose files and images are unchanged and whose images could all be read, and writes the others.
+whose files and images are unchanged and of whose failed images none can be read now, and writes the
+others. Of runs that begin a folder at the same time one decides about its settings.
 
 Which images share a batch depends on the shard alone, and on the CPU every batch is computed by one
 thread, several batches at a time. A shard therefore comes out the same to the bit on whichever
@@ -15,9 +16,11 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
+from threading import get_ident
 from typing import Any, NamedTuple
 
 import torch
@@ -29,16 +32,20 @@ from ..images.lists import ImageEntry
 from ..images.reading import load_image
 from ..images.sources import read_size
 from ..utils.checks import check_choice, check_min, shorten_list
-from ..utils.files import read_json, write_bytes
+from ..utils.files import errors_naming, read_json, write_bytes
 from ..utils.parquet import import_parquet
-from .engines import ENGINES
-from .extractor import Failure, FeatureExtractor
-from .formats import FORMATS, Row
+from .extractor import Failure, FeatureExtractor, Features
+from .formats import FORMATS, MAX_HEADER, Row, header_bytes
+from .ray_engine import run as run_ray
 from .store import FORMAT, MANIFEST, PLAN, is_whole, open_file, read_shard, shard_name
 
+# engine -> the format of the files that it writes by default
+ENGINES = {"local": "safetensors", "ray": "parquet"}
 _SHARD_IMAGES = 512
 _SHARD_BYTES = 256 << 20
 _MAX_FAILURES = 1000  # that a result names
+_PARTIAL = (".features-*.part", f".*{PLAN}.*.part", f".{MANIFEST}.*.part")  # temporary files
+_OLD = 24 * 3600  # seconds
 
 
 class Shard(NamedTuple):
@@ -119,7 +126,8 @@ def extract_features(
     """
     check_choice("engine", engine, ENGINES)
     check_choice("format", format, (None, *FORMATS))
-    run_engine, default_format = ENGINES[engine]
+    if not os.fspath(out):
+        raise ValueError("out must not be empty; the current directory is '.'")
     out, start = Path(out), time.perf_counter()
     entries = iter(images)
     # Errors of the sources come before anything is written.
@@ -127,7 +135,7 @@ def extract_features(
     own, engine_options = _place(extractor, engine, engine_options)
     plan = {
         "format": FORMAT,
-        "files": default_format,
+        "files": ENGINES[engine],
         "shard_images": _SHARD_IMAGES,
         "shard_bytes": _SHARD_BYTES,
         "settings": json.loads(json.dumps(own.describe())),
@@ -144,9 +152,12 @@ def extract_features(
                 listed += 1
                 yield Shard(listed - 1, chunk)
 
-        for report in run_engine(
-            ShardWriter(own, out, plan), shards(), bar.update, **engine_options
-        ):
+        writer = ShardWriter(own, out, plan)
+        if engine == "ray":
+            reports = run_ray(writer, shards(), bar.update, **engine_options)
+        else:
+            reports = (writer(shard, bar.update) for shard in shards())
+        for report in reports:
             result.add(report)
     _remove_partial(out)  # of workers that were killed, whose shards others wrote
     if (out / f"{shard_name(listed)}.json").exists():
@@ -158,9 +169,28 @@ def extract_features(
 
 
 def _remove_partial(out: Path) -> None:
-    """Remove files that a killed process had begun to write."""
-    for partial in out.glob(".features-*.part"):
-        partial.unlink(missing_ok=True)
+    """Remove files that a killed process had begun to write, and none that another run writes."""
+    for partial in (path for kind in _PARTIAL for path in out.glob(kind)):
+        with suppress(FileNotFoundError):  # it has its own name by now
+            if not _is_being_written(partial):
+                partial.unlink()
+
+
+def _is_being_written(partial: Path) -> bool:
+    """Return whether the process in a temporary file's name is alive; counts of tries name none.
+
+    A process that has not written for a day is another one of the same number.
+    """
+    pid = partial.name.split(".")[-2]
+    if not pid.isdecimal() or time.time() - partial.stat().st_mtime > _OLD:
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # of another user
+        pass
+    return True
 
 
 def _place(
@@ -196,19 +226,19 @@ def _write_or_compare_plan(
     for name in ("shard_images", "shard_bytes"):
         check_min(name, given.get(name, 1), 1)
     path = out / PLAN
+    # Looked for before the plan, which a run writes before its files.
+    others = [k for k in FORMATS.values() if out.is_dir() and any(out.glob(f"*{k.suffix}"))]
     if not path.is_file():
         if out.exists() and not out.is_dir():
             raise NotADirectoryError(f"cannot write into {out}: it is a file, not a folder")
-        for kind in FORMATS.values():
-            if out.is_dir() and any(out.glob(f"*{kind.suffix}")):
-                text = f"{out} holds other {kind.suffix[1:]} files: choose another folder"
-                raise ValueError(text)
+        if others:
+            text = f"{out} holds other {others[0].suffix[1:]} files: choose another folder"
+            raise ValueError(text)
         plan = {**plan, **given}
         if plan["files"] == "parquet":
             import_parquet()  # an error comes before anything is written
         out.mkdir(parents=True, exist_ok=True)
-        _write_json(path, plan)
-        return plan
+        _write_first(path, plan)
     before = read_json(path)
     if before.get("format") != FORMAT:
         raise ValueError(f"{path} is damaged, or of another version of this package: {_ANOTHER}")
@@ -221,15 +251,38 @@ def _write_or_compare_plan(
     new, old = _comparable(plan["settings"]), _comparable(before["settings"])
     changed = [name for name in new if new[name] != old.get(name)]
     if changed:
-        text = f"{out} holds features of other settings ({', '.join(changed)} changed)"
-        raise ValueError(f"{text}: {_ANOTHER}")
+        raise _other_settings(out, f"{', '.join(changed)} changed")
     return before
+
+
+def _other_settings(out: Path, what: str) -> ValueError:
+    return ValueError(f"{out} holds features of other settings ({what}): {_ANOTHER}")
+
+
+def _write_first(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON file in one step unless it is there."""
+    partial = path.with_name(f".{path.name}.{get_ident()}.{os.getpid()}.part")
+    with errors_naming(path):
+        write_bytes(partial, _encode_json(values))
+        try:
+            os.link(partial, path)
+        except OSError:  # it is there, or the drive has no hard links
+            if not path.exists():
+                os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Keep what decides about the values: the hash of the weights, not their path."""
     weights = settings.get("weights")
     return {**settings, "weights": weights.get("sha256") if isinstance(weights, dict) else None}
+
+
+def _hash(plan: Mapping[str, Any]) -> str:
+    """Return the hash of what a plan decides, which its shards carry."""
+    plan = {**plan, "settings": _comparable(plan["settings"])}
+    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
 
 
 # ------------------------------------------------------------------------------ one shard
@@ -239,9 +292,12 @@ class ShardWriter:
     """Brings shards into the folder; one runs in every process of an engine."""
 
     def __init__(self, extractor: FeatureExtractor, out: Path, plan: Mapping[str, Any]) -> None:
-        self.extractor = extractor
+        # The writer itself raises for a failed image, by its name in the folder.
+        self.extractor, self.on_error = copy.copy(extractor), extractor.run_options.on_error
+        self.extractor.run_options = replace(extractor.run_options, on_error="skip")
         self.out = out.absolute()
         self.plan = plan
+        self.plan_hash = _hash(plan)
         self.format = FORMATS[plan["files"]]
         self.max_pixels = Image.MAX_IMAGE_PIXELS  # of this process, and so of every worker
 
@@ -278,27 +334,61 @@ class ShardWriter:
 
     def __call__(self, shard: Shard, advance: Callable[[int], object]) -> ShardReport:
         """Write a shard unless it is there; call `advance` with numbers of images that are done."""
-        names = _digest(entry.name for entry in shard.entries)
         versions = _digest(entry.version() for entry in shard.entries)
+        before = self._read_before(shard)
+        if (
+            before is not None
+            and before["images"] == versions
+            and not before["retry"]
+            and self._is_whole(before)
+            and not self._can_be_read(shard, before["failures"])
+        ):
+            advance(len(shard.entries))
+            return _report(before, kept=True)
+        record = {
+            "names": _names(shard),
+            "images": versions,
+            "plan": self.plan_hash,
+            **self._write(shard, advance),
+        }
+        _write_json(self.out / f"{shard_name(shard.number)}.json", record)
+        return _report(record, kept=False)
+
+    def _read_before(self, shard: Shard) -> dict[str, Any] | None:
+        """Return what is known of a shard that is there; None where it is not.
+
+        ValueError if it is of other settings or images, which are not replaced.
+        """
         try:
             before = read_shard(self.out, shard.number)
         except (OSError, ValueError):  # not written, or damaged since
-            before = None
-        if before is not None:
-            self._check_names(shard, before, names)
-            if before["images"] == versions and not before["retry"] and self._is_whole(before):
-                advance(len(shard.entries))
-                return _report(before, kept=True)
-        record = {"names": names, "images": versions, **self._write(shard, advance)}
-        _write_json(self.out / f"{shard_name(shard.number)}.json", record)
-        return _report(record, kept=False)
+            return None
+        # Earlier versions wrote no hash.
+        if before.get("plan", self.plan_hash) != self.plan_hash:
+            raise _other_settings(self.out, f"shard {shard.number}")
+        self._check_names(shard, before)
+        return before
+
+    def _can_be_read(self, shard: Shard, failures: Mapping[str, str]) -> bool:
+        """Return whether an image that failed before does not now, as with a higher limit."""
+        failed = [entry for entry in shard.entries if entry.name in failures]
+        return any(result for _, result in self._stream(failed))
+
+    def _stream(
+        self, entries: Sequence[ImageEntry]
+    ) -> Iterator[tuple[ImageEntry, Features | Failure]]:
+        """Yield images with their results; ValueError for a failure with `on_error="raise"`."""
+        for result in self.extractor.stream(_Images(entries)):
+            entry = entries[result.index]
+            if isinstance(result, Failure) and self.on_error == "raise":
+                raise ValueError(str(replace(result, name=entry.name)))
+            yield entry, result
 
     def _is_whole(self, record: Mapping[str, Any]) -> bool:
         return all(is_whole(self.out / file["file"], file["sha256"]) for file in record["files"])
 
-    def _check_names(self, shard: Shard, before: Mapping[str, Any], names: str) -> None:
-        """Refuse to replace the features of other images."""
-        if before["names"] == names:
+    def _check_names(self, shard: Shard, before: Mapping[str, Any]) -> None:
+        if before["names"] == _names(shard):
             return
         wanted, found = {entry.name for entry in shard.entries}, set()
         for file in before["files"]:
@@ -318,9 +408,8 @@ class ShardWriter:
         files: list[dict[str, Any]] = []
         rows: list[tuple[Row, Mapping[str, Tensor] | None]] = []
         failures: dict[str, str] = {}
-        size, retry = 0, False
-        for result in self.extractor.stream(_Images(entries)):
-            entry = entries[result.index]
+        size, header, retry = 0, 0, False
+        for entry, result in self._stream(entries):
             if isinstance(result, Failure):
                 failures[entry.name] = result.reason
                 rows.append((Row(entry.name, None, None, result.reason), None))
@@ -330,12 +419,14 @@ class ShardWriter:
                 height, width = result.original_size
                 rows.append((Row(entry.name, width, height, None), result))
                 size += sum(x.nbytes for x in result.values())
+            row, features = rows[-1]
+            header += header_bytes(row, features or ())
             advance(1)
-            if size >= self.plan["shard_bytes"]:
-                files.append(self._write_file(shard.number, len(files), rows))
-                rows, size = [], 0
+            if size >= self.plan["shard_bytes"] or header >= MAX_HEADER:
+                files.append(self._write_file(shard, len(files), rows))
+                rows, size, header = [], 0, 0
         if rows:
-            files.append(self._write_file(shard.number, len(files), rows))
+            files.append(self._write_file(shard, len(files), rows))
         self._remove_from(shard.number, len(files))
         return {"rows": len(entries), "retry": retry, "failures": failures, "files": files}
 
@@ -357,9 +448,11 @@ class ShardWriter:
         return self.out / f"{shard_name(number)}-{index:02d}{self.format.suffix}"
 
     def _write_file(
-        self, number: int, index: int, rows: Sequence[tuple[Row, Mapping[str, Tensor] | None]]
+        self, shard: Shard, index: int, rows: Sequence[tuple[Row, Mapping[str, Tensor] | None]]
     ) -> dict[str, Any]:
-        path, data = self._file(number, index), self.format.encode(rows, self.plan["settings"])
+        path = self._file(shard.number, index)
+        data = self.format.encode(rows, self.plan["settings"])
+        self._read_before(shard)  # another run may have finished it meanwhile, of other images
         _write(path, data)
         digest = hashlib.sha256(data).hexdigest()
         return {"file": path.name, "sha256": digest, "bytes": len(data)}
@@ -390,6 +483,10 @@ def _report(record: Mapping[str, Any], kept: bool) -> ShardReport:
     return ShardReport(record["rows"] - len(failures), failures, kept)
 
 
+def _names(shard: Shard) -> str:
+    return _digest(entry.name for entry in shard.entries)
+
+
 def _digest(values: Iterable[Any]) -> str:
     digest = hashlib.sha256()
     for value in values:
@@ -401,7 +498,11 @@ def _digest(values: Iterable[Any]) -> str:
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    _write(path, (json.dumps(values, indent=1) + "\n").encode())
+    _write(path, _encode_json(values))
+
+
+def _encode_json(values: Mapping[str, Any]) -> bytes:
+    return (json.dumps(values, indent=1) + "\n").encode()
 
 
 def _write(path: Path, data: bytes) -> None:

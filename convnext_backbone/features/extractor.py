@@ -30,6 +30,7 @@ from .options import (
     ImageOptions,
     OutputOptions,
     RunOptions,
+    read_count,
     read_device,
     read_dtype,
     read_size,
@@ -136,7 +137,8 @@ class FeatureExtractor:
 
     Raises:
         ValueError: An argument is out of its range or does not fit the source.
-        TypeError: The source is of no known kind, or an argument is unknown.
+        TypeError: The source, the processor or the device is of no known kind, or an argument is
+            unknown.
     """
 
     def __init__(
@@ -165,13 +167,15 @@ class FeatureExtractor:
         # Each argument is named here, where help() shows it, and checked in the group it is of.
         self.output_options = OutputOptions(out_features, out_indices, norm, pool, gem_p)
         self.image_options = ImageOptions(processor, read_size(size), pad)
+        if num_workers is None:
+            num_workers = min(4, os.cpu_count() or 1)
         self.run_options = RunOptions(
             dtype=read_dtype(dtype),
             device=read_device(device),
             channels_last=channels_last,
-            batch_size=batch_size,
-            num_workers=min(4, os.cpu_count() or 1) if num_workers is None else num_workers,
-            compute_workers=compute_workers,
+            batch_size=read_count("batch_size", batch_size, 1),
+            num_workers=read_count("num_workers", num_workers, 0),
+            compute_workers=read_count("compute_workers", compute_workers, 0),
             on_error=on_error,
             progress=progress,
         )
@@ -283,7 +287,7 @@ class FeatureExtractor:
 
         Raises:
             ValueError: An image cannot be read and `on_error` is "raise", or it is the only one;
-                or there is no image.
+                or a folder or a glob has no image. (An empty list gives an empty list.)
             TypeError: The source holds no images.
         """
         return self.run_one(images) if is_single(images) else list(self.stream(images))
@@ -408,4 +412,4 @@ class FeatureExtractor:
             return x.clone(memory_format=torch.contiguous_format)
         if pool == CLS:
             return self.model.get_submodule("norm")(x.mean(dim=(-2, -1)))
-        return POOLS[pool](x, self.output_options.gem_p)
+        return POOLS[pool](x, float(self.output_options.gem_p))

@@ -13,7 +13,7 @@ the schema, in safetensors with the rows.
 import json
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
 
@@ -25,6 +25,8 @@ from torch import Tensor
 from ..utils.parquet import import_parquet
 
 SETTINGS = "convnext_backbone"
+MAX_HEADER = 90_000_000  # bytes of rows' headers in a file: safetensors reads 100 MB
+_ENTRY_BYTES = 128  # of a tensor in the header of safetensors at most, without its name
 _GROUP_BYTES = 1 << 19  # of a feature in a row group, which is read as a whole
 
 
@@ -38,6 +40,12 @@ class Row(NamedTuple):
 
 
 Rows = Sequence[tuple[Row, Mapping[str, Tensor] | None]]
+
+
+def header_bytes(row: Row, features: Iterable[str]) -> int:
+    """Return how many bytes, at most, a row with these features adds to the header of a file."""
+    names = [f"{name}/{row.file}" for name in features]
+    return len(json.dumps(json.dumps(row))) + sum(len(json.dumps(x)) + _ENTRY_BYTES for x in names)
 
 
 class FeatureFile(Protocol):

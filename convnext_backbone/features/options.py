@@ -3,10 +3,12 @@
 A new option is a field here, an argument there and the code that reads the field.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,8 +19,11 @@ from ..utils.checks import check_choice, check_min, first_line
 
 
 def _generalised_mean(x: Tensor, p: float) -> Tensor:
-    # Powers overflow in half precision: raise and average in fp32.
-    return x.float().clamp(min=1e-6).pow(p).mean(dim=(-2, -1)).pow(1 / p).to(x.dtype)
+    # Half precision is too coarse for powers, and those of the values themselves would overflow.
+    y = x.float().clamp(min=1e-6)
+    largest = y.amax(dim=(-2, -1), keepdim=True)
+    mean = (y / largest).pow(p).mean(dim=(-2, -1)).pow(1 / p)
+    return (largest[..., 0, 0] * mean).to(x.dtype)
 
 
 # A new pooling is one entry: name -> function of a map (C, H, W) to a vector (C,) and of the power
@@ -46,8 +51,10 @@ class OutputOptions:
 
     def __post_init__(self) -> None:
         check_choice("pool", self.pool, (None, *POOLS, CLS))
-        if not isinstance(self.gem_p, int | float) or not self.gem_p > 0:
-            raise ValueError(f"gem_p must be positive, got {self.gem_p!r}")
+        p = self.gem_p.item() if isinstance(self.gem_p, np.number) else self.gem_p
+        number = isinstance(p, int | float) and not isinstance(p, bool)
+        if not number or not 0 < p <= sys.float_info.max:
+            raise ValueError(f"gem_p must be positive and finite, got {p!r}")
         if self.pool == CLS and self._chosen():
             raise ValueError(
                 f"pool='cls' is one vector and takes no choice of stages, got {self._chosen()}"
@@ -67,11 +74,16 @@ class OutputOptions:
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """How images are prepared."""
+    """How images are prepared; TypeError for a processor of another kind."""
 
     processor: ConvNextImageProcessor | None = None
     size: Size = None
     pad: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.processor, ConvNextImageProcessor | None):
+            given = type(self.processor).__name__
+            raise TypeError(f"processor must be a ConvNextImageProcessor, got {given}")
 
     def build_processor(self, default: ConvNextImageProcessor) -> ConvNextImageProcessor:
         """Return the processor to use; it resizes where `size` leaves that to it."""
@@ -97,8 +109,6 @@ class RunOptions:
     progress: bool
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("num_workers", 0), ("compute_workers", 0)):
-            check_min(name, getattr(self, name), least)
         check_choice("on_error", self.on_error, ("raise", "skip"))
 
     def place(self, model: ConvNextTrunk) -> ConvNextTrunk:
@@ -107,16 +117,21 @@ class RunOptions:
         return model.to(memory_format=torch.channels_last) if self.channels_last else model
 
 
+def read_count(name: str, value: Any, least: int) -> int:
+    """Return an integer, also one of NumPy, that is not below `least`; else ValueError."""
+    return check_min(name, int(value) if isinstance(value, np.integer) else value, least)
+
+
 def read_size(size: Any) -> Size:
     """Return None, "native", a side or (height, width); ValueError for anything else."""
     if isinstance(size, Sequence) and not isinstance(size, str) and len(size) == 2:
-        height, width = (check_min("size", side, 1) for side in size)
+        height, width = (read_count("size", side, 1) for side in size)
         check_pixels("size", height, width)
         return height, width
-    if size is None or size == "native":
+    if size is None or (isinstance(size, str) and size == "native"):
         return size
-    if isinstance(size, int) and not isinstance(size, bool):
-        return check_min("size", size, 1)
+    if isinstance(size, int | np.integer) and not isinstance(size, bool):
+        return read_count("size", size, 1)
     raise ValueError(f"size must be None, a number, (height, width) or 'native', got {size!r}")
 
 
@@ -130,13 +145,19 @@ def read_dtype(dtype: torch.dtype | str) -> torch.dtype:
 
 
 def read_device(device: torch.device | str | None) -> torch.device:
-    """Return a device that works, else ValueError; None takes CUDA where there is one."""
+    """Return a device that works; None takes CUDA where there is one.
+
+    ValueError for one that does not work, TypeError for what names none.
+    """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         resolved = torch.device(device)
         torch.empty(1, device=resolved)
-    except (RuntimeError, AssertionError) as error:
+    except TypeError as error:
+        text = f"device must be a name, an index or a torch.device, got {device!r}"
+        raise TypeError(text) from error
+    except (RuntimeError, AssertionError, ValueError) as error:
         raise ValueError(f"device {str(device)!r} cannot be used: {first_line(error)}") from error
     if resolved.type == "meta":
         raise ValueError("device 'meta' cannot be used: its tensors hold no values")

@@ -12,6 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
+from http.client import HTTP_PORT
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from typing import Any
@@ -130,10 +131,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._respond({"/api/images": self._upload})
 
     def _respond(self, routes: Mapping[str, Callable[[], None]]) -> None:
-        self.query = {k: v[-1] for k, v in parse_qs(urlsplit(self.path).query).items()}
         try:
             self._check_origin()
-            route = routes.get(urlsplit(self.path).path)
+            url = urlsplit(self.path)
+            self.query = {k: v[-1] for k, v in parse_qs(url.query).items()}
+            route = routes.get(url.path)
             if route is None:
                 raise _RefusedError(HTTPStatus.NOT_FOUND, f"no such page: {self.path}")
             route()
@@ -144,7 +146,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _check_origin(self) -> None:
         port = self.server.server_port
-        own = {f"{host}:{port}" for host in (HOST, "localhost")}
+        names = (HOST, "localhost")
+        own = {f"{host}:{port}" for host in names}
+        if port == HTTP_PORT:  # which browsers leave out
+            own.update(names)
         if self.headers.get("Host") not in own:
             raise _RefusedError(HTTPStatus.FORBIDDEN, f"only {HOST}:{port} is served")
         origin = self.headers.get("Origin")

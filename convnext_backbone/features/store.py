@@ -5,7 +5,7 @@ The folder holds
 - `plan.json`: all that decides about the values, and how the images are split into shards;
 - `features-0000000-00.safetensors` or `.parquet`, ...: the rows of a shard, in one file or several;
 - `features-0000000.json`, ...: for each finished shard its files with their hashes, the hashes of
-  its images' names and versions, and its failures;
+  the plan and of its images' names and versions, and its failures;
 - `manifest.json`: what plan.json says of the values, and the number of shards and images; written
   last, so where it is nothing is missing.
 

@@ -7,7 +7,7 @@ import pytest
 from convnext_backbone.cli.arguments import image_size
 from convnext_backbone.cli.main import COMMANDS
 from convnext_backbone.deploy.graph_export import EXPORTERS, PRECISIONS
-from convnext_backbone.features.engines import ENGINES
+from convnext_backbone.features.extraction import ENGINES
 from convnext_backbone.features.formats import FORMATS
 from convnext_backbone.features.options import DTYPES, POOLS
 from convnext_backbone.features.pictures import METHODS

@@ -18,6 +18,7 @@ from helpers.extraction import BROKEN, WHOLE, contents, extract, make_extractor
 from PIL import Image
 
 from convnext_backbone import cli
+from convnext_backbone.features import extraction
 from convnext_backbone.features.extraction import ShardWriter, extract_features
 from convnext_backbone.features.extractor import FeatureExtractor
 from convnext_backbone.features.store import load_features
@@ -305,7 +306,9 @@ def test_what_a_killed_run_had_begun_to_write_is_removed(weights_file, image_fol
     out = tmp_path / "out"
     extract(weights_file, image_folder, out)
     before = contents(out)
-    (out / ".features-0000001-00.safetensors.123.part").write_bytes(b"half")
+    with subprocess.Popen([sys.executable, "-c", ""]) as killed:
+        pass  # and waited for
+    (out / f".features-0000001-00.safetensors.{killed.pid}.part").write_bytes(b"half")
     extract(weights_file, image_folder, out)
     assert contents(out) == before
 
@@ -339,6 +342,53 @@ def test_a_full_disk_keeps_what_is_finished(
     assert extract(weights_file, image_folder, out).kept == 3
     assert contents(out) == contents(whole)
     assert len(finished) == 8  # six shards, the plan and the manifest
+
+
+# ------------------------------------------------------------------------------ large headers
+
+
+def _headers(folder):
+    """The lengths of the headers, which the first eight bytes of a safetensors file hold."""
+    files = sorted(folder.glob("*.safetensors"))
+    return [int.from_bytes(file.read_bytes()[:8], "little") for file in files]
+
+
+def test_a_file_is_closed_before_its_header_is_larger_than_safetensors_reads(
+    weights_file, tmp_path
+):
+    # A letter that JSON in JSON writes as seven bytes, in the name and in the reason.
+    letter, count = "写" * 200, 6500
+    entries = [ImageEntry(f"{i}/" + 5 * f"{letter}/", str(tmp_path / "no")) for i in range(count)]
+    out = tmp_path / "out"
+    fx = make_extractor(weights_file, num_workers=0)
+    result = extract_features(fx, entries, out, shard_images=len(entries))
+    assert result.failed == count
+    assert len(_headers(out)) == 1  # 50 MB
+    entries = [entry._replace(path=str(tmp_path / entry.name)) for entry in entries]
+    out = tmp_path / "more"
+    result = extract_features(fx, entries, out, shard_images=len(entries))
+    assert result.failed == count
+    first, second = _headers(out)
+    assert 80e6 < first < 100e6  # safetensors' limit
+    assert second > 1e6
+    store = load_features(out)
+    assert list(store.failures) == [entry.name for entry in entries]
+
+
+@pytest.mark.parametrize("name", ["a", "写", "\U0001f40d", '"\\\n\x01', "é" * 50])
+def test_names_of_images_with_features_count_as_well(name, weights_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(extraction, "MAX_HEADER", 20_000)
+    path = tmp_path / "a.png"
+    Image.new("RGB", (32, 32)).save(path)
+    entries = [ImageEntry(f"{name}{i:03}", str(path)) for i in range(150)]
+    out = tmp_path / "out"
+    fx = make_extractor(weights_file, pool="avg")
+    extract_features(fx, entries, out, shard_images=len(entries))
+    headers = _headers(out)
+    settings = len(json.dumps((out / "plan.json").read_text()))
+    assert len(headers) > 1
+    assert 10_000 < max(headers) - settings < 21_000
+    assert len(load_features(out)) == 150
 
 
 # ------------------------------------------------------------------------------ the program
@@ -385,6 +435,7 @@ def test_command_line_reports_and_refuses_in_one_line(weights_file, image_folder
         "it is a file, not a folder": in_a_file,
         "--shard-mb must be an integer of at least 1, got 0": [*in_a_file, "--shard-mb", "0"],
         "shard_images must be an integer of at least 1, got 0": [*pooled, "--shard-images", "0"],
+        "out must not be empty; the current directory is '.'": [*pooled, "--out", ""],
         "no images in": [str(tmp_path / "empty"), *base[:3], out + "3"],
         "no such image or folder": [str(tmp_path / "nowhere"), *base],
         "other settings": [str(image_folder), *base, "--size", "64"],

@@ -1,5 +1,8 @@
 """FeatureExtractor: what goes in, what comes out, and what happens to images of no use."""
 
+import decimal
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from convnext_backbone import ConvNextBackbone, ConvNextConfig
 from convnext_backbone.features.extractor import Failure, FeatureExtractor
+from convnext_backbone.features.options import POOLS
 from convnext_backbone.images.processor import ConvNextImageProcessor
 from convnext_backbone.images.sources import expand, is_single
 from convnext_backbone.models.classifier import ConvNextForImageClassification, ConvNextModel
@@ -211,6 +215,29 @@ def test_how_the_callers_model_answers_does_not_matter(backbone):
     for name, tensor in expected.items():
         assert torch.equal(got[name], tensor)
     assert tuples.config.return_dict is False
+
+
+def _generalised_mean(x, p):
+    """In numbers of any size and 60 digits."""
+    with decimal.localcontext(decimal.Context(prec=60, Emax=10**15, Emin=-(10**15))):
+        values = [max(decimal.Decimal(float(v)), decimal.Decimal("1e-6")) for v in x.flatten()]
+        power = decimal.Decimal(p)
+        return float((sum(v**power for v in values) / len(values)) ** (1 / power))
+
+
+@pytest.mark.parametrize("p", [0.1, 1, 2.5, 30, 100, 1000, 1e6, 1e300])
+@pytest.mark.parametrize("scale", [1e-3, 1, 1e30])
+def test_the_generalised_mean_neither_overflows_nor_underflows(p, scale):
+    x = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0)) * scale
+    x[2] = -scale  # nothing above the smallest value that counts
+    expected = torch.tensor([_generalised_mean(channel, min(p, 1e9)) for channel in x])
+    torch.testing.assert_close(POOLS["gem"](x, p), expected, rtol=2e-5, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_generalised_mean_of_half_precision_is_that_of_the_values(dtype):
+    x = torch.full((1, 4, 4), 60_000.0, dtype=dtype)
+    assert torch.equal(POOLS["gem"](x, 100.0), x[:, 0, 0])
 
 
 @pytest.mark.parametrize("pool", ["avg", "max", "gem"])
@@ -438,6 +465,13 @@ def test_progress_is_shown_with_rate_and_remaining_time(backbone, capfd):
         ({"size": (0, 3)}, "size must be an integer of at least 1, got 0"),
         ({"gem_p": 0}, "gem_p must be positive"),
         ({"gem_p": float("nan")}, "gem_p must be positive"),
+        ({"gem_p": float("inf")}, "gem_p must be positive and finite, got inf"),
+        ({"gem_p": 10**400}, "gem_p must be positive and finite, got 1000"),
+        ({"gem_p": True}, "gem_p must be positive and finite, got True"),
+        ({"gem_p": 1j}, "gem_p must be positive and finite, got 1j"),
+        ({"size": np.array([32, 32])}, r"^size must be None, a number, .*, got array\(\[32, 32"),
+        ({"device": 10**30}, "^device '10+' cannot be used: "),
+        ({"gem_p": "3"}, "gem_p must be positive and finite, got '3'"),
         ({"out_features": ["stage9"]}, "out_features must be a subset"),
         ({"device": "abacus"}, "device 'abacus' cannot be used"),
         ({"device": "cuda:99"}, "device 'cuda:99' cannot be used"),
@@ -447,6 +481,44 @@ def test_progress_is_shown_with_rate_and_remaining_time(backbone, capfd):
 def test_wrong_arguments_are_named(backbone, options, error):
     with pytest.raises(ValueError, match=error):
         FeatureExtractor(backbone, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"processor": "weights"}, "^processor must be a ConvNextImageProcessor, got str$"),
+        ({"processor": {"size": 32}}, "^processor must be a ConvNextImageProcessor, got dict$"),
+        ({"processor": ConvNextImageProcessor}, "^processor must be .*, got type$"),
+        ({"processor": transformers.ConvNextImageProcessor()}, "^processor must be a ConvNext"),
+        ({"device": 1.5}, "^device must be a name, an index or a torch.device, got 1.5$"),
+        (
+            {"device": ["cpu"]},
+            r"^device must be a name, an index or a torch.device, got \['cpu'\]$",
+        ),
+    ],
+)
+def test_arguments_of_other_types_are_named(backbone, options, error):
+    with pytest.raises(TypeError, match=error):
+        FeatureExtractor(backbone, on_error="skip", **options)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", [np.int64, np.uint8])
+def test_numbers_of_numpy_are_numbers(kind, backbone):
+    options = {"batch_size": 2, "num_workers": 0, "compute_workers": 1, "size": 32, "gem_p": 3}
+    given = {name: kind(value) for name, value in options.items()}
+    given["gem_p"] = np.float32(3)
+    fx = FeatureExtractor(backbone, pool="gem", **given)
+    plain = FeatureExtractor(backbone, pool="gem", **options)
+    assert json.dumps(fx.describe()) == json.dumps(plain.describe())
+    image = _noise(40, 40)
+    torch.testing.assert_close(fx(image), plain(image), atol=0, rtol=0)
+    assert FeatureExtractor(backbone, size=(kind(32), kind(64)))(image).image_size == (32, 64)
+
+
+def test_no_images_give_no_features(backbone):
+    fx = FeatureExtractor(backbone)
+    assert fx([]) == fx(iter(())) == fx(np.zeros((0, 3, 8, 8), np.uint8)) == []
 
 
 def test_an_optimized_module_is_refused(backbone):

@@ -4,6 +4,7 @@ import http.client
 import io
 import json
 import os
+import socket
 import threading
 from html.parser import HTMLParser
 
@@ -169,6 +170,44 @@ def test_other_hosts_and_other_sites_are_refused(port):
         assert answer.status == 403
     answer, _ = _ask(port, "/api/info", Origin=f"http://{HOST}:{port}")
     assert answer.status == 200
+
+
+def test_on_the_port_of_http_which_browsers_leave_out_the_page_is_served(extractor):
+    with FeatureServer(extractor) as server:
+        free, server.server_port = server.server_port, 80  # what only root may listen on
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            for host in (HOST, "localhost", f"{HOST}:80", "localhost:80"):
+                assert _ask(free, "/api/info", Host=host)[0].status == 200, host
+                origin = {"Host": host, "Origin": f"http://{host}"}
+                assert _ask(free, "/api/info", **origin)[0].status == 200, host
+            for host in ("evil.example", f"{HOST}:{free}", f"{HOST}:8080"):
+                assert _ask(free, "/api/info", Host=host)[0].status == 403, host
+            origin = {"Host": HOST, "Origin": "http://evil.example"}
+            assert _ask(free, "/api/info", **origin)[0].status == 403
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_on_other_ports_a_host_without_its_port_is_refused(port):
+    for host in (HOST, "localhost"):
+        assert _ask(port, "/api/info", Host=host)[0].status == 403
+
+
+@pytest.mark.parametrize("target", ["http://[", "http://]/api/info", "http://[::1/?key=1"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_target_that_is_no_url_is_answered_in_one_line(method, target, port, capsys):
+    with socket.create_connection((HOST, port), timeout=30) as connection:
+        head = f"{method} {target} HTTP/1.0\r\nHost: {HOST}:{port}\r\n\r\n"
+        connection.sendall(head.encode())
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        body = answer.read()
+    assert answer.status == 400
+    assert "\n" not in json.loads(body)["error"]
+    assert capsys.readouterr().err == ""
 
 
 def test_the_server_is_bound_to_this_machine_and_says_when_a_port_is_taken(extractor, port):

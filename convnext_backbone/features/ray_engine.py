@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ...utils.checks import check_min
+from ..utils.checks import check_min
 
 _MAX_TRIES = 4  # of a shard: one that kills every worker must not go round for ever
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from helpers.extraction import BROKEN, WHOLE, contents, extract, make_extractor
 
-from convnext_backbone.features.engines.ray import _Worker
 from convnext_backbone.features.extraction import Shard, ShardWriter, extract_features
+from convnext_backbone.features.ray_engine import _Worker
 from convnext_backbone.images.lists import ImageList
 
 
