@@ -16,10 +16,12 @@ from ..archs import list_archs
 from ..models.backbone import ConvNextBackbone
 from ..models.config import ConvNextConfig, resolve_config
 from ..utils.checks import check_choice
-from ..weights.load import STEM, adapt_input_channels
+from ..weights.load import STEM, adapt_input_channels, build_blank
 
 _DEPTHS = (2, 3, 4, 5)
 _STEM_STRIDE = 4
+_STEM_CONV = STEM.removesuffix(".weight")
+_GEOMETRY = ("stride", "padding", "dilation")  # what `output_stride` decides of a convolution
 
 
 class ConvNextEncoder(nn.Module):
@@ -47,12 +49,10 @@ class ConvNextEncoder(nn.Module):
         check_choice("depth", depth, _DEPTHS)
         check_choice("patch_size", config.patch_size, (_STEM_STRIDE,))
         stride = min(output_stride, config.strides[-1])
-        self._output_norm = output_norm
-        self._build(config.replace(out_indices=range(1, depth), output_stride=stride))
-
-    def _build(self, config: ConvNextConfig) -> None:
-        self.backbone = ConvNextBackbone(config)
-        if not self._output_norm:
+        self.backbone = ConvNextBackbone(
+            config.replace(out_indices=range(1, depth), output_stride=stride)
+        )
+        if not output_norm:
             norms = {name: nn.Identity() for name in self.backbone.out_features}
             self.backbone.norms = nn.ModuleDict(norms)
 
@@ -69,24 +69,42 @@ class ConvNextEncoder(nn.Module):
     def set_in_channels(self, in_channels: int, pretrained: bool = True) -> None:
         """Take images of another number of channels; smp calls it while it builds.
 
+        The weight of the stem's first convolution becomes a new parameter, which an optimizer that
+        was made before does not have.
+
         Args:
             in_channels: The number of channels.
             pretrained: Adapt the stem's weights, as `load_weights(adapt_in_channels=True)` does,
                 instead of initializing them anew.
+
+        Raises:
+            ValueError: The number is not positive.
+            TypeError: It is not an integer.
         """
-        config, state = self.backbone.config, self.backbone.state_dict()
+        config, conv = self.backbone.config, self.backbone.get_submodule(_STEM_CONV)
         if in_channels == config.num_channels:
             return
-        self._build(config.replace(num_channels=in_channels))
-        drawn = self.backbone.state_dict()[STEM]
-        state[STEM] = adapt_input_channels(state[STEM], in_channels) if pretrained else drawn
-        self.backbone.load_state_dict(state)
+        assert isinstance(conv, nn.Conv2d)
+        config.num_channels = in_channels
+        weight = adapt_input_channels(conv.weight.detach(), in_channels)
+        conv.weight = nn.Parameter(weight, conv.weight.requires_grad)
+        conv.in_channels = in_channels
+        if not pretrained:
+            self.backbone._reset(conv)
 
     def make_dilated(self, output_stride: int) -> None:
-        """Dilate the stages beyond a stride, with equal weights; smp calls it while it builds."""
-        state = self.backbone.state_dict()
-        self._build(self.backbone.config.replace(output_stride=output_stride))
-        self.backbone.load_state_dict(state)
+        """Dilate the stages beyond a stride, with equal weights; smp calls it while it builds.
+
+        Raises:
+            ValueError: The stride is none that the architecture has.
+        """
+        self.backbone.config.output_stride = output_stride
+        dilated = build_blank(ConvNextBackbone, self.backbone.config)
+        for name, module in dilated.named_modules():
+            if isinstance(module, nn.Conv2d):
+                conv = self.backbone.get_submodule(name)
+                for attribute in _GEOMETRY:
+                    setattr(conv, attribute, getattr(module, attribute))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return the image, an empty map (N, 0, H / 2, W / 2) and the map of each stage."""

@@ -6,8 +6,10 @@ ordered dict of maps and `out_channels`) and torchvision.models.segmentation (`o
 Axes: N batch, C channels, H height, W width, S stride.
 """
 
+import math
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool
+from torchvision.ops.poolers import LevelMapper
 
 from ..models.backbone import ConvNextBackbone
 from .source import Source, as_backbone
@@ -22,6 +25,7 @@ from .source import Source, as_backbone
 _STAGES = ("stage1", "stage2", "stage3", "stage4")
 _ANCHOR_SCALE = 8  # side of an anchor over the stride of its level, as in Mask R-CNN's paper
 _ASPECT_RATIOS = (0.5, 1.0, 2.0)
+_ROI_SIZES = {"box_roi_pool": 7, "mask_roi_pool": 14}  # sides of pooled regions, torchvision's
 
 
 class FPNBackbone(nn.Module):
@@ -55,6 +59,10 @@ def fpn_backbone(
 ) -> FPNBackbone:
     """Return a backbone for torchvision's FasterRCNN, MaskRCNN, KeypointRCNN, RetinaNet and FCOS.
 
+    torchvision pads images to multiples of 32, and takes the stride of a level's anchors from its
+    size: give the detector the backbone's last stride as `size_divisible` where that is larger. Its
+    `MultiScaleRoIAlign` takes strides that are powers of two, each twice the one before.
+
     Args:
         source: A `ConvNextBackbone`, whose outputs become the levels, or weights.
         out_channels: The channels of every level.
@@ -87,12 +95,18 @@ def convnext_maskrcnn(source: Source, num_classes: int, **options: Any) -> MaskR
     """Return torchvision's Mask R-CNN with a feature pyramid on a ConvNeXt.
 
     Each level has anchors of one size, eight times its stride, in three aspect ratios; regions are
-    pooled from the levels of the backbone, not from the extra one.
+    pooled from the levels of the backbone, not from the extra one. Images are padded to multiples
+    of the largest stride.
 
     Args:
         source: A `ConvNextBackbone` or weights; see `fpn_backbone`.
         num_classes: Classes with the background.
         options: Arguments of torchvision's `MaskRCNN`, which win over those set here.
+
+    Raises:
+        ValueError: The weights do not fit, or `MultiScaleRoIAlign` cannot pool from levels of these
+            strides and `box_roi_pool` or `mask_roi_pool` is not given.
+        TypeError: The source is neither a backbone nor weights.
 
     Example:
         >>> model = convnext_maskrcnn("convnext_atto.d2_in1k", num_classes=2).eval()
@@ -101,14 +115,33 @@ def convnext_maskrcnn(source: Source, num_classes: int, **options: Any) -> MaskR
     """
     backbone = fpn_backbone(source)
     strides = backbone.body.strides
-    levels = [str(i) for i in range(len(strides))]
     sizes = tuple((_ANCHOR_SCALE * stride,) for stride in (*strides, 2 * strides[-1]))
     defaults = {
         "rpn_anchor_generator": AnchorGenerator(sizes, (_ASPECT_RATIOS,) * len(sizes)),
-        "box_roi_pool": MultiScaleRoIAlign(levels, output_size=7, sampling_ratio=2),
-        "mask_roi_pool": MultiScaleRoIAlign(levels, output_size=14, sampling_ratio=2),
+        # torchvision divides sides of images by sides of maps for the stride of the anchors.
+        "size_divisible": strides[-1],
     }
-    return MaskRCNN(backbone, num_classes, **{**defaults, **options})
+    pools = {k: _roi_pool(strides, n) for k, n in _ROI_SIZES.items() if options.get(k) is None}
+    return MaskRCNN(backbone, num_classes, **{**defaults, **options, **pools})
+
+
+def _roi_pool(strides: Sequence[int], output_size: int) -> MultiScaleRoIAlign:
+    """Return a pooler of regions from levels "0", "1", ... of these strides.
+
+    Raises:
+        ValueError: torchvision's choice of a region's level does not fit the strides.
+    """
+    levels = [math.log2(stride) for stride in strides]
+    if not levels[0].is_integer() or any(new != old + 1 for old, new in pairwise(levels)):
+        raise ValueError(
+            "strides of the levels that regions are pooled from must be powers of two, each twice "
+            f"the one before, got {strides}; other levels need box_roi_pool and mask_roi_pool"
+        )
+    pool = MultiScaleRoIAlign([str(i) for i in range(len(strides))], output_size, sampling_ratio=2)
+    # Otherwise they are inferred from the first images, whose padding counts as a larger scale.
+    scales = [1 / stride for stride in strides]
+    vars(pool).update(scales=scales, map_levels=LevelMapper(int(levels[0]), int(levels[-1])))
+    return pool
 
 
 class DeepLabBackbone(nn.Module):

@@ -7,6 +7,7 @@ transformers 5. The contract is that of transformers' backbone_utils.py and `Aut
 Axes: N batch, C channels, H height, W width.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,7 +17,9 @@ from transformers.modeling_outputs import BackboneOutput
 
 from ..models.backbone import ConvNextBackbone
 from ..models.config import ConvNextConfig
+from ..utils.checks import shorten_list
 from ..weights import LoadReport, load_weights
+from ..weights.load import build_blank
 from .source import Source
 
 
@@ -48,12 +51,24 @@ class ConvNextAutoBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
         self.set_output_features_output_indices(list(native.out_features), list(native.out_indices))
         super().__post_init__(**kwargs)
 
+    def update_from(self, backbone: ConvNextBackbone) -> None:
+        """Take over what can be assigned to a built backbone."""
+        now = {name: getattr(backbone, name) for name in ("frozen_stages", "with_cp")}
+        now["out_features"] = [*backbone.out_features]
+        # Written where something has changed only: forward passes, also compiled ones, come here.
+        if any(getattr(self, name) != value for name, value in now.items()):
+            self.architecture = backbone.config.to_dict()
+            for name, value in now.items():
+                setattr(self, name, value)
+
 
 class ConvNextAutoBackbone(BackboneMixin, PreTrainedModel):
     """A `ConvNextBackbone` as transformers' models build, call, save and load theirs.
 
     Attributes:
-        backbone: The `ConvNextBackbone`.
+        backbone: The `ConvNextBackbone`. Its outputs, `frozen_stages` and `with_cp` are what runs;
+            `config` follows them whenever it is read, and in every call. The config of a model that
+            holds this one has them from then on.
     """
 
     config_class = ConvNextAutoBackboneConfig
@@ -73,6 +88,48 @@ class ConvNextAutoBackbone(BackboneMixin, PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         self.backbone._reset(module)
+
+    def _initialize_weights(self, module: nn.Module, *args: Any) -> None:
+        super()._initialize_weights(module, *args)
+        # The last call is for the model itself, also after loading, which has then exchanged all
+        # parameters for ones that take gradients.
+        if module is self:
+            body = self.backbone
+            built = build_blank(ConvNextBackbone, body.config, frozen_stages=body.frozen_stages)
+            frozen = {name for name, p in built.named_parameters() if not p.requires_grad}
+            for name, p in body.named_parameters():
+                p.requires_grad_(p.requires_grad and name not in frozen)
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """What transformers stores, as the backbone is now."""
+        if "backbone" in self._modules:  # not yet while PreTrainedModel is set up
+            self._config.update_from(self.backbone)
+        return self._config
+
+    @config.setter
+    def config(self, config: Any) -> None:
+        self._config = config
+
+    # BackboneMixin's are those of the config. `channels` is derived from them there.
+
+    @property
+    def out_features(self) -> list[str]:
+        """The names of the outputs. Assignable, as `ConvNextBackbone.out_features`."""
+        return [*self.backbone.out_features]
+
+    @out_features.setter
+    def out_features(self, names: Sequence[str]) -> None:
+        self.backbone.out_features = names
+
+    @property
+    def out_indices(self) -> list[int]:
+        """The outputs as positions in `stage_names`. Assignable."""
+        return [*self.backbone.out_indices]
+
+    @out_indices.setter
+    def out_indices(self, indices: Sequence[int]) -> None:
+        self.backbone.out_indices = indices
 
     @property
     def gradient_checkpointing(self) -> bool:
@@ -100,11 +157,12 @@ class ConvNextAutoBackbone(BackboneMixin, PreTrainedModel):
             return_dict: False gives a plain tuple.
             kwargs: What transformers' models pass to any backbone; not used.
         """
+        config = self.config
         if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
+            output_hidden_states = config.output_hidden_states
         maps = self.backbone(pixel_values, output_hidden_states)
         output = BackboneOutput(feature_maps=maps.feature_maps, hidden_states=maps.hidden_states)
-        named = self.config.return_dict if return_dict is None else return_dict
+        named = config.return_dict if return_dict is None else return_dict
         return output if named else output.to_tuple()
 
 
@@ -137,24 +195,37 @@ def load_backbone_weights(model: nn.Module, source: Source, **options: Any) -> L
 
     Args:
         model: A model that holds one `ConvNextAutoBackbone`.
-        source: A `ConvNextBackbone` of the same architecture, or what `load_weights` reads.
-        options: Options of `load_weights`.
+        source: A `ConvNextBackbone` of the same architecture and outputs, or what `load_weights`
+            reads.
+        options: Options of `load_weights`; none with a `ConvNextBackbone`.
 
     Returns:
         What became of every tensor of the source; None for a `ConvNextBackbone`, whose tensors are
         all copied.
 
     Raises:
-        ValueError: The model does not hold one such backbone, or the weights do not fit.
+        ValueError: The model does not hold one such backbone, or the weights do not fit; nothing is
+            loaded then.
+        TypeError: There are options with a `ConvNextBackbone`.
     """
     found = [m for m in model.modules() if isinstance(m, ConvNextAutoBackbone)]
     if len(found) != 1:
         raise ValueError(
             f"model must hold one ConvNextAutoBackbone, {type(model).__name__} has {len(found)}"
         )
+    target = found[0].backbone
     if not isinstance(source, ConvNextBackbone):
-        return load_weights(found[0].backbone, source, **options)
-    found[0].backbone.load_state_dict(source.state_dict())
+        return load_weights(target, source, **options)
+    if options:
+        raise TypeError(f"a ConvNextBackbone as source takes no options, got {[*options]}")
+    theirs, ours = ({(k, v.shape) for k, v in m.state_dict().items()} for m in (source, target))
+    if theirs != ours:
+        keys = sorted({key for key, _ in theirs ^ ours})
+        raise ValueError(
+            "source must have the tensors of the model's backbone, but they differ in "
+            f"{shorten_list(keys)}"
+        )
+    target.load_state_dict(source.state_dict())
     return None
 
 

@@ -97,6 +97,57 @@ def test_other_input_channels_adapt_the_stem(channels):
     torch.testing.assert_close(rgb(gray)[-1], expected, rtol=1e-4, atol=1e-4)
 
 
+CHANGES = {
+    "input channels": (lambda encoder: encoder.set_in_channels(4), 4),
+    "new input channels": (lambda encoder: encoder.set_in_channels(4, pretrained=False), 4),
+    "dilation": (lambda encoder: encoder.make_dilated(16), 3),
+}
+
+
+@pytest.mark.parametrize(("change", "channels"), CHANGES.values(), ids=CHANGES)
+def test_a_change_of_a_built_encoder_keeps_everything_else(change, channels):
+    encoder = smp.encoders.get_encoder("tiny").double().eval()
+    body = encoder.backbone
+    body.frozen_stages, body.with_cp = 1, "selective"
+    modules, calls = dict(encoder.named_modules()), []
+    for index in (0, 3):
+        body.downsample_layers[index].register_forward_hook(lambda *_: calls.append(1))
+    change(encoder)
+    assert dict(encoder.named_modules()) == modules
+    assert not any(module.training for module in encoder.modules())
+    assert (encoder.backbone.frozen_stages, encoder.backbone.with_cp) == (1, "selective")
+    stem = [*body.downsample_layers[0].parameters()]
+    assert not any(p.requires_grad for p in stem)
+    assert {p.dtype for p in encoder.parameters()} == {torch.float64}
+    assert [m.shape[1] for m in encoder(torch.zeros(1, channels, 64, 64).double())][2:] == [*WIDTHS]
+    assert len(calls) == 2
+    body.frozen_stages = -1
+    assert all(p.requires_grad for p in stem)
+
+
+@pytest.mark.parametrize("output_stride", [8, 16, 32])
+def test_dilating_a_built_encoder_gives_the_one_that_is_built_dilated(output_stride):
+    register_encoder("built dilated", output_stride=output_stride, **SHAPE)
+    expected = smp.encoders.get_encoder("built dilated")
+    encoder = smp.encoders.get_encoder("tiny", output_stride=16)  # 32 takes the dilation back
+    encoder.load_state_dict(expected.state_dict())
+    encoder.make_dilated(output_stride)
+    x = torch.randn(1, 3, 64, 96)
+    torch.testing.assert_close(encoder(x), expected(x), rtol=0, atol=0)
+    assert encoder.output_stride == expected.output_stride == output_stride
+    assert encoder.backbone.config == expected.backbone.config
+
+
+def test_a_refused_change_leaves_the_encoder_as_it_was():
+    encoder, x = smp.encoders.get_encoder("tiny"), torch.randn(1, 3, 64, 64)
+    expected = encoder(x)
+    with pytest.raises(ValueError, match="num_channels must be positive, got 0"):
+        encoder.set_in_channels(0)
+    with pytest.raises(ValueError, match="output_stride must be one of"):
+        encoder.make_dilated(12)
+    torch.testing.assert_close(encoder(x), expected, rtol=0, atol=0)
+
+
 def test_an_encoder_is_exported_and_compiled_with_free_sizes():
     encoder, x = smp.encoders.get_encoder("tiny").eval(), torch.randn(2, 3, 64, 96)
     sides = {0: torch.export.Dim("n", min=2), 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}

@@ -1,6 +1,8 @@
 """torchvision's detectors and DeepLabV3 on our backbone."""
 
 import copy
+import math
+import re
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.segmentation import DeepLabV3
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 from torchvision.models.segmentation.fcn import FCNHead
-from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, roi_align
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from convnext_backbone import ConvNextBackbone
@@ -132,6 +134,86 @@ def test_anchors_and_pooled_levels_follow_the_backbones_strides():
     assert given.rpn.anchor_generator is ANCHORS
 
 
+# Fields of the backbone, and a side of images in pixels that has no multiple of the last stride.
+PADDED = {
+    "usual": ({}, 66),
+    "patch_size 8": ({"patch_size": 8}, 160),
+    "five stages": (
+        {
+            "hidden_sizes": (*WIDTHS, 40),
+            "depths": (*DEPTHS, 1),
+            "out_features": ("stage2", "stage3", "stage4", "stage5"),
+        },
+        160,
+    ),
+}
+
+
+def features_of(model, side):
+    images, _ = model.transform([torch.rand(3, side, side)])
+    return images, model.backbone(images.tensors)
+
+
+@pytest.mark.parametrize(("fields", "side"), PADDED.values(), ids=PADDED)
+def test_anchors_lie_a_stride_apart_on_every_level(fields, side):
+    body = ConvNextBackbone(**{**SHAPE, "out_features": STAGES, **fields})
+    model = convnext_maskrcnn(body, 3, min_size=side, max_size=side).eval()
+    images, maps = features_of(model, side)
+    generator = model.rpn.anchor_generator
+    (anchors,) = generator(images, list(maps.values()))
+    sizes = [3 * m.shape[-2] * m.shape[-1] for m in maps.values()]
+    # The extra level's are apart as its size has them, as in torchvision's own models.
+    for level, m, stride in zip(anchors.split(sizes), maps.values(), body.strides, strict=False):
+        centres = (level[::3, 0] + level[::3, 2]) / 2
+        expected = (torch.arange(m.shape[-1]) * stride).repeat(m.shape[-2])
+        torch.testing.assert_close(centres, expected.float(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("fields", "side"), PADDED.values(), ids=PADDED)
+def test_regions_are_pooled_at_the_scale_of_their_level(fields, side):
+    body = ConvNextBackbone(**{**SHAPE, "out_features": STAGES, **fields})
+    model = convnext_maskrcnn(body, 3, min_size=side, max_size=side).eval()
+    images, maps = features_of(model, side)
+    heads = model.roi_heads
+    for pool, size in ((heads.box_roi_pool, 7), (heads.mask_roi_pool, 14)):
+        # The paper's level of a region (FPN, equation 1): 224 pixels are of stride 16.
+        for edge in (10.0, 24.0, 60.0, 150.0):
+            box = torch.tensor([[3.0, 2.0, 3.0 + edge, 2.0 + edge]])
+            stride = 16 * 2.0 ** math.floor(math.log2(edge / 224))
+            stride = min(max(stride, body.strides[0]), body.strides[-1])
+            level = maps[str(body.strides.index(stride))]
+            expected = roi_align(level, [box], size, 1 / stride, sampling_ratio=2)
+            got = pool(maps, [box], images.image_sizes)
+            torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
+def test_the_users_padding_wins():
+    assert convnext_maskrcnn(backbone(), 3, size_divisible=32).transform.size_divisible == 32
+
+
+UNPOOLED = {
+    "a level skipped": ({"outputs": ("stage1", "stage3", "stage4")}, (4, 16, 32)),
+    "patch_size 6": ({"patch_size": 6}, (6, 12, 24, 48)),
+    "one level of patch_size 14": ({"patch_size": 14, "outputs": ("stage1",)}, (14,)),
+    "dilated": ({"output_stride": 16}, (4, 8, 16, 16)),
+    "stem and stage 1": ({"outputs": ("stem", *STAGES)}, (4, 4, 8, 16, 32)),
+}
+
+
+@pytest.mark.parametrize(("fields", "strides"), UNPOOLED.values(), ids=UNPOOLED)
+def test_levels_that_torchvision_cannot_pool_from_need_the_users_poolers(fields, strides):
+    body = backbone(**fields)
+    levels = [str(i) for i in range(len(strides))]
+    box, mask = (MultiScaleRoIAlign(levels, size, 2) for size in (7, 14))
+    message = rf"each twice the one before, got {re.escape(str(strides))}"
+    for options in ({}, {"box_roi_pool": box}, {"box_roi_pool": box, "mask_roi_pool": None}):
+        with pytest.raises(ValueError, match=message):
+            convnext_maskrcnn(body, 3, **options)
+    model = convnext_maskrcnn(body, 3, box_roi_pool=box, mask_roi_pool=mask)
+    assert model.roi_heads.box_roi_pool is box
+    assert model.roi_heads.mask_roi_pool is mask
+
+
 @pytest.mark.parametrize("output_stride", [8, 16])
 def test_deeplab_trains_its_stem_and_reloads(output_stride):
     def build():
@@ -175,6 +257,22 @@ def test_a_backbone_that_differs_from_what_is_asked_is_refused(given, message):
     options = {"outputs": STAGES[2:], "output_stride": 8} | given
     with pytest.raises(ValueError, match=message):
         deeplab_backbone(backbone(**options))
+
+
+@pytest.mark.parametrize(("name", "value"), [("frozen_stages", 2), ("with_cp", True)])
+def test_what_a_backbone_was_built_with_is_compared_too(name, value):
+    built = getattr(backbone(), name)
+    with pytest.raises(ValueError, match=f"{name} must be {value} here, .* has {built}"):
+        fpn_backbone(backbone(), 16, **{name: value})
+    body = backbone(**{name: value})
+    assert fpn_backbone(body, 16, **{name: value}).body is body
+
+
+def test_arguments_of_loading_are_refused_beside_a_backbone():
+    with pytest.raises(TypeError, match=r"has no argument 'ema'.*'frozen_stages', 'with_cp'"):
+        fpn_backbone(backbone(), 16, ema=True)
+    with pytest.raises(TypeError, match=r"'frozen_stage' \(did you mean 'frozen_stages'"):
+        fpn_backbone(backbone(), 16, frozen_stage=1)
 
 
 def test_a_source_of_another_kind_is_refused():

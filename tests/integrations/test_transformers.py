@@ -189,6 +189,84 @@ def test_outputs_of_a_config_can_be_chosen_as_in_transformers():
     assert ConvNextAutoBackbone(config)(torch.zeros(1, 3, 32, 32)).feature_maps[0].shape[1] == 16
 
 
+def choose_on_the_model(model, names):
+    model.out_features = names
+
+
+def choose_by_index(model, names):
+    model.out_indices = [model.stage_names.index(name) for name in names]
+
+
+def choose_on_the_backbone(model, names):
+    model.backbone.out_features = names
+
+
+CHOICES = (choose_on_the_model, choose_by_index, choose_on_the_backbone)
+
+
+@pytest.mark.parametrize("choose", CHOICES, ids=lambda choose: choose.__name__)
+def test_outputs_are_chosen_as_on_transformers_own_backbone(choose):
+    ours, theirs, _ = build_pair("transformers_v1")
+    wrapped, x = to_transformers(ours), torch.randn(1, 3, 64, 64)
+    choose(wrapped, ["stage2", "stage3"])
+    theirs.out_features = ["stage2", "stage3"]
+    got, expected = wrapped(x).feature_maps, theirs(x).feature_maps
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    for name in ("out_features", "out_indices", "channels", "num_features", "stage_names"):
+        assert getattr(wrapped, name) == getattr(theirs, name), name
+    for name in ("out_features", "out_indices"):
+        assert getattr(wrapped.config, name) == getattr(theirs.config, name), name
+
+
+def test_what_is_saved_is_what_runs(tmp_path):
+    backbone = ConvNextBackbone(**SHAPE, out_features=STAGES).eval()
+    wrapped, x = to_transformers(backbone), torch.randn(1, 3, 64, 64)
+    backbone.frozen_stages, backbone.with_cp, backbone.out_features = 2, True, ["stage3"]
+    wrapped.save_pretrained(tmp_path)
+    again, info = ConvNextAutoBackbone.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    assert (again.backbone.frozen_stages, again.backbone.with_cp) == (2, True)
+    assert again.backbone.config == backbone.config
+    torch.testing.assert_close(again(x).feature_maps, tuple(backbone(x)), rtol=0, atol=0)
+    built = transformers.AutoBackbone.from_config(wrapped.config)
+    assert built.backbone.config == backbone.config
+
+
+def test_what_a_whole_model_saves_of_its_backbone_is_what_runs(configs, tmp_path):
+    model = upernet(*configs)[0].eval()
+    body = model.backbone.backbone
+    body.frozen_stages = 2
+    model(torch.randn(1, 3, 64, 64))
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).backbone.backbone
+    assert again.frozen_stages == 2
+    assert trained(again) == trained(body)
+
+
+def trained(backbone):
+    return {name for name, p in backbone.named_parameters() if p.requires_grad}
+
+
+def test_frozen_stages_and_those_that_are_not_run_take_no_gradient_after_loading(tmp_path):
+    backbone = ConvNextBackbone(**SHAPE, out_features=["stage2"], frozen_stages=1)
+    to_transformers(backbone).save_pretrained(tmp_path)
+    again = ConvNextAutoBackbone.from_pretrained(tmp_path).backbone
+    assert trained(again) == trained(backbone)
+    for body in (backbone, again):
+        body.frozen_stages, body.out_features = -1, ["stage4"]
+    assert trained(again) == trained(backbone) == {*dict(again.named_parameters())}
+
+
+def test_a_wrapped_backbone_compiles_after_a_change_of_outputs():
+    wrapped = to_transformers(ConvNextBackbone(hidden_sizes=(4, 8), depths=(1, 1))).eval()
+    x = torch.randn(1, 3, 16, 16)
+    compiled = torch.compile(wrapped, fullgraph=True, backend="eager")
+    for names in (["stage1"], ["stem", "stage2"]):
+        wrapped.out_features = names
+        got, expected = compiled(x).feature_maps, wrapped(x).feature_maps
+        torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
 def test_gradient_checkpointing_of_the_model_reaches_the_blocks(configs):
     model = transformers.AutoBackbone.from_config(configs[0])
     model.gradient_checkpointing_enable()
@@ -206,3 +284,20 @@ def test_weights_of_a_file_are_loaded_into_a_models_backbone(configs, tmp_path):
     torch.testing.assert_close(model.backbone.backbone.state_dict(), source.state_dict())
     with pytest.raises(ValueError, match="must hold one ConvNextAutoBackbone"):
         load_backbone_weights(torch.nn.Linear(1, 1), source)
+
+
+def test_a_backbone_of_another_architecture_is_refused_and_changes_nothing():
+    wrapped = to_transformers(ConvNextBackbone(**SHAPE, out_features=STAGES))
+    before = {name: p.clone() for name, p in wrapped.state_dict().items()}
+    wider = ConvNextBackbone(**{**SHAPE, "hidden_sizes": (8, 16, 24, 40)}, out_features=STAGES)
+    fewer = ConvNextBackbone(**SHAPE, out_features=STAGES[1:])
+    for source, key in ((wider, r"norms\.stage4\.bias"), (fewer, r"norms\.stage1\.weight")):
+        with pytest.raises(ValueError, match=f"source must have the tensors .* differ in .*{key}"):
+            load_backbone_weights(wrapped, source)
+    torch.testing.assert_close(dict(wrapped.state_dict()), before, rtol=0, atol=0)
+
+
+def test_options_of_loading_are_refused_beside_a_backbone():
+    source = ConvNextBackbone(**SHAPE)
+    with pytest.raises(TypeError, match=r"takes no options, got \['ema'\]"):
+        load_backbone_weights(to_transformers(source), source, ema=True)
