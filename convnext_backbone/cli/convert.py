@@ -2,6 +2,7 @@
 
 import argparse
 
+from ..utils.commandline import printable
 from .arguments import add_weights_arguments
 
 
@@ -32,6 +33,6 @@ def run(args: argparse.Namespace) -> None:
     path = convert_weights(weights, args.destination, args.to, pointwise=args.pointwise)
     print(f"{weights.match} -> {args.to}: {len(weights.tensors)} tensors written to {path}")
     for note in weights.notes:
-        print(f"note: {note}")
+        print(printable(f"note: {note}"))
     if weights.converted.dropped:
-        print(f"dropped: {', '.join(weights.converted.dropped)}")
+        print(printable(f"dropped: {', '.join(weights.converted.dropped)}"))

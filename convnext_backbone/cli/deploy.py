@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--probabilities", action="store_true", help="a segmentor returns probabilities as well")
     precisions = (*PRECISIONS, *SHORT_NAMES)
     add("--precision", choices=precisions, default="float32", help="of backbone and neck")
-    add("--to", choices=TARGETS, default="onnx", help="openvino: its IR as well")
+    add("--to", choices=tuple(TARGETS), default="onnx", help="openvino: its IR as well")
     add("--calibration", nargs="+", metavar="IMAGE", help="to quantize with, for int8")
     add("--images", nargs="+", metavar="IMAGE", help="to compare on (default: of the test set)")
     add("--no-check", action="store_true", help="do not compare with the trained model")

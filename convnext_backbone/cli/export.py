@@ -1,6 +1,7 @@
 """`export`: write a network as a file that runs without this package, and check it."""
 
 import argparse
+from pathlib import Path
 
 from .arguments import WEIGHTS_HELP, add_limit_arguments
 
@@ -32,7 +33,12 @@ def run(args: argparse.Namespace) -> None:
     from ..deploy.graph_export import EXPORTERS
     from ..models.backbone import ConvNextBackbone
     from ..models.classifier import ConvNextForImageClassification
+    from ..utils.files import WEIGHT_SUFFIXES, check_outputs, check_source
 
+    check_source(args.out, "OUT")
+    read = (*WEIGHT_SUFFIXES, ".json")  # of a directory
+    beside = (path for path in Path(args.weights).glob("*") if path.suffix in read)
+    check_outputs([args.out], [args.weights, *beside])
     options = {"opset": args.opset, "precision": args.precision}
     options = {name: value for name, value in options.items() if value is not None}
     if args.weights.endswith(".py"):

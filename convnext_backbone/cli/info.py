@@ -6,6 +6,7 @@ A name of the catalogue is answered from the catalogue: nothing is fetched.
 import argparse
 from pathlib import Path
 
+from ..utils.commandline import printable
 from .arguments import add_weights_arguments as add_arguments
 
 __all__ = ["add_arguments", "run"]
@@ -19,4 +20,5 @@ def run(args: argparse.Namespace) -> None:
     if args.source in WEIGHTS and not Path(args.source).exists():
         print(WEIGHTS[args.source].describe())
     else:
-        print(describe(open_weights(args.source, ema=args.ema, prefix=args.prefix)))
+        text = describe(open_weights(args.source, ema=args.ema, prefix=args.prefix))
+        print("\n".join(map(printable, text.split("\n"))))

@@ -21,14 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--on-error",
         choices=("skip", "raise"),
         default="skip",
-        help="about images that cannot be read (default: skip, and list them)",
+        help="about images that cannot be read or predicted (default: skip, and list them)",
     )
     add("--no-pictures", action="store_true", help="write json or label maps only")
     add("--cfg-options", nargs="+", default=(), metavar="KEY=VALUE", help="override the config")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Predict, and print what was written and which images could not be read."""
+    """Predict, and print what was written and which images failed."""
     from ..openmmlab.tools.errors import UsageError
     from ..openmmlab.tools.predict import predict
 
@@ -44,6 +44,8 @@ def run(args: argparse.Namespace) -> None:
         )
     except UsageError as error:
         raise ValueError(str(error)) from error
-    print(f"{count} images predicted, {len(failures)} unreadable: {args.out}")
+    print(f"{count} images predicted, {len(failures)} failed: {args.out}")
     for name, reason in failures.items():
-        print(f"unreadable: {name!r}: {reason}", file=sys.stderr)
+        print(f"failed: {name!r}: {reason}", file=sys.stderr)
+    if not count:
+        raise ValueError(f"none of the {len(failures)} images could be predicted")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # suffix of --out -> the format that Pillow writes
 _FORMATS = {"": "PNG", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+_MAX_SIDES = {"PNG": 2**31 - 1, "JPEG": 65_500}  # in pixels, of libpng and libjpeg
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +50,7 @@ def run(args: argparse.Namespace) -> None:
     """Draw the images, or serve the page until it is stopped."""
     from ..features.server import MAX_SCENES
     from ..images.lists import name_images
+    from ..utils.files import check_source
 
     if not args.images and not args.serve:
         raise ValueError("give an image, or --serve")
@@ -56,6 +58,7 @@ def run(args: argparse.Namespace) -> None:
     images = name_images(args.images) if args.images else {}
     if args.serve and len(images) > MAX_SCENES:
         raise ValueError(f"--serve shows at most {MAX_SCENES} images, got {len(images)}")
+    check_source(args.out, "--out")
     suffix = Path(args.out).suffix.lower()
     check_choice("the suffix of --out", suffix, _FORMATS)
     # A norm over channels would give every pixel the same activation.
@@ -73,11 +76,18 @@ def _draw(
     format: str,
 ) -> None:
     from ..features.pictures import visualize
-    from ..utils.files import atomic_write, errors_naming
+    from ..utils.files import atomic_write, check_outputs, errors_naming
 
+    check_outputs([args.out], [*images.values(), *filter(None, (args.weights, args.config))])
     methods = args.method or ["pca", "activation", *(["similarity"] if args.point else [])]
     point = None if args.point is None else (args.point[0], args.point[1])
     figure = visualize(extractor, images, methods, point)
+    if max(figure.size) > _MAX_SIDES[format]:
+        width, height = figure.size
+        raise ValueError(
+            f"--out {args.out!r}: a {format} has at most {_MAX_SIDES[format]} pixels a side, "
+            f"got {width}x{height}: write a .png, or draw fewer images"
+        )
     out = Path(args.out)
     with errors_naming(out):
         out.parent.mkdir(parents=True, exist_ok=True)

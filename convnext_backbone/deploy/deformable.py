@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..openmmlab.mmcv_ops.sampling import sample_levels
 from .boxes import Size
 
 Sizes = Sequence[Size]
@@ -55,7 +55,7 @@ class DeformableAttention(nn.Module):
         weights = weights.softmax(-1).unflatten(-1, points[1:])
         assert reference_points is not None
         locations = self._locations(reference_points, offsets, spatial_shapes)
-        output = own.output_proj(sample_levels(value, spatial_shapes, locations, weights))
+        output = own.output_proj(sample_levels(spatial_shapes, value, locations, weights))
         if not own.batch_first:
             output = output.transpose(0, 1)
         return own.dropout(output) + identity
@@ -72,29 +72,6 @@ class DeformableAttention(nn.Module):
             for level, (h, w) in enumerate(sizes)
         ]
         return centres + torch.stack(levels, dim=3)
-
-
-def sample_levels(value: Tensor, sizes: Sizes, locations: Tensor, weights: Tensor) -> Tensor:
-    """Return the weighted sum of bilinear samples of every level, (N, Q, M * D).
-
-    Args:
-        value: (N, K, M, D).
-        sizes: Height and width of each level.
-        locations: (N, Q, M, L, P, 2) as (x, y), the map being 0..1; outside reads 0.
-        weights: (N, Q, M, L, P).
-    """
-    batch, _, heads, channels = value.shape
-    queries = locations.shape[1]
-    grids = (2 * locations - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # (L, N * M, Q, P, 2)
-    weights = weights.permute(3, 0, 2, 1, 4).flatten(1, 2)[:, :, None]  # (L, N * M, 1, Q, P)
-    samples = []
-    for level, pixels in enumerate(value.split([h * w for h, w in sizes], dim=1)):
-        # (N, H * W, M, D) -> (N * M, D, H, W)
-        maps = pixels.permute(0, 2, 3, 1).reshape(batch * heads, channels, *sizes[level])
-        sampled = F.grid_sample(maps, grids[level], padding_mode="zeros", align_corners=False)
-        samples.append((sampled * weights[level]).sum(dim=3))
-    total = torch.stack(samples).sum(dim=0)  # (N * M, D, Q)
-    return total.reshape(batch, heads * channels, queries).transpose(1, 2)
 
 
 def replace_attention(model: nn.Module) -> None:

@@ -27,7 +27,7 @@ from ..images.reading import load_image
 from ..inference.optimize import fold_network
 from ..models.backbone import ConvNextBackbone
 from ..utils.checks import check_choice, check_min
-from ..utils.files import atomic_files, file_sha256, write_json
+from ..utils.files import atomic_files, check_outputs, check_source, file_sha256, write_json
 from ..weights.catalogue import WEIGHTS
 from .boxes import Limits, Size
 from .check import Report, Run, Tolerance, compare, load_images
@@ -47,7 +47,8 @@ INPUT = "image"
 MODEL, DESCRIPTION, PROGRAM = "model.onnx", "deploy.json", "predict.py"
 INPUT_DTYPES = {"float32": torch.float32, "uint8": torch.uint8}
 FREE = "free"
-TARGETS = ("onnx", "openvino")
+# What `to` may be, and the files that it adds.
+TARGETS: Mapping[str, tuple[str, ...]] = {"onnx": (), "openvino": (OPENVINO_MODEL, "model.bin")}
 # What each precision is held to; a network in int8 is described, and judged by its accuracy.
 PRECISIONS = {
     "float32": Tolerance(),
@@ -135,6 +136,10 @@ def deploy_model(
         DisagreementError: The network does not give what the model gives.
         OSError: The folder cannot be written.
     """
+    check_source(out, "out")
+    check_choice("to", to, TARGETS)
+    written = [Path(out, name) for name in (MODEL, DESCRIPTION, PROGRAM, *TARGETS[to])]
+    check_outputs(written, [config, checkpoint, *(images or ()), *(calibration or ())])
     precision = SHORT_NAMES.get(precision, precision)
     check_choice("input_dtype", input_dtype, INPUT_DTYPES)
     given = Given(_read_size(size), batch, INPUT_DTYPES[input_dtype])
@@ -166,7 +171,7 @@ def deploy_model(
         load_image(path)
     limits = getattr(network.heads, "limits", None)
     check_run = partial(_check, trained, given, paths, limits)
-    with atomic_files(out) as folder:
+    with atomic_files(out, DESCRIPTION) as folder:
         run = _write_network(network, given, folder / MODEL)
         # An int8 network comes from the one in float32.
         tolerance = PRECISIONS["float32" if precision == "int8" else precision]
@@ -195,7 +200,6 @@ def _read_size(size: Sequence[int] | None) -> Size | None:
 
 
 def _check_engine(to: str, precision: str, calibration: Sequence[Any] | None) -> None:
-    check_choice("to", to, TARGETS)
     check_choice("precision", precision, PRECISIONS)
     int8 = precision == "int8"
     if int8 and (to != "openvino" or not calibration):

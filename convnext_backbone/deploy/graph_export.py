@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..models.backbone import ConvNextBackbone
 from ..models.classifier import ConvNextForImageClassification, ConvNextModel
 from ..utils.checks import check_choice
-from ..utils.files import atomic_files, errors_naming
+from ..utils.files import atomic_files, check_source, errors_naming
 from .onnx_file import DEFAULT_OPSET, OPSETS, SHORT_NAMES, require_onnx, write_onnx
 
 INPUT = "pixel_values"
@@ -101,8 +101,9 @@ def export_onnx(
     check_choice("precision", precision, PRECISIONS)
     require_onnx()
     network = _TupleNetwork(model, PRECISIONS[precision])
+    check_source(path, "path")
     path = Path(path)
-    with errors_naming(path), atomic_files(path.parent) as folder:
+    with errors_naming(path), atomic_files(path.parent, path.name) as folder:
         session = write_onnx(
             network,
             network.example(),
@@ -135,8 +136,9 @@ def export_program(model: nn.Module, path: str | os.PathLike[str]) -> ExportResu
         OSError: The file cannot be written.
     """
     network = _TupleNetwork(model, PRECISIONS["float32"])
+    check_source(path, "path")
     path = Path(path)
-    with errors_naming(path), atomic_files(path.parent) as folder:
+    with errors_naming(path), atomic_files(path.parent, path.name) as folder:
         program = torch.export.export(
             network, (network.example(),), dynamic_shapes={INPUT: network.free_sides()}
         )

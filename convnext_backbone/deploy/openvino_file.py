@@ -54,7 +54,7 @@ def write_openvino(
     if calibration is not None:
         model = _quantize(model, onnx_path, [{input_name: batch} for batch in calibration])
     openvino.save_model(model, str(path), compress_to_fp16=False)
-    run = predict.load_network(str(path), "")
+    run = predict.load_network(str(path))
     return lambda batch: run({input_name: batch})
 
 
@@ -87,7 +87,7 @@ def _quantized_nodes(onnx_path: Path) -> Iterator[str]:
 
 
 def calibration_inputs(
-    paths: Sequence[str], rules: Mapping[str, Any], batch: int, dtype: str
+    paths: Sequence[str], rules: dict[str, Any], batch: int, dtype: str
 ) -> list[np.ndarray]:
     """Return inputs (N, 3, H, W) of images, prepared as predict.py does.
 
@@ -99,7 +99,6 @@ def calibration_inputs(
     """
     inputs = []
     for path in paths:
-        image = predict.read_image(Path(path))
-        image = predict.pad_by_rule(predict.resize_by_rule(image, rules["resize"]), rules["pad"])
+        image, _ = predict.prepare(predict.read_image(Path(path)), rules)
         inputs.append(np.repeat(image.transpose(2, 0, 1)[None].astype(dtype), batch, axis=0))
     return inputs

@@ -9,7 +9,8 @@ import io
 import os
 import posixpath
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,12 @@ from ..utils.files import check_regular, check_source
 from .sources import IMAGE_SUFFIXES, iter_folder, iter_glob
 
 PathLike = str | os.PathLike[str]
-_NOWHERE = -1
+# In the place of a length, of what has no bytes of its own in a tar -> what `open` says of it.
+_NOWHERE, _SPARSE = -1, -2
+_REASONS = {
+    _NOWHERE: "it links to no file of the tar",
+    _SPARSE: "it is stored as a sparse file; pack the tar without --sparse",
+}
 _MAX_LINKS = 40  # that lead from one to another, as Linux follows them
 # Of tars that would have to be read from their start for every image.
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
@@ -31,18 +37,18 @@ class ImageEntry(NamedTuple):
     name: str
     path: str  # of the file, or of the tar that holds it
     start: int = 0
-    # Of its bytes inside a tar; None is the whole file, `_NOWHERE` a link that leads to no file.
+    # Of its bytes inside a tar, or one of `_REASONS`; None is the whole file.
     length: int | None = None
 
     def open(self) -> str | io.BytesIO:
         """Return what Pillow opens: the path, or the bytes inside the tar.
 
-        ValueError for a link to what is no file of the tar.
+        ValueError for what cannot be read from the tar.
         """
         if self.length is None:
             return self.path
-        if self.length == _NOWHERE:
-            raise ValueError(f"cannot read image {self.name!r}: it links to no file of the tar")
+        if self.length in _REASONS:
+            raise ValueError(f"cannot read image {self.name!r}: {_REASONS[self.length]}")
         with open(self.path, "rb") as file:
             file.seek(self.start)
             return io.BytesIO(file.read(self.length))
@@ -145,6 +151,26 @@ def name_images(sources: Sequence[PathLike]) -> dict[str, Path]:
     return {entry.name: Path(entry.path) for entry in entries}
 
 
+def output_names(images: Mapping[str, Path], suffix: str) -> dict[str, str]:
+    """Return a relative path with a suffix for each of `name_images`, for a file made of it.
+
+    It is the image's own below the folder that all have in common, so that a name in a list that is
+    absolute or holds `..` leads to no other folder. Where two would be one, the suffixes that the
+    images have stay.
+    """
+    paths = {name: os.path.abspath(path) for name, path in images.items()}
+    # Relative names of a list begin at its folder, and keep all that is written.
+    starts = [str(path).removesuffix(name) or path.parent for name, path in images.items()]
+    above = [*map(os.path.abspath, starts), *map(os.path.dirname, paths.values())]
+    root = os.path.commonpath(above)
+    own = {name: Path(os.path.relpath(path, root)) for name, path in paths.items()}
+    short = {name: path.with_suffix(suffix).as_posix() for name, path in own.items()}
+    long = {name: path.as_posix() + suffix for name, path in own.items()}
+    folders = {folder.as_posix() for path in own.values() for folder in path.parents}
+    taken = Counter([*short.values(), *long.values(), *folders])
+    return {name: short[name] if taken[short[name]] == 1 else long[name] for name in images}
+
+
 def _kind(path: str) -> str:
     return os.path.splitext(path)[1].lower()
 
@@ -183,7 +209,9 @@ def _tar_members(path: str) -> dict[str, tuple[int, int] | str]:
                 setattr(tar, "members", [])  # noqa: B010 - TarInfos are large
                 members.pop(member.name, None)
                 if member.isreg():
-                    members[member.name] = member.offset_data, member.size
+                    # A sparse file lies there in pieces, and `size` is that of the whole.
+                    length = _SPARSE if member.issparse() else member.size
+                    members[member.name] = member.offset_data, length
                 elif member.issym() or member.islnk():
                     # A symbolic link is relative to its folder, a hard link to the tar.
                     folder = posixpath.dirname(member.name) if member.issym() else ""

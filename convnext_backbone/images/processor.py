@@ -118,6 +118,8 @@ class ConvNextImageProcessor:
             first axis first.
         backend: `torchvision` works on tensors, on any device; `pil` on the CPU with Pillow.
         squash: True warps and False crops at any size; None goes by the size.
+        rescale_first: Rescale before the resize, as DINOv3's processor does, so that what is
+            resized is not rounded to 8 bits. Only the torchvision backend does; Pillow has 8 bits.
 
     Raises:
         ValueError: A value is out of its range.
@@ -138,6 +140,7 @@ class ConvNextImageProcessor:
     input_data_format: str | None = None
     backend: str = "torchvision"
     squash: bool | None = None
+    rescale_first: bool = False
 
     model_input_names = ("pixel_values",)
 
@@ -315,6 +318,10 @@ class ConvNextImageProcessor:
         from torchvision.transforms.v2 import functional as tvf
 
         mode = getattr(InterpolationMode, _TORCHVISION_FILTERS[int(self.resample or 0)])
+        if self.rescale_first and self.do_rescale:
+            x = x.to(torch.float32)  # resizing is linear: the factor may as well follow
+        if tuple(size) == (1, 1):  # where torch's kernel of 8 bits needs the channels innermost
+            x = x.movedim(-3, -1).contiguous().movedim(-1, -3)
         return tvf.resize(x, list(size), interpolation=mode, antialias=True)
 
     def _process_torch(self, x: Tensor) -> Tensor:
@@ -349,7 +356,8 @@ class ConvNextImageProcessor:
         """Return the settings as transformers writes them."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         defaults = {f.name: f.default for f in fields(self)}
-        for name in ("do_convert_rgb", "data_format", "input_data_format", "squash"):
+        left_out = ("do_convert_rgb", "data_format", "input_data_format", "squash", "rescale_first")
+        for name in left_out:
             if values[name] == defaults[name]:
                 del values[name]
         del values["backend"]  # how to compute, not what
@@ -375,7 +383,7 @@ class ConvNextImageProcessor:
             # DINOv3's processor: a square, without a crop.
             if size["height"] != size["width"]:
                 raise ValueError(f"size must be a square, got {dict(size)}")
-            given.update(size={"shortest_edge": size["height"]}, squash=True)
+            given.update(size={"shortest_edge": size["height"]}, squash=True, rescale_first=True)
             given.setdefault("resample", int(Image.Resampling.BILINEAR))
             given = {**_DINOV3, **given}
         return cls(**{**given, **overrides})

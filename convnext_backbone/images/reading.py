@@ -119,16 +119,16 @@ def as_tensor(image: Any) -> Tensor:
         return image
     if image.dtype == torch.uint16:
         return _narrow(image.to(torch.int32))
-    if image.dtype in (torch.uint32, torch.uint64):  # torch finds no smallest value among them
-        image = image.to(torch.int64)
     if image.dtype == torch.bool or image.is_complex():
         raise TypeError(f"an image must hold integers or real numbers, got {image.dtype}")
-    if image.numel() and (image.min() < 0 or image.max() > 255):
+    # torch takes 255 for -1 beside an int8, and finds no smallest value of uint32 and uint64.
+    wide = image.to(torch.int64)
+    if wide.numel() and (wide.min() < 0 or wide.max() > 255):
         raise ValueError(
             f"an image of {image.dtype} must lie within 0 .. 255, "
-            f"got {int(image.min())} .. {int(image.max())}"
+            f"got {int(wide.min())} .. {int(wide.max())}"
         )
-    return image.to(torch.uint8)
+    return wide.to(torch.uint8)
 
 
 def _narrow(x: Tensor) -> Tensor:

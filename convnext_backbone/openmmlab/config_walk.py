@@ -94,7 +94,12 @@ def split_datasets(cfg: Mapping[str, Any], split: str) -> list[tuple["ConfigDict
 
 
 def iter_metrics(evaluator: Any, where: str = "") -> Iterator[tuple["ConfigDict", str]]:
-    """Walk through an evaluator's config: one metric or a list of them, each with its name."""
+    """Walk through an evaluator's config: one metric or a list of them, each with its name.
+
+    As in mmengine, a dict with `metrics` is an evaluator of its own that holds them.
+    """
+    if isinstance(evaluator, Mapping) and "metrics" in evaluator:
+        evaluator, where = evaluator["metrics"], f"{where}.metrics"
     if isinstance(evaluator, Mapping):
         yield evaluator, where
     elif isinstance(evaluator, Sequence) and not isinstance(evaluator, str):

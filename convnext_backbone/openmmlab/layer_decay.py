@@ -257,7 +257,13 @@ def _undecayed_names(model: nn.Module) -> Iterator[str]:
 
 
 def format_layer_groups(groups: Sequence[LayerGroup], lr: float) -> str:
-    """Return `groups` as a table, one line per group, lowest learning rate first."""
+    """Return `groups` as a table, one line per group, lowest learning rate first.
+
+    Raises:
+        ValueError: `lr`, the full rate, is no number.
+    """
+    if not isinstance(lr, int | float):
+        raise ValueError(f"the optimizer's lr must be a number, got {lr!r}")
     rows = [("group", "lr scale", "lr", "weight decay", "tensors", "parameters")]
     rows += [
         (

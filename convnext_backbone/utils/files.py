@@ -6,7 +6,7 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".h5", ".hdf5
 # errno of a disk, a quota or a file that takes no more.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CHUNK = 1 << 22  # bytes read at a time
+_LONG_NAME = 200  # bytes; a file's name has at most 255, and a temporary one is longer
 _KINDS = {stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket", stat.S_IFDIR: "directory"}
 
 
@@ -45,7 +46,10 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: The file cannot be written; it names `path`.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    name = path.name
+    if len(os.fsencode(name)) > _LONG_NAME:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    partial = path.with_name(f".{name}.{os.getpid()}.part")
     try:
         with errors_naming(path):
             partial.touch()
@@ -59,10 +63,11 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_files(folder: str | os.PathLike[str], last: str) -> Iterator[Path]:
     """Yield a temporary folder, and move the files written there into `folder` at the end.
 
-    For files that refer to each other by name; the one of the shortest name comes last.
+    For files that one of them, `last`, refers to. It is taken away first and comes last: a kill
+    between two moves leaves a folder without it, and never an old one with new files.
 
     Raises:
         OSError: A file cannot be written; it names `folder`, or the file's place in it.
@@ -84,9 +89,12 @@ def atomic_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
             raise OSError(error.errno, error.strerror, os.fspath(folder)) from error
         with errors_naming(folder):
             folder.mkdir(exist_ok=True)
-        for name in sorted(os.listdir(partial), key=len, reverse=True):
-            with errors_naming(folder / name):
-                os.replace(os.path.join(partial, name), folder / name)
+        others = set(os.listdir(partial)) - {last}
+        if others:
+            with errors_naming(folder / last):
+                (folder / last).unlink(missing_ok=True)
+        for name in (*others, last):
+            move_into_place(Path(partial, name), folder / name)
 
 
 def move_into_place(partial: Path, path: str | os.PathLike[str]) -> None:
@@ -137,9 +145,31 @@ def check_regular(path: str | os.PathLike[str]) -> None:
         raise ValueError(f"{os.fspath(path)} is a {kind}, and only regular files are read")
 
 
-def check_source(source: str | os.PathLike[str]) -> None:
+def check_source(source: str | os.PathLike[str], name: str = "source") -> None:
     """Refuse what is no path, and the empty path, which would mean the current directory."""
     if not isinstance(source, str | os.PathLike):
-        raise TypeError(f"source must be a string or a path, got {type(source).__name__}")
+        raise TypeError(f"{name} must be a string or a path, got {type(source).__name__}")
     if not os.fspath(source):
-        raise ValueError("source must not be empty; the current directory is '.'")
+        raise ValueError(f"{name} must not be empty; the current directory is '.'")
+
+
+def check_outputs(
+    outputs: Iterable[str | os.PathLike[str]], inputs: Iterable[str | os.PathLike[str]]
+) -> None:
+    """Refuse, with a ValueError, to write a file that is read as well, by whatever name."""
+    read = {_identity(path): path for path in inputs}
+    for path in outputs:
+        found = _identity(path)
+        if found is not None and found in read:
+            raise ValueError(
+                f"{os.fspath(read[found])!r} is read, and would be replaced by {os.fspath(path)!r}"
+            )
+
+
+def _identity(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """Return what two names of one file share; None where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

@@ -7,6 +7,7 @@ import warnings
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
 from convnext_backbone import (
     ConvNextBackbone,
@@ -64,6 +65,24 @@ def test_program_runs_as_it_is_installed():
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert done.stdout.startswith("convnext-backbone ")
+
+
+KEY = "\x1b[2J\x07evil\r\nlicence       MIT\x9b\u2028\u202e"
+
+
+@pytest.mark.parametrize("name", ["model.pth", "model.safetensors"])
+def test_keys_cannot_command_the_terminal(name, source, tmp_path, capsys):
+    extra = {"norm_head.weight": torch.ones(1), KEY: torch.ones(1), KEY + "2": torch.ones(1)}
+    state = {**torch.load(source), **extra}
+    path = tmp_path / name
+    torch.save(state, path) if name == "model.pth" else save_file(state, path)
+    main(["info", str(path)])
+    main(["convert", str(path), str(tmp_path / "out.safetensors"), "--to", "native"])
+    shown = capsys.readouterr()
+    for text in (shown.out, shown.err):
+        assert all(c == "\n" or c.isprintable() for c in text)
+        assert not any(line.startswith("licence       MIT") for line in text.split("\n"))
+    assert "\\x1b[2J\\x07evil\\r\\nlicence" in shown.out + shown.err
 
 
 def test_a_warning_is_one_line(source, capsys, monkeypatch):

@@ -321,9 +321,8 @@ def test_predict_py_slides_over_images_without_torch(linear, photographs, tmp_pa
         got = np.array(Image.open(tmp_path / "results" / result["label_map"]))
         # The config's pipeline resizes to 512 pixels, and mmsegmentation resizes logits back.
         image = np.array(Image.open(path).convert("RGB"))
-        resized = program_module(program).resize_by_rule(
-            image, {"scale": [2048, 512], "keep_ratio": True}
-        )
+        rules = {"resize": {"scale": [2048, 512], "keep_ratio": True}, "pad": None}
+        resized, _ = program_module(program).prepare(image, rules)
         image_tensor = torch.from_numpy(resized).permute(2, 0, 1)
         (expected,) = predict(trained, [image_tensor], whole=False)
         logits = torch.nn.functional.interpolate(

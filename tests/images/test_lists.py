@@ -3,6 +3,8 @@
 import csv
 import io
 import os
+import shutil
+import subprocess
 import tarfile
 
 import pyarrow as pa
@@ -10,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from convnext_backbone.images.lists import ImageList, name_images
+from convnext_backbone.images.lists import ImageList, name_images, output_names
 from convnext_backbone.images.reading import load_image
 
 
@@ -203,3 +205,74 @@ def test_a_link_to_itself_is_one_image_that_cannot_be_read(folder):
     assert names(folder)[-1] == "z.jpg"
     with pytest.raises(OSError, match="cannot read image"):
         load_image(folder / "z.jpg")
+
+
+def _outputs(*sources):
+    images = name_images(sources)
+    outputs = output_names(images, ".png")
+    assert list(outputs) == list(images)
+    return list(outputs.values())
+
+
+def test_outputs_of_a_folder_are_named_as_its_images(folder):
+    assert _outputs(folder) == ["a.png", "b/a.png", "b/c.png", "b-c.png", "b.png"]
+
+
+def test_outputs_of_a_list_stay_below_one_folder_and_apart(tmp_path):
+    for place in ("photos", "lists/photos", "lists/a"):
+        (tmp_path / place).mkdir(parents=True)
+    text = tmp_path / "lists" / "list.txt"
+    inside = ["photos/0.jpg", "a/b.jpg"]
+    text.write_text("\n".join(inside))
+    assert _outputs(text) == ["photos/0.png", "a/b.png"]  # as they are written
+    text.write_text("\n".join([*inside, "../photos/0.png", f"{tmp_path}/photos/1.png"]))
+    outside = ["photos/0.png", "photos/1.png"]
+    assert _outputs(text) == ["lists/photos/0.png", "lists/a/b.png", *outside]
+    text.write_text(f"{tmp_path}/photos/0.png")
+    assert _outputs(text) == ["0.png"]
+    text.write_text("photos/../../photos/0.png\n./a/b.png")
+    assert _outputs(text) == ["photos/0.png", "lists/a/b.png"]
+
+
+@pytest.mark.parametrize(
+    ("names", "outputs"),
+    [
+        (["a.jpg", "b.jpg"], ["a.png", "b.png"]),
+        (["a.jpg", "a.png"], ["a.jpg.png", "a.png.png"]),
+        (["a.jpg", "a.png", "a.png.bmp"], ["a.jpg.png", "a.png.png", "a.png.bmp.png"]),
+        (["a.png", "a.png.bmp"], ["a.png", "a.png.bmp.png"]),
+        (["a.jpg", "a.png/b.jpg"], ["a.jpg.png", "a.png/b.png"]),
+        (["a.png/b.jpg", "c.jpg"], ["a.png/b.png", "c.png"]),
+    ],
+)
+def test_outputs_are_different_whatever_suffixes_the_images_have(names, outputs, tmp_path):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert _outputs(tmp_path) == outputs
+
+
+@pytest.mark.parametrize("format", ["gnu", "posix"])
+@pytest.mark.parametrize("version", ["", "0.0", "0.1", "1.0"])
+def test_a_sparse_file_of_a_tar_is_named_instead_of_read_as_its_neighbour(
+    format, version, tmp_path
+):
+    """GNU tar leaves out holes of zeros: a member is shorter than its file, and in pieces."""
+    if shutil.which("tar") is None or (format == "gnu" and version):
+        pytest.skip("GNU tar writes it")
+    Image.new("RGB", (300, 300)).save(tmp_path / "black.bmp")
+    with open(tmp_path / "holes.bmp", "wb") as file:
+        data = (tmp_path / "black.bmp").read_bytes()
+        file.write(data[:54])
+        file.truncate(len(data))
+    (tmp_path / "z.dat").write_bytes(bytes([255]) * 300_000)
+    command = ["tar", "-cSf", "s.tar", f"--format={format}", "holes.bmp", "black.bmp", "z.dat"]
+    command += [f"--sparse-version={version}"] if version else []
+    if subprocess.run(command, cwd=tmp_path, capture_output=True).returncode:
+        pytest.skip("GNU tar writes it")
+    with tarfile.open(tmp_path / "s.tar") as tar:
+        assert {member.name for member in tar if member.issparse()} == {"holes.bmp"}
+    entries = {entry.name: entry for entry in ImageList([tmp_path / "s.tar"])}
+    with pytest.raises(ValueError, match=r"'s\.tar/holes\.bmp': it is stored as a sparse file"):
+        entries["s.tar/holes.bmp"].open()
+    assert entries["s.tar/black.bmp"].open().read() == data

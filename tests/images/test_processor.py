@@ -316,8 +316,54 @@ def test_dinov3_files_are_read(tmp_path, photos):
     theirs.save_pretrained(tmp_path)
     ours = ConvNextImageProcessor.from_pretrained(tmp_path)
     a, b = ours(photos, return_tensors="pt"), theirs(photos, return_tensors="pt")
-    # DINOv3 resizes floats where this rounds to 8 bits: half a level, over the smallest std.
-    assert (a.pixel_values - b.pixel_values).abs().max() <= 1 / 255 / min(ours.image_std)
+    torch.testing.assert_close(a.pixel_values, b.pixel_values, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"size": {"height": 32, "width": 32}},
+        {"resample": 3},  # overshoots 0 .. 255, where 8 bits would clip
+        {"do_normalize": False},
+        {"do_resize": False},
+        {"do_rescale": False, "do_normalize": False},  # resized in 8 bits by both
+    ],
+)
+def test_settings_of_dinov3_come_out_equal_to_transformers(fields, tmp_path):
+    theirs = transformers.DINOv3ViTImageProcessor(**fields)
+    theirs.save_pretrained(tmp_path)
+    ours = ConvNextImageProcessor.from_pretrained(tmp_path)
+    ours.save_pretrained(tmp_path / "again")
+    again = ConvNextImageProcessor.from_pretrained(tmp_path / "again")
+    assert again == ours
+    image = _noise()
+    expected = theirs(image, return_tensors="pt").pixel_values
+    for processor in (ours, again):
+        got = processor(image, return_tensors="pt").pixel_values
+        tolerance = 1e-5 * max(1.0, float(expected.abs().max()))
+        torch.testing.assert_close(got, expected, rtol=0, atol=tolerance, check_dtype=False)
+
+
+def test_other_processors_resize_in_eight_bits_as_before():
+    assert not ConvNextImageProcessor().rescale_first
+    assert "rescale_first" not in ConvNextImageProcessor().to_dict()
+
+
+@pytest.mark.parametrize("resample", [0, 2, 3])
+@pytest.mark.parametrize("backend", PEERS)
+@pytest.mark.parametrize("shape", [(50, 70), (1, 70), (50, 1), (1, 1)])
+def test_an_image_is_resized_to_one_pixel(shape, backend, resample):
+    image = Image.fromarray(_noise(*shape))
+    fields = {"size": {"shortest_edge": 1}, "crop_pct": 1.0, "resample": resample}
+    processor = ConvNextImageProcessor(backend=backend, **fields)
+    # transformers fails here with its torchvision backend.
+    theirs = PEERS["pil"](**fields)(image, return_tensors="pt").pixel_values
+    ours = processor([image, image], return_tensors="pt").pixel_values
+    assert (ours - theirs).abs().max() <= 1 / 127.5 + 1e-6  # one level
+    x = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    expected = torch.tensor(image.resize((1, 1), resample).getpixel((0, 0)))
+    got = processor.warp(x, (1, 1)).flatten().int()
+    assert (got - expected).abs().max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -417,6 +463,19 @@ def test_a_network_of_one_channel_sees_white_where_an_image_is_transparent(mode)
     clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0)).convert(mode)
     processor = ConvNextImageProcessor(image_mean=(0.5,), image_std=(0.5,))
     assert (processor.to_tensor(clear) == 255).all()
+
+
+@pytest.mark.parametrize("backend", PEERS)
+def test_signed_bytes_are_taken_and_negative_ones_refused(backend):
+    """255 is no int8: compared as one, it is -1."""
+    processor = ConvNextImageProcessor(size=32, backend=backend)
+    array = _noise() // 2
+    for x in (array.astype(np.int8), torch.from_numpy(array).to(torch.int8)):
+        ours = processor(x, return_tensors="pt").pixel_values
+        assert torch.equal(ours, processor(array, return_tensors="pt").pixel_values)
+    for dtype in (np.int8, np.int16):
+        with pytest.raises(ValueError, match=r"int\d+ must lie within 0 \.\. 255, got -1 \.\. 126"):
+            processor(np.array([[-1, 126]], dtype))
 
 
 @pytest.mark.parametrize("dtype", [np.uint32, np.uint64, np.int64])

@@ -389,6 +389,8 @@ def test_the_dry_run_lists_every_group_with_its_rate():
     outside = next(line for line in lines if line.startswith("layer_6_decay"))
     # The neck's 16 x 8 and the head's 8 x 4 weights are all that decays at the full rate.
     assert outside.split() == ["layer_6_decay", "1", "0.001", "0.05", "2", "160"]
+    with pytest.raises(ValueError, match="lr must be a number, got None"):
+        format_layer_groups(groups, lr=None)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from convnext_backbone.cli import main
+from convnext_backbone.openmmlab.tools import predict as predict_tool
 from convnext_backbone.openmmlab.tools.config import NEEDED, build_model, load_config
 
 STEP_THAT_IS_NONE = "test_dataloader.dataset.pipeline.1.type=NoStep"
@@ -70,7 +71,7 @@ def test_detections_are_those_of_mmdets_own_inference(detector_run, images, tmp_
     line = ["predict", config, checkpoint, str(images), "--score", SCORE, "--device", "cpu"]
     assert main([*line, "--out", str(tmp_path)]) == 0
     said = capsys.readouterr()
-    assert "2 images predicted, 1 unreadable" in said.out
+    assert "2 images predicted, 1 failed" in said.out
     assert "below/damaged.jpg" in said.err
     coco = COCO(str(tmp_path / "predictions.json"))
     assert [c["name"] for c in coco.loadCats(coco.getCatIds())] == [str(i) for i in range(10)]
@@ -183,3 +184,110 @@ def test_a_config_of_more_than_80_classes_draws(detector_run, images, tmp_path):
     assert main([*line, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
     assert (tmp_path / "out" / "pictures" / "a.png").is_file()
     assert json.loads((tmp_path / "out" / "predictions.json").read_text())["annotations"]
+
+
+def _photos(folder, *names, size=(64, 64)):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, "red").save(folder / name)
+    return [folder / name for name in names]
+
+
+def _is_red(path):
+    with Image.open(path) as image:
+        return image.convert("RGB").getcolors() == [(64 * 64, (255, 0, 0))]
+
+
+def test_images_of_a_list_are_not_replaced_by_their_pictures(segmentor_run, tmp_path):
+    photos = _photos(tmp_path, "photos/0.png", "photos/1.png", "lists/2.png")
+    (tmp_path / "lists" / "l.txt").write_text(f"{photos[0]}\n../photos/1.png\n2.png\n")
+    line = ["predict", str(segmentor_run[1]), str(tmp_path / "lists" / "l.txt"), "--device", "cpu"]
+    assert main([*line, "--out", str(tmp_path / "out")]) == 0
+    assert all(map(_is_red, photos))
+    names = {"photos/0.png", "photos/1.png", "lists/2.png"}
+    for kind in ("maps", "pictures"):
+        root = tmp_path / "out" / kind
+        assert {path.relative_to(root).as_posix() for path in root.rglob("*.png")} == names
+    written = {path for path in tmp_path.rglob("*.png") if tmp_path / "out" not in path.parents}
+    assert written == set(photos)
+
+
+@pytest.mark.parametrize("kind", ["pictures", "maps"])
+def test_a_folder_that_would_replace_its_images_is_refused(
+    kind, segmentor_run, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (photo,) = _photos(tmp_path, f"{kind}/0.png")
+    for source in (kind, f"{kind}/*.png", str(photo)):
+        line = ["predict", str(segmentor_run[1]), source, "--out", "."]
+        assert main([*line, "--device", "cpu"]) == 2
+        assert f"{str(photo)!r} is read, and would be replaced by" in capsys.readouterr().err
+        assert _is_red(photo)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["0.png", kind]
+    # What is not written is in no danger.
+    if kind == "pictures":
+        assert main([*line, "--device", "cpu", "--no-pictures"]) == 0
+        assert _is_red(photo)
+
+
+def test_a_detector_does_not_replace_what_it_reads(detector_run, images, tmp_path, capsys):
+    config = tmp_path / "predictions.json"
+    Config.fromfile(detector_run[0]).dump(config)
+    before = config.read_bytes()
+    line = ["predict", str(config), str(detector_run[1]), str(images / "a.png")]
+    assert main([*line, "--out", str(tmp_path), "--device", "cpu"]) == 2
+    assert "is read, and would be replaced by" in capsys.readouterr().err
+    assert config.read_bytes() == before
+
+
+@pytest.mark.parametrize("run", ["detector_run", "segmentor_run"])
+def test_an_image_that_the_network_cannot_take_costs_no_other(run, request, tmp_path, capsys):
+    _, checkpoint = request.getfixturevalue(run)
+    photos = tmp_path / "photos"
+    _photos(photos, "a.png", "z.png")
+    for name, size in (("one", (1, 1)), ("tall", (1, 3000)), ("wide", (3000, 1))):
+        _photos(photos, f"{name}.png", size=size)
+    line = ["predict", str(checkpoint), str(photos), "--device", "cpu"]
+    assert main([*line, "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr()
+    failed = [text.split("'")[1] for text in printed.err.splitlines() if "failed: " in text]
+    assert f"{5 - len(failed)} images predicted, {len(failed)} failed" in printed.out
+    assert set(failed) <= {"one.png", "tall.png", "wide.png"}
+    drawn = {path.name for path in (tmp_path / "out" / "pictures").iterdir()}
+    assert drawn == {"a.png", "one.png", "tall.png", "wide.png", "z.png"} - set(failed)
+    if run == "detector_run":
+        written = json.loads((tmp_path / "out" / "predictions.json").read_text())
+        assert {image["file_name"] for image in written["images"]} == drawn
+    else:
+        assert failed
+        assert main([*line, "--out", str(tmp_path / "raised"), "--on-error", "raise"]) == 2
+        assert f"cannot predict image {str(photos / failed[0])!r}: " in capsys.readouterr().err
+        line[2] = str(photos / failed[0])
+        assert main([*line, "--out", str(tmp_path / "none")]) == 2
+        assert "none of the 1 images could be predicted" in capsys.readouterr().err
+
+
+def test_an_interrupted_detector_leaves_the_predictions_that_it_has(
+    detector_run, tmp_path, monkeypatch
+):
+    photos = _photos(tmp_path / "photos", "a.png", "b.png", "c.png")
+    read = predict_tool.read_image
+
+    def interrupt(pipeline, path):
+        if path == photos[1]:
+            raise KeyboardInterrupt
+        return read(pipeline, path)
+
+    monkeypatch.setattr(predict_tool, "read_image", interrupt)
+    line = ["predict", str(detector_run[1]), str(tmp_path / "photos"), "--device", "cpu"]
+    with pytest.raises(KeyboardInterrupt):
+        main([*line, "--out", str(tmp_path / "out"), "--no-pictures"])
+    written = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [image["file_name"] for image in written["images"]] == ["a.png"]
+
+
+def test_a_long_name_has_a_picture(segmentor_run, tmp_path):
+    (photo,) = _photos(tmp_path / "photos", f"{'a' * 250}.png")
+    line = ["predict", str(segmentor_run[1]), str(photo.parent), "--device", "cpu"]
+    assert main([*line, "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "pictures" / photo.name).is_file()

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from convnext_backbone.utils.files import (
     atomic_files,
     atomic_write,
+    check_outputs,
+    check_source,
     read_json,
     write_bytes,
     write_json,
@@ -121,7 +123,7 @@ def test_files_of_a_folder_appear_together_and_nothing_is_left_beside_them(exist
         folder.mkdir(parents=True)
         (folder / "a").write_text("old")
         (folder / "kept").write_text("kept")
-    with atomic_files(folder) as partial:
+    with atomic_files(folder, "a") as partial:
         (partial / "a").write_text("new")
         (partial / "a.data").write_text("data")
         assert not (folder / "a.data").exists()
@@ -134,7 +136,7 @@ def test_an_error_among_the_files_of_a_folder_leaves_the_old_ones(tmp_path):
     (tmp_path / "a").write_text("old")
 
     def fail():
-        with atomic_files(tmp_path) as partial:
+        with atomic_files(tmp_path, "a") as partial:
             (partial / "a").write_text("new")
             raise RuntimeError("in the midst")
 
@@ -145,7 +147,7 @@ def test_an_error_among_the_files_of_a_folder_leaves_the_old_ones(tmp_path):
 
 
 def _fail_inside(folder, error):
-    with atomic_files(folder) as partial:
+    with atomic_files(folder, "a") as partial:
         raise error(partial)
 
 
@@ -165,6 +167,74 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
     (tmp_path / "out").write_text("a file")
     with (
         pytest.raises(NotADirectoryError, match=r"'.*out'$"),
-        atomic_files(tmp_path / "out"),
+        atomic_files(tmp_path / "out", "a"),
     ):
         pass
+
+
+def _write_new(folder, names):
+    with atomic_files(folder, names[0]) as partial:
+        for name in names:
+            (partial / name).write_text("new")
+
+
+@pytest.mark.parametrize("moves", range(3))
+def test_files_that_are_half_replaced_lack_the_one_that_refers_to_the_others(
+    moves, tmp_path, monkeypatch
+):
+    """As after a kill: what is left is all old, all new, or without the last file."""
+    names = ("deploy.json", "model.onnx", "predict.py")
+    for name in names:
+        (tmp_path / name).write_text("old")
+    replace, left = os.replace, [moves]
+
+    def replace_or_stop(source, target):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", replace_or_stop)
+    with pytest.raises(KeyboardInterrupt):
+        _write_new(tmp_path, names)
+    assert "deploy.json" not in os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("others", [(), ("a.data",)])
+def test_the_last_file_of_a_folder_is_new_at_the_end(others, tmp_path):
+    for name in ("a", *others):
+        (tmp_path / name).write_text("old")
+    with atomic_files(tmp_path, "a") as partial:
+        for name in ("a", *others):
+            (partial / name).write_text("new")
+        assert (tmp_path / "a").read_text() == "old"
+    assert {name: (tmp_path / name).read_text() for name in os.listdir(tmp_path)} == dict.fromkeys(
+        ("a", *others), "new"
+    )
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "\u6f22" * 85])
+def test_the_longest_name_that_a_file_may_have_is_written(name, tmp_path):
+    write_bytes(tmp_path / name, b"data")
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_a_file_that_is_read_is_not_written(tmp_path):
+    for name in ("photo.png", "other.png"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "link.png").symlink_to("photo.png")
+    (tmp_path / "below").mkdir()
+    read = [tmp_path / "photo.png", tmp_path / "missing.png", tmp_path]
+    for same in ("photo.png", "below/../photo.png", "link.png"):
+        with pytest.raises(
+            ValueError, match=r"photo\.png' is read, and would be replaced by .*png"
+        ):
+            check_outputs([tmp_path / "new.png", tmp_path / same], read)
+    check_outputs([tmp_path / "new.png", tmp_path / "other.png", tmp_path / "missing.png"], read)
+
+
+def test_an_empty_path_is_refused_by_the_name_of_its_argument():
+    with pytest.raises(ValueError, match=r"^out must not be empty; the current directory is '\.'$"):
+        check_source("", "out")
+    with pytest.raises(TypeError, match="out must be a string or a path, got NoneType"):
+        check_source(None, "out")

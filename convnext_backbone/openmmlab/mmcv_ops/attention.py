@@ -11,26 +11,27 @@ L levels, P points.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .precision import at_least_float32, copy_gradients
+from .sampling import sample_levels
 
 
 def ms_deform_attn_forward(
     value: Tensor,  # (N, K, M, D)
     value_spatial_shapes: Tensor,  # (L, 2) heights and widths of the levels
-    value_level_start_index: Tensor,  # (L,) where in K each level begins
+    value_level_start_index: Tensor,  # (L,), which follows from the sizes
     sampling_locations: Tensor,  # (N, Q, M, L, P, 2) as (x, y), the map being 0..1; outside reads 0
     attention_weights: Tensor,  # (N, Q, M, L, P)
     im2col_step: int,  # images at a time in the compiled kernel, not used
 ) -> Tensor:
     """Weighted sum `(N, Q, M * D)` of bilinear samples of each level's map."""
-    attend = _attention(value_spatial_shapes, value_level_start_index)
+    attend = _attention(value_spatial_shapes)
     operands = (value, sampling_locations, attention_weights)
-    return attend(*map(at_least_float32, operands)).to(value)
+    return attend(*map(at_least_float32, operands)).to(value).contiguous()
 
 
 def ms_deform_attn_backward(
@@ -46,35 +47,15 @@ def ms_deform_attn_backward(
     im2col_step: int,
 ) -> None:
     """Gradients of `ms_deform_attn_forward`, written into the three `grad_*` tensors."""
-    attend = _attention(value_spatial_shapes, value_level_start_index)
+    attend = _attention(value_spatial_shapes)
     operands = (value, sampling_locations, attention_weights)
     targets = (grad_value, grad_sampling_loc, grad_attn_weight)
     copy_gradients(attend, operands, grad_output, targets)
 
 
-def _attention(shapes: Tensor, starts: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def _attention(shapes: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """The attention over given levels: a function of value, locations and weights."""
-    levels = [
-        (*shape, start) for shape, start in zip(shapes.tolist(), starts.tolist(), strict=True)
-    ]
-
-    def attend(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
-        batch, queries, heads = locations.shape[:3]
-        # (N, Q, M, L, P, 2) -> (L, N * M, Q, P, 2), in grid_sample's -1 .. 1
-        grids = (2 * locations - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)
-        # (N, Q, M, L, P) -> (L, N * M, 1, Q, P)
-        weights = weights.permute(3, 0, 2, 1, 4).flatten(1, 2).unsqueeze(2)
-        total = value.new_zeros(batch * heads, value.shape[3], queries)
-        for (height, width, start), grid, weight in zip(levels, grids, weights, strict=True):
-            # (N, H * W, M, D) -> (N * M, D, H, W)
-            level = value[:, start : start + height * width].permute(0, 2, 3, 1).flatten(0, 1)
-            level = level.unflatten(2, (height, width))
-            samples = F.grid_sample(level, grid, padding_mode="zeros", align_corners=False)
-            total = total + (samples * weight).sum(dim=3)
-        # (N * M, D, Q) -> (N, Q, M * D)
-        return total.view(batch, heads * value.shape[3], queries).transpose(1, 2).contiguous()
-
-    return attend
+    return partial(sample_levels, [(height, width) for height, width in shapes.tolist()])
 
 
 # --------------------------------------------------------------------------- PSA masks

@@ -17,6 +17,7 @@ from ...utils.post_import import after_import
 from . import (
     mmcv_photometric,
     mmdet_coco,
+    mmdet_iou_thrs,
     mmdet_masks,
     mmdet_palette,
     mmdet_ssd,
@@ -25,6 +26,7 @@ from . import (
     mmengine_names,
     mmengine_packages,
     mmseg_class_weights,
+    mmseg_focal,
     mmseg_metainfo,
     mmseg_visualizer,
     numpy_names,
@@ -37,11 +39,13 @@ REPAIRS: Mapping[str, Callable[[ModuleType], None]] = {
     "mmengine.utils.package_utils": mmengine_packages.repair,
     "mmcv.image.photometric": mmcv_photometric.repair,
     "mmdet.datasets.api_wrappers.coco_api": mmdet_coco.repair,
+    "mmdet.evaluation.metrics.coco_metric": mmdet_iou_thrs.repair,
     "mmdet.models.dense_heads.ssd_head": mmdet_ssd.repair,
     "mmdet.models.roi_heads.mask_heads.fcn_mask_head": mmdet_masks.repair,
     "mmdet.visualization.palette": mmdet_palette.repair,
     "mmseg.datasets.basesegdataset": mmseg_metainfo.repair,
     "mmseg.models.losses.cross_entropy_loss": mmseg_class_weights.repair,
+    "mmseg.models.losses.focal_loss": mmseg_focal.repair,
     "mmseg.visualization.local_visualizer": mmseg_visualizer.repair,
     **dict.fromkeys(
         (

@@ -3,7 +3,8 @@
 pycocotools 2.0.11 takes the id 0 for "no match", so that a perfect detection of such an object
 counts as a false positive (cocoapi issue 332), keeps ids as numbers, and reads `iscrowd` of every
 object that is evaluated. Files of other tools number from 0, have words for ids, and leave
-`iscrowd` out. Only what is in memory is changed. Unnecessary once pycocotools does this itself.
+`iscrowd` out; names of theirs that are numbers, as of digits, cannot be drawn. Only what is in
+memory is changed. Unnecessary once pycocotools does this itself.
 """
 
 import warnings
@@ -22,9 +23,26 @@ def repair(coco_api: ModuleType) -> None:
 
     def create_index(self: Any) -> None:
         mend_annotations(self.dataset.get("annotations") or (), self.annotation_file)
+        mend_names(self.dataset.get("categories") or ())
         original_index(self)
 
+    def get_cat_ids(self: Any, cat_names: Any = (), sup_names: Any = (), cat_ids: Any = ()) -> Any:
+        names = [cat_names] if isinstance(cat_names, str) else cat_names
+        return self.getCatIds([*names, *map(_as_text, names)], sup_names, cat_ids)
+
     coco_api.COCO.__init__, coco_api.COCO.createIndex = init, create_index
+    coco_api.COCO.get_cat_ids = get_cat_ids
+
+
+def mend_names(categories: Sequence[MutableMapping[str, Any]]) -> None:
+    """Make names that are numbers text, which any config's classes are compared with."""
+    for category in categories:
+        if "name" in category:
+            category["name"] = _as_text(category["name"])
+
+
+def _as_text(name: Any) -> Any:
+    return str(name) if isinstance(name, int | float) else name
 
 
 def mend_annotations(annotations: Sequence[MutableMapping[str, Any]], path: str | None) -> None:

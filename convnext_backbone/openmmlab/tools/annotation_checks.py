@@ -17,11 +17,13 @@ from .image_checks import show_progress, spread
 
 _NORMALISED = 1.5  # no box in pixels is smaller; some normalised ones reach beyond 1
 _MAX_MASKS = 1000  # each is decoded
-_ODD_PART = 0.2  # of boxes outside their image
+_ODD_PART = 0.2  # of boxes outside their image, or of crowds
+_ROUNDING = 2.0  # pixels that a mask may lie beside its box
+_Extent = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 def check_annotations(data: CocoSet, report: DataReport) -> None:
-    """Check boxes and areas, masks where they are loaded, and `iscrowd` where it is evaluated.
+    """Check boxes and areas, crowds, and masks where they are loaded.
 
     Raises:
         UsageError: One is malformed, or mmdet would drop all of them.
@@ -50,9 +52,8 @@ def check_annotations(data: CocoSet, report: DataReport) -> None:
             f"annotation file {path!r}: {outside} of {len(kept)} boxes reach beyond their image; "
             "COCO's boxes are [x, y, width, height]"
         )
+    _check_crowds(data, kept, report)
     _check_masks(data, kept, report)
-    if report.split != "train":
-        _check_crowds(data)
 
 
 def _refuse(annotation: Annotation, path: str, text: str) -> NoReturn:
@@ -104,12 +105,26 @@ def _leaves(box: Sequence[float], width: float, height: float) -> bool:
     return x < -2 or y < -2 or x + w > width + 2 or y + h > height + 2
 
 
-def _check_crowds(data: CocoSet) -> None:
-    for annotation in data.of_classes:
-        crowd = annotation.get("iscrowd")
-        if crowd is not None and not _is_number(crowd):
-            text = f"the iscrowd {crowd!r}, which is neither 0 nor 1"
-            _refuse(annotation, data.ann_file, text)
+def _check_crowds(data: CocoSet, kept: Sequence[Annotation], report: DataReport) -> None:
+    """Check the flags by which mmdet leaves objects out: it goes by the truth of any value.
+
+    To Python "0" is true. An evaluation needs numbers, a training bears whatever is not true.
+    """
+    path, learns = data.ann_file, report.split == "train"
+    for annotation in data.listed if learns else data.of_classes:
+        for key in ("iscrowd", "ignore") if learns else ("iscrowd",):
+            flag = annotation.get(key)
+            if (flag if learns else flag is not None) and not _is_finite(flag):
+                _refuse(annotation, path, f"the {key} {flag!r}, which is neither 0 nor 1")
+    crowds = [annotation for annotation in kept if annotation.get("iscrowd")]
+    text = (
+        f"annotation file {path!r}: {len(crowds)} of {len(kept)} annotations are crowds (iscrowd), "
+        "which mmdet neither learns nor evaluates"
+    )
+    if crowds and len(crowds) == len(kept):
+        raise UsageError(f"{text}, such as id {crowds[0]['id']!r}")
+    if len(crowds) > _ODD_PART * len(kept):
+        report.warn(f"{text}, such as id {crowds[0]['id']!r}")
 
 
 def _check_masks(data: CocoSet, kept: Sequence[Annotation], report: DataReport) -> None:
@@ -142,8 +157,12 @@ def _check_masks(data: CocoSet, kept: Sequence[Annotation], report: DataReport) 
             text = f"the size (height, width) {size}, but its image has {[height, width]}"
             _refuse(annotation, path, f"a run-length mask of {text}")
     sample = spread(run_lengths, None if report.everything else _MAX_MASKS)
-    for annotation in show_progress(sample, f"checking the masks of {path}"):
-        _check_compressed(annotation, path)
+    places = [
+        (annotation, _run_length_extent(annotation, path))
+        for annotation in show_progress(sample, f"checking the masks of {path}")
+    ]
+    places += [(a, _polygon_extent(a)) for a in kept if not is_run_length(a)]
+    _compare_extents(places, data, report)
     # mmdet trains on them as on crowds; pycocotools cannot read them.
     empty = [a for a in kept if isinstance(a["segmentation"], list) and not _has_polygon(a)]
     if empty:
@@ -163,15 +182,66 @@ def is_run_length(annotation: Annotation) -> bool:
     return isinstance(annotation.get("segmentation"), Mapping)
 
 
-def _check_compressed(annotation: Annotation, path: str) -> None:
+def _run_length_extent(annotation: Annotation, path: str) -> _Extent | None:
+    """Return the extent of a run-length mask; None of an empty one."""
     from pycocotools import mask as coco_mask
 
     mask = annotation["segmentation"]
-    if isinstance(mask["counts"], str):
-        try:
-            coco_mask.decode(mask)
-        except ValueError as error:
-            _refuse(annotation, path, f"a run-length mask that cannot be read: {error}")
+    try:
+        if not isinstance(mask["counts"], str):
+            mask = coco_mask.frPyObjects(mask, *mask["size"])
+        coco_mask.decode(mask)
+        x, y, width, height = map(float, coco_mask.toBbox(mask))
+    except ValueError as error:
+        _refuse(annotation, path, f"a run-length mask that cannot be read: {error}")
+    return (x, y, x + width, y + height) if coco_mask.area(mask) else None
+
+
+def _polygon_extent(annotation: Annotation) -> _Extent | None:
+    """Return the extent of the polygons that mmdet reads; None where it reads none."""
+    polygons = [p for p in annotation["segmentation"] if len(p) % 2 == 0 and len(p) >= 6]
+    if not polygons:
+        return None
+    xs, ys = ([value for p in polygons for value in p[axis::2]] for axis in (0, 1))
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def _compare_extents(
+    places: Sequence[tuple[Annotation, _Extent | None]], data: CocoSet, report: DataReport
+) -> None:
+    """Compare masks with their boxes: mmdet learns each of the two as it is.
+
+    Raises:
+        UsageError: All polygons are normalised beside boxes in pixels.
+    """
+    path = data.ann_file
+    empty = [a for a, extent in places if extent is None and is_run_length(a)]
+    found = [(a, extent) for a, extent in places if extent is not None]
+    apart = [a for a, extent in found if _is_apart(a["bbox"], extent, *data.sizes[a["image_id"]])]
+    polygons = [(a, extent) for a, extent in found if not is_run_length(a)]
+    near = [a for a, extent in polygons if max(map(abs, extent)) <= _NORMALISED]
+    tiny = [a for a in near if max(a["bbox"][2:]) > _NORMALISED]
+    if tiny and len(near) == len(polygons):
+        raise UsageError(
+            f"annotation file {path!r}: no polygon of its {len(polygons)} annotations has a number "
+            f"above {_NORMALISED}, but id {tiny[0]['id']!r} has the bbox {tiny[0]['bbox']}; they "
+            "look normalised: multiply them by the image's width and height"
+        )
+    for odd, what in ((empty, "have no pixel"), (apart, "lie outside their box or their image")):
+        if odd:
+            report.warn(
+                f"annotation file {path!r}: {len(odd)} masks {what}, such as that of id "
+                f"{odd[0]['id']!r} with the bbox {odd[0]['bbox']}"
+            )
+
+
+def _is_apart(box: Sequence[float], extent: _Extent, width: float, height: float) -> bool:
+    """Return whether a mask has no pixel inside its box and its image, rounding left aside."""
+    left, top, right, bottom = extent
+    x, y, w, h = box
+    across = min(right, x + w, width) - max(left, x, 0)
+    down = min(bottom, y + h, height) - max(top, y, 0)
+    return min(across, down) < -_ROUNDING
 
 
 def check_limits(data: CocoSet, report: DataReport) -> None:
@@ -193,10 +263,14 @@ def check_limits(data: CocoSet, report: DataReport) -> None:
 def _is_segmentation(value: Any) -> bool:
     if isinstance(value, Mapping):
         counts, size = value.get("counts"), value.get("size")
-        numbers = isinstance(counts, list) and all(isinstance(n, int) for n in counts)
+        numbers = isinstance(counts, list) and all(map(_is_count, counts))
         return (numbers or isinstance(counts, str)) and isinstance(size, list) and len(size) == 2
     polygons = value if isinstance(value, list) else [None]
     return all(isinstance(p, list) and all(_is_finite(number) for number in p) for p in polygons)
+
+
+def _is_count(value: Any) -> bool:
+    return _is_finite(value) and value >= 0 and value == int(value)
 
 
 def _has_polygon(annotation: Annotation) -> bool:

@@ -5,37 +5,78 @@ them with the maps: with other maps it trains to the end on boxes of the wrong s
 """
 
 import copy
-import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from ...models.backbone import ConvNextBackbone
-from ...models.config import ConvNextConfig
+from ...utils.commandline import one_line
 from ..config_walk import iter_named_dicts, type_name
-from .errors import UsageError, describe_error
+from .datasets import find_class, is_published
+from .errors import UsageError
+from .processes import print_once
 from .typed import TypedOptions
 
-# Necks that yield `num_outs` levels: those of their inputs, then each of twice the last stride.
-_PYRAMIDS = ("FPN", "PAFPN", "FPN_CARAFE", "NASFPN", "CSPNeXtPAFPN", "YOLOXPAFPN", "ChannelMapper")
-# Necks that list the channels of their inputs from the deepest map on.
+# Necks that yield `num_outs` levels: those of their inputs, then each of twice the last stride; and
+# their default of `start_level`.
+_PYRAMIDS: Mapping[str, int] = {
+    **dict.fromkeys(("FPN", "FPN_DropBlock", "PAFPN", "FPN_CARAFE", "NASFPN", "FPG"), 0),
+    **dict.fromkeys(("CSPNeXtPAFPN", "YOLOXPAFPN", "ChannelMapper", "SSH"), 0),
+    "NASFCOS_FPN": 1,
+}
+# Necks that list their inputs, and yield their levels, from the deepest map on.
 _FROM_DEEPEST = ("YOLOV3Neck",)
+# Necks that read the last map only.
+_OF_LAST = ("DilatedEncoder",)
 # Heads whose `strides` are those of their levels; others, as SOLO's, resize what they read.
 _HEADS = ("FCOSHead", "VFNetHead", "YOLOXHead", "CenterNetUpdateHead", "Mask2FormerHead")
 # What stands on one map of its own: the semantic branch of HTC and SCNet, the masks of CondInst.
 _OWN_MAPS = ("semantic_roi_extractor", "mask_head.prior_generator")
-# What other implementations call an argument of ours.
-_ARGUMENTS: Mapping[str, str] = {
-    "in_channels": "num_channels",
-    "in_chans": "num_channels",
-    "dims": "hidden_sizes",
-    "channels": "hidden_sizes",
-    "pretrained": "init_cfg=dict(type='Pretrained', checkpoint=...)",
-}
+# What reads the maps themselves in a model without a neck; a detector of the user's own may have
+# something else between them and its heads.
+_READERS = ("decode_head", "auxiliary_head", "panoptic_head")
+_DETECTOR_READERS = ("rpn_head", "bbox_head", "mask_head")
+
+
+@dataclass(frozen=True)
+class _Maps:
+    """The maps of a backbone, for the parts of a model that read them.
+
+    Attributes:
+        backbone: The backbone.
+        from_zero: The channels that its `out_indices` would choose if the stages counted from 0, as
+            in mmpretrain, timm and facebookresearch; None where they could not mean that.
+        typed: What the user typed.
+    """
+
+    backbone: ConvNextBackbone
+    from_zero: Sequence[int] | None
+    typed: TypedOptions
+
+    def fill_in(
+        self, part: ConfigDict, key: str, where: str, read: Callable[[Sequence[int]], Any]
+    ) -> None:
+        """Set `part[key]` to what `read` takes of the maps' channels.
+
+        Raises:
+            UsageError: The user typed something else, or the file has what only a count from 0
+                explains.
+        """
+        channels = read(self.backbone.channels)
+        given = list(part[key]) if isinstance(part[key], Sequence) else part[key]
+        miscounted = self.from_zero is not None and given == read(self.from_zero)
+        if given != channels and (miscounted or self.typed.covers(f"{where}.{key}")):
+            reason = f": it has {_describe_maps(self.backbone)}{_index_base(self.backbone)}"
+            raise UsageError(
+                f"{where}.{key} is {given}, but the backbone's maps have {channels}"
+                f"{reason if miscounted else ''}"
+            )
+        part[key] = channels
 
 
 def find_backbone(cfg: Config) -> ConfigDict | None:
@@ -62,133 +103,180 @@ def fit_channels(cfg: Config, typed: TypedOptions) -> None:
     if typed.covers(names) and not typed.covers(indices):
         settings.pop("out_indices", None)
     backbone = build_backbone(settings)
-    _check_strides(settings, cfg.model, backbone)
+    named = settings.get("out_features") is not None
+    # Strides that fit show that the indices are right, whatever ResNet's channels are left over.
+    known = _check_strides(cfg.model, backbone, named=named) or named
+    maps = _Maps(backbone, None if known else _count_from_zero(backbone), typed)
     neck = cfg.model.get("neck")
-    if neck:
-        several = isinstance(neck, Sequence)
-        first, where = (neck[0], "model.neck.0") if several else (neck, "model.neck")
-        if "in_channels" in first:
-            channels = _neck_channels(first, backbone)
-            _set_channels(first, "in_channels", channels, where, typed)
+    if not neck:
+        _fit_readers(cfg.model, maps, (*_READERS, *(_DETECTOR_READERS if _is_plain(cfg) else ())))
+        if _is_plain(cfg):
+            _fit_roi_head(cfg.model.get("roi_head") or {}, maps)
         return
-    for key in ("decode_head", "auxiliary_head", "panoptic_head"):
-        heads = cfg.model.get(key) or []
-        single = isinstance(heads, Mapping)
-        for index, head in enumerate([heads] if single else heads):
-            name = f"model.{key}" if single else f"model.{key}.{index}"
-            for part, where in iter_named_dicts(head, name):  # K-Net's head holds another
-                if "in_channels" in part and (part is head or "in_index" in part):
-                    _fit_head(part, backbone, where, typed)
+    several = isinstance(neck, Sequence)
+    first, where = (neck[0], "model.neck.0") if several else (neck, "model.neck")
+    if "in_channels" in first:
+        maps.fill_in(first, "in_channels", where, lambda all_: _neck_channels(first, all_))
 
 
 def build_backbone(settings: Mapping[str, Any]) -> ConvNextBackbone:
     """Build a backbone from its config, without storage.
 
     Raises:
-        UsageError: An argument is unknown, and the message lists the known ones; or the outputs are
-            not a valid choice.
+        UsageError: An argument is unknown, or of another value than it may have.
     """
     arguments = {k: v for k, v in copy.deepcopy(settings).items() if k != "init_cfg"}
     arguments["type"] = ConvNextBackbone  # whatever its scope
     try:
         with torch.device("meta"):
             return MODELS.build(arguments)
-    except TypeError as error:
-        known = {*inspect.signature(ConvNextBackbone).parameters, *ConvNextConfig().to_dict()}
-        unknown = sorted(set(settings) - known - {"type", "_scope_"})
-        if not unknown:
-            raise UsageError(f"model.backbone: {describe_error(error)}") from error
-        name = unknown[0]
-        hint = f"; it is {_ARGUMENTS[name]} here" if name in _ARGUMENTS else ""
-        raise UsageError(
-            f"model.backbone: ConvNextBackbone has no argument {name!r}{hint}; "
-            f"it takes {', '.join(sorted(known - {'fields'}))}"
-        ) from error
-    except ValueError as error:
-        if settings.get("out_indices") is None:
-            raise UsageError(f"model.backbone: {describe_error(error)}") from error
-        raise UsageError(
-            f"model.backbone: {error}; in out_indices 0 is the stem, as in Hugging Face, and the "
-            "stages begin at 1"
-        ) from error
+    except (TypeError, ValueError) as error:
+        hint = ""
+        if isinstance(error, ValueError) and settings.get("out_indices") is not None:
+            hint = "; in out_indices 0 is the stem, as in Hugging Face, and the stages begin at 1"
+        raise UsageError(f"model.backbone: {one_line(error)}{hint}") from error
 
 
-def _neck_channels(neck: ConfigDict, backbone: ConvNextBackbone) -> int | list[int]:
+def _count_from_zero(backbone: ConvNextBackbone) -> Sequence[int] | None:
+    sizes, indices = backbone.config.hidden_sizes, backbone.out_indices
+    return [sizes[i] for i in indices] if indices[-1] < len(sizes) else None
+
+
+def _neck_channels(neck: ConfigDict, channels: Sequence[int]) -> int | list[int]:
     """Return the channels of every map, or of the last, in the order in which the neck lists them.
 
     A neck that is not known may read them in reverse, which a list that falls shows.
     """
-    given, channels, name = neck.in_channels, list(backbone.channels), type_name(neck)
+    given, name = neck.in_channels, type_name(neck)
     if not isinstance(given, Sequence):
         return channels[-1]
     falls = name not in _PYRAMIDS and sorted(given) != list(given) == sorted(given, reverse=True)
-    return channels[::-1] if falls or name in _FROM_DEEPEST else channels
+    return list(channels)[:: -1 if falls or name in _FROM_DEEPEST else 1]
 
 
-def _fit_head(
-    head: ConfigDict, backbone: ConvNextBackbone, where: str, typed: TypedOptions
-) -> None:
-    channels = backbone.channels
+def _is_plain(cfg: Config) -> bool:
+    """Return whether a model is one of OpenMMLab's, which has nothing between maps and heads."""
+    with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
+        return is_published(find_class(cfg.model.get("type"), MODELS))
+
+
+def _fit_readers(model: ConfigDict, maps: _Maps, readers: Sequence[str]) -> None:
+    """Give the heads of a model without a neck the channels."""
+    for key in readers:
+        for head, name in _list_named(model.get(key), f"model.{key}"):
+            for part, where in iter_named_dicts(head, name):  # K-Net's head holds another
+                if "in_channels" in part and (part is head or "in_index" in part):
+                    _fit_head(part, where, maps)
+
+
+def _fit_roi_head(roi_head: Mapping[str, Any], maps: _Maps) -> None:
+    """Give what crops regions of the map, and the heads behind it, its channels."""
+    crops = [("bbox_roi_extractor", "out_channels"), ("mask_roi_extractor", "out_channels")]
+    if not roi_head.get("shared_head"):  # which has channels of its own
+        crops += [("bbox_head", "in_channels"), ("mask_head", "in_channels")]
+    for name, key in crops:
+        for part, where in _list_named(roi_head.get(name), f"model.roi_head.{name}"):
+            if key in part:
+                maps.fill_in(part, key, where, lambda all_: all_[-1])
+
+
+def _list_named(value: Any, name: str) -> list[tuple[ConfigDict, str]]:
+    """List one part of a model, or each of several, with its name."""
+    if isinstance(value, Mapping):
+        return [(value, name)]
+    return [(part, f"{name}.{index}") for index, part in enumerate(value or ())]
+
+
+def _fit_head(head: ConfigDict, where: str, maps: _Maps) -> None:
+    number = len(maps.backbone.channels)
     several = isinstance(head.in_channels, Sequence)
-    chosen = head.get("in_index", range(len(channels)) if several else -1)
+    chosen = head.get("in_index", range(number) if several else -1)
     positions = list(chosen) if several else [chosen]
-    beyond = [i for i in positions if not -len(channels) <= i < len(channels)]
+    beyond = [i for i in positions if not -number <= i < number]
     if beyond:
         raise UsageError(
             f"{where}.in_index {beyond[0]} is beyond the maps of the backbone, which has "
-            f"{_describe_maps(backbone)}; its in_index is {positions}"
+            f"{_describe_maps(maps.backbone)}; its in_index is {positions}"
         )
-    read = [channels[i] for i in positions]
-    _set_channels(head, "in_channels", read if several else read[0], where, typed)
+
+    def read(channels: Sequence[int]) -> Any:
+        return [channels[i] for i in positions] if several else channels[positions[0]]
+
+    maps.fill_in(head, "in_channels", where, read)
     if "c1_in_channels" in head:
-        _set_channels(head, "c1_in_channels", channels[0], where, typed)
-
-
-def _set_channels(
-    part: ConfigDict, key: str, channels: Any, where: str, typed: TypedOptions
-) -> None:
-    given = list(part[key]) if isinstance(part[key], Sequence) else part[key]
-    if typed.covers(f"{where}.{key}") and given != channels:
-        raise UsageError(f"{where}.{key} is {given}, but the backbone's maps have {channels}")
-    part[key] = channels
+        maps.fill_in(head, "c1_in_channels", where, lambda all_: all_[0])
 
 
 # --------------------------------------------------------------------------- strides
 
 
-def check_built_strides(cfg: Config, model: nn.Module) -> None:
-    """Compare the strides of the levels with those that a built model has, as its defaults may be.
+def check_built_maps(cfg: Config, model: nn.Module) -> None:
+    """Compare the maps with what a built model expects of them, as its defaults may be.
+
+    Where it says nothing of strides, a last stage that nothing reads is worth a warning only: a
+    model of smaller strides trains as well.
 
     Raises:
-        UsageError: Anchors, points or RoI extractors stand on other levels than there are.
+        UsageError: Anchors, points or RoI extractors stand on other levels than there are, or a
+            shared head reads other channels.
     """
+    settings = find_backbone(cfg)
     backbone = next((part for part in model.modules() if isinstance(part, ConvNextBackbone)), None)
-    if find_backbone(cfg) is not None and backbone is not None:
-        _compare_strides(_iter_built_strides(model), cfg.model.get("module", cfg.model), backbone)
+    if settings is None or backbone is None:
+        return
+    own = cfg.model.get("module", cfg.model)
+    if not own.get("neck") and _is_plain(cfg):
+        _check_shared_head(model, own, backbone)
+    compared = _compare_strides(_iter_built_strides(model), own, backbone)
+    named = settings.get("out_features") is not None
+    if not compared and not named and _count_from_zero(backbone) is not None:
+        print_once(f"warning: {_describe_unused(backbone)}")
 
 
-def _check_strides(settings: ConfigDict, model: ConfigDict, backbone: ConvNextBackbone) -> None:
-    if not model.get("neck") and not settings.get("out_features"):
-        _check_index_base(backbone)
-    _compare_strides(_iter_strides(model), model, backbone)
+def _check_shared_head(model: nn.Module, settings: ConfigDict, backbone: ConvNextBackbone) -> None:
+    """Refuse the last stage of a ResNet behind maps of other channels; it has no setting of its."""
+    heads = (getattr(part, "shared_head", None) for part in model.modules())
+    parts = (part for head in heads if isinstance(head, nn.Module) for part in head.modules())
+    convs = [part for part in parts if isinstance(part, nn.Conv2d)]
+    if convs and convs[0].in_channels != backbone.channels[-1]:
+        name = type_name(settings.roi_head.shared_head)
+        raise UsageError(
+            f"model.roi_head.shared_head ({name}) reads {convs[0].in_channels} channels, but the "
+            f"backbone's map has {backbone.channels[-1]}; model.roi_head.shared_head=None leaves "
+            "it out"
+        )
+
+
+def _check_strides(model: ConfigDict, backbone: ConvNextBackbone, *, named: bool) -> bool:
+    """Check the strides that the config names, and return whether it names any."""
+    # The stem and the first stage have one stride, so whoever lists both counts from 0.
+    if not named and list(backbone.stage_names[:-1]) == list(backbone.out_features):
+        raise UsageError(_describe_unused(backbone))
+    return _compare_strides(_iter_strides(model), model, backbone)
 
 
 def _compare_strides(
     found: Iterable[tuple[str, list[int]]], model: ConfigDict, backbone: ConvNextBackbone
-) -> None:
-    strides = _level_strides(model.get("neck"), backbone)
+) -> bool:
+    """Return whether there were strides to compare."""
+    neck, compared = _first_neck(model.get("neck")), False
+    strides = _level_strides(neck, backbone)
     if strides is None:
-        return
+        return False
     for name, expected in found:
         if any(part in name for part in _OWN_MAPS):
             continue
         # A RoI extractor reads the first levels only; anchors and points stand on each.
         levels = strides[: len(expected) if name.endswith("featmap_strides") else None]
+        if type_name(neck) in _FROM_DEEPEST and len(expected) != len(levels):
+            continue  # mmdet refuses another number, and order is all that such a neck changes
         if expected != levels:
             raise UsageError(
                 f"{name} is {expected}, but the levels that it reads have the strides {levels}: "
                 f"the backbone has {_describe_maps(backbone)}{_index_base(backbone)}"
             )
+        compared = True
+    return compared
 
 
 def _iter_strides(model: ConfigDict) -> Iterator[tuple[str, list[int]]]:
@@ -215,16 +303,21 @@ def _iter_built_strides(model: nn.Module) -> Iterator[tuple[str, list[int]]]:
                 yield f"{where}.{name}", strides
 
 
-def _level_strides(neck: Any, backbone: ConvNextBackbone) -> list[int] | None:
-    """List the strides of the levels after the first neck; None for a neck that is not known."""
-    if isinstance(neck, Sequence):
-        neck = neck[0] if neck else None
+def _first_neck(neck: Any) -> Mapping[str, Any]:
+    return (neck[0] if isinstance(neck, Sequence) and neck else neck) or {}
+
+
+def _level_strides(neck: Mapping[str, Any], backbone: ConvNextBackbone) -> list[int] | None:
+    """List the strides of the levels after a neck, if any; None for one that is not known."""
     if not neck:
         return list(backbone.strides)
-    if type_name(neck) not in _PYRAMIDS:
+    name, strides = type_name(neck), list(backbone.strides)
+    if name in _FROM_DEEPEST or name in _OF_LAST:
+        return strides[::-1] if name in _FROM_DEEPEST else strides[-1:]
+    if name not in _PYRAMIDS:
         return None
-    start, end = neck.get("start_level", 0), neck.get("end_level", -1)
-    levels = list(backbone.strides)[start : None if end == -1 else end + 1]
+    start, end = neck.get("start_level", _PYRAMIDS[name]), neck.get("end_level", -1)
+    levels = strides[start : None if end == -1 else end + 1]
     while levels and len(levels) < neck.get("num_outs", 0):
         levels.append(levels[-1] * 2)
     return levels
@@ -238,13 +331,11 @@ def _plain_strides(value: Any) -> list[int]:
     return squares if all(isinstance(v, int) for v in squares) else []
 
 
-def _check_index_base(backbone: ConvNextBackbone) -> None:
-    """Refuse the habit of counting stages from 0 where no strides give it away."""
-    if backbone.stage_names[:-1] == backbone.out_features:
-        raise UsageError(
-            f"model.backbone has {_describe_maps(backbone)}, so the last stage is not "
-            f"used{_index_base(backbone)}"
-        )
+def _describe_unused(backbone: ConvNextBackbone) -> str:
+    return (
+        f"model.backbone has {_describe_maps(backbone)}, so the last stage is not "
+        f"used{_index_base(backbone)}"
+    )
 
 
 def _describe_maps(backbone: ConvNextBackbone) -> str:
@@ -256,5 +347,5 @@ def _index_base(backbone: ConvNextBackbone) -> str:
     last = len(backbone.stage_names) - 1
     return (
         "; in out_indices 0 is the stem, as in Hugging Face, and "
-        f"({', '.join(map(str, range(1, last + 1)))}) are the stages"
+        f"({', '.join(map(str, range(1, last + 1)))}) are the stages; out_features names them"
     )

@@ -121,6 +121,10 @@ def check_checkpoint(path: str, argument: str, *, resume: bool = False) -> None:
     if not isinstance(checkpoint, Mapping):
         kind = type(checkpoint).__name__
         raise UsageError(f"{argument} {path!r} holds a {kind}, not a checkpoint")
+    tensors = checkpoint.get("state_dict", {})
+    if not isinstance(tensors, Mapping):
+        kind = type(tensors).__name__
+        raise UsageError(f"{argument} {path!r}: its 'state_dict' is a {kind}, not a mapping")
     missing = [key for key in _RESUME_KEYS if key not in checkpoint]
     if resume and missing:
         raise UsageError(
@@ -137,6 +141,7 @@ def _read_checkpoint(path: str, argument: str) -> Any:
         warnings.simplefilter("ignore", UserWarning)
         try:
             # mmap spares reading weights that only a later load needs.
-            return read_torch_file(Path(path), f"{argument} {path!r}", types=types, mmap=True)
+            name = repr(path) if argument == "checkpoint" else f"{argument} {path!r}"
+            return read_torch_file(Path(path), name, types=types, mmap=True)
         except CheckpointError as error:
             raise UsageError(str(error)) from error

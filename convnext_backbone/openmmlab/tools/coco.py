@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..config_walk import is_remote
+from ..patches.mmdet_coco import mend_names
 from .errors import UsageError
 
 Annotation = Mapping[str, Any]
@@ -73,6 +74,7 @@ def _read(path: str, mtime: int, size: int) -> dict[str, Any]:
                     f"annotation file {path!r}: the {key} of {kind}, position {wrong[0]}, is "
                     f"{entries[wrong[0]][key]!r}"
                 )
+    mend_names(values["categories"])
     return values
 
 
@@ -92,9 +94,12 @@ def category_names(
         classes: The names that are in use; by default all.
 
     Raises:
-        UsageError: There are none, or one that is in use occurs twice.
+        UsageError: There are none, or one that is in use occurs twice or is no text.
     """
     names = tuple(category["name"] for category in coco["categories"])
+    odd = [n for n in names if not isinstance(n, str) and (classes is None or n in classes)]
+    if odd:
+        raise UsageError(f"annotation file {path!r} has a category whose name is {odd[0]!r}")
     used = names if classes is None else [name for name in names if name in classes]
     twice = sorted({name for name in used if used.count(name) > 1})
     if not names or twice:

@@ -154,6 +154,14 @@ def _check_ids(data: CocoSet, report: DataReport) -> None:
                 f"annotation file {data.ann_file!r}: {len(ids)} ids of its {kind} occur more than "
                 f"once, such as {ids[0]!r}"
             )
+    names: dict[Any, str] = {}
+    for category in data.coco["categories"]:
+        own, other = category["name"], names.setdefault(category["id"], category["name"])
+        if own != other and not {own, other}.isdisjoint(data.classes):
+            raise UsageError(
+                f"annotation file {data.ann_file!r}: the categories {other!r} and {own!r} both "
+                f"have the id {category['id']!r}, so mmdet cannot tell their objects apart"
+            )
     if report.split == "train":
         return
     for kind in ("images", "categories"):

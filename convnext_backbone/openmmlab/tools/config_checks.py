@@ -10,6 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import (
     DATASETS,
+    EVALUATOR,
     HOOKS,
     METRICS,
     MODELS,
@@ -21,7 +22,8 @@ from mmengine.registry import (
 )
 
 from ..config_walk import is_local, is_remote, join_root, split_datasets, split_metrics
-from .channels import check_built_strides
+from .channels import check_built_maps
+from .datasets import find_class
 from .errors import BUILD_ERRORS, UsageError, describe_error
 from .image_checks import ImageReader
 
@@ -50,7 +52,11 @@ def _check_files(cfg: Mapping[str, Any], splits: Sequence[str]) -> None:
                 continue
             root = dataset.get("data_root")
             ann_file = dataset.get("ann_file") or ""
-            if isinstance(ann_file, str) and ann_file:
+            # mmsegmentation lists the images where it is a folder.
+            is_folder = cfg.get("default_scope") == "mmseg" and os.path.isdir(
+                join_root(root, str(ann_file))
+            )
+            if isinstance(ann_file, str) and ann_file and not is_folder:
                 _require(join_root(root, ann_file), f"{where}.ann_file", "annotation file")
             # Other loaders may take it for the name of an archive, or for part of a key.
             opens_images = ImageReader(dataset.get("pipeline")).opens_files
@@ -81,14 +87,8 @@ def check_types(cfg: Config, splits: Sequence[str]) -> None:
     """
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         for registry, type_, where in _iter_types(cfg, splits):
-            if isinstance(type_, str) and not _is_registered(registry, type_):
+            if isinstance(type_, str) and find_class(type_, registry) is None:
                 raise UsageError(f"{where}: {type_!r} is not among mmengine's {registry.name}s")
-
-
-def _is_registered(registry: Registry, type_: str) -> bool:
-    """Look a type up as building it will: in the scope of the config, then in the root."""
-    with registry.switch_scope_and_registry(None) as scoped:
-        return scoped.get(type_) is not None
 
 
 def _iter_types(cfg: Config, splits: Sequence[str]) -> Iterator[tuple[Registry, Any, str]]:
@@ -102,6 +102,9 @@ def _iter_types(cfg: Config, splits: Sequence[str]) -> Iterator[tuple[Registry, 
             yield DATASETS, dataset.get("type"), f"{where}.type"
             for index, step in enumerate(dataset.get("pipeline") or ()):
                 yield TRANSFORMS, step.get("type"), f"{where}.pipeline.{index}.type"
+        evaluator = cfg.get(f"{split}_evaluator")
+        if isinstance(evaluator, Mapping) and "metrics" in evaluator:
+            yield EVALUATOR, evaluator.get("type"), f"{split}_evaluator.type"
         for metric, where in split_metrics(cfg, split):
             yield METRICS, metric.get("type"), f"{where}.type"
     wrapper = cfg.get("optim_wrapper") or {}
@@ -132,7 +135,7 @@ def check_model(cfg: Config) -> None:
                 model = _build_model(cfg, "cpu")
         except BUILD_ERRORS as error:
             raise UsageError(f"config {cfg.filename!r}, model: {describe_error(error)}") from error
-    check_built_strides(cfg, model)
+    check_built_maps(cfg, model)
 
 
 def _build_model(cfg: Config, device: str) -> Any:

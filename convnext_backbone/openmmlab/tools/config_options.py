@@ -7,6 +7,7 @@ depend on it, so `apply_options` does, after `--cfg-options` are merged. It fill
 user typed, and changes nothing in a config that is already consistent.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ from .datasets import count_training_images, find_class
 from .errors import UsageError
 from .image_size import apply_image_size
 from .schedule import LENGTHS, fit_schedule, length_key
+from .segmentor_checks import check_windows
 from .typed import TypedOptions
 
 _REQUIRED = ("train_ann", "train_img", "val_ann", "val_img")
@@ -37,6 +39,7 @@ _OPTIONS: Mapping[str, Sequence[str]] = {
     "mmdet": (*_SHARED, *_TRAINING),
     "mmseg": (*_SHARED, "img_suffix", "seg_map_suffix", "reduce_zero_label", *_TRAINING),
 }
+_PATHS = ("root", *_REQUIRED, "test_ann", "test_img", "img_suffix", "seg_map_suffix")
 
 
 def apply_options(cfg: Config, typed: Mapping[str, Any] | None = None) -> None:
@@ -54,6 +57,7 @@ def apply_options(cfg: Config, typed: Mapping[str, Any] | None = None) -> None:
     apply_from_scratch(cfg, options)
     apply_custom_dataset(cfg, options)
     fit_channels(cfg, options)
+    check_windows(cfg)
 
 
 def apply_from_scratch(cfg: Config, typed: TypedOptions) -> None:
@@ -92,6 +96,10 @@ def apply_custom_dataset(cfg: Config, typed: TypedOptions) -> None:
     if not options:
         return
     _check_options(options, _OPTIONS.get(cfg.default_scope, _OPTIONS["mmdet"]))
+    options.update({name: str(options[name]) for name in _PATHS if name in options})
+    reduce = _typed_zero_label(cfg, typed)
+    if reduce is not None and cfg.default_scope == "mmseg":
+        options.setdefault("reduce_zero_label", reduce)
     for split in ("train", "val", "test"):
         for dataset, where in split_datasets(cfg, split):
             _set_dataset(cfg, dataset, where, split, options, typed)
@@ -121,15 +129,45 @@ def apply_custom_dataset(cfg: Config, typed: TypedOptions) -> None:
         cfg.custom_dataset.classes = classes
 
 
+def _typed_zero_label(cfg: Config, typed: TypedOptions) -> Any:
+    """Return the `reduce_zero_label` that was typed for a part of one split: it holds for all."""
+    parts = (
+        typed.get(f"{place}.reduce_zero_label")
+        for split in ("train", "val", "test")
+        for dataset, where in split_datasets(cfg, split)
+        for _, place in iter_named_dicts(dataset, where)
+    )
+    return next((value for value in parts if value is not None), None)
+
+
 def _check_options(options: Mapping[str, Any], known: Sequence[str]) -> None:
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise UsageError(f"custom_dataset takes {', '.join(known)}, got {', '.join(unknown)}")
+    for key in _PATHS:
+        value = options.get(key, "")
+        if isinstance(value, str | int | float | os.PathLike):  # numbers name folders as well
+            continue
+        words = ",".join(map(str, value)) if isinstance(value, Sequence) else "a,b"
+        raise UsageError(
+            f"custom_dataset.{key} must be one path or word, got {value!r}; a comma in it needs "
+            f"quotation marks of its own: \"custom_dataset.{key}='{words}'\""
+        )
+    if options.get("reduce_zero_label", True) not in (True, False):
+        raise UsageError(
+            "custom_dataset.reduce_zero_label must be True or False, got "
+            f"{options['reduce_zero_label']!r}"
+        )
     missing = [key for key in _REQUIRED if key not in options]
     if len(missing) < len(_REQUIRED) and missing:
         raise UsageError(f"custom_dataset also needs {', '.join(missing)}")
     if ("test_ann" in options) != ("test_img" in options):
         raise UsageError("custom_dataset needs test_ann and test_img, or neither")
+    classes = options.get("classes", "one")
+    if not isinstance(classes, str | bool | Sequence) or classes in ((), [], ""):
+        raise UsageError(
+            f"custom_dataset.classes must be names, as \"('traffic light','car')\", got {classes!r}"
+        )
 
 
 def _option(options: Mapping[str, Any], split: str, kind: str) -> tuple[str, Any]:
@@ -199,17 +237,28 @@ def _set_metrics(cfg: Config, split: str, options: Mapping[str, Any], typed: Typ
 
 
 def _classes(cfg: Config, options: Mapping[str, Any]) -> tuple[str, ...] | None:
+    path = join_root(options.get("root"), options.get("train_ann", ""))
     if "classes" in options:
         classes = options["classes"]
-        return (classes,) if isinstance(classes, str) else tuple(str(name) for name in classes)
+        typed = [classes] if isinstance(classes, str | bool) else classes
+        asks = "train_ann" in options and any(isinstance(name, bool) for name in typed)
+        known = (
+            category_names(read_coco(path), path) if asks and cfg.default_scope != "mmseg" else ()
+        )
+        return tuple(_class_name(name, known) for name in typed)
     if "train_ann" not in options:
         return None
     if cfg.default_scope == "mmseg":
         raise UsageError(
             "custom_dataset.classes is needed: label maps do not hold the names of their classes"
         )
-    path = join_root(options.get("root"), options["train_ann"])
     return category_names(read_coco(path), path)
+
+
+def _class_name(name: Any, known: Sequence[str]) -> str:
+    """Return the name of a class as it was typed: --cfg-options reads `true` as a truth value."""
+    spellings = [str(name), str(name).lower(), str(name).upper()] if isinstance(name, bool) else []
+    return next((spelling for spelling in spellings if spelling in known), str(name))
 
 
 def _set_classes(cfg: Config, classes: tuple[str, ...], typed: TypedOptions) -> None:

@@ -8,15 +8,16 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.fileio import list_dir_or_file
-from mmengine.registry import DATASETS, DefaultScope
+from mmengine.registry import DATASETS, DefaultScope, Registry
 
 from ..config_walk import choose_indices, is_local, is_remote, type_name
 from .coco import Annotation, kept_categories, read_coco
-from .errors import CONFIG_ERRORS
+from .errors import CONFIG_ERRORS, UsageError
 
 COCO, LABEL_MAPS = "CocoDataset", "BaseSegDataset"  # the classes whose files are checked
 # Data sets of others whose lengths add up, or are repeated.
 _WRAPPERS = ("ConcatDataset", "MultiImageMixDataset", "RepeatDataset")
+_PUBLISHED = ("mmcv.", "mmdet.", "mmengine.", "mmseg.")
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class DataSource:
         own = {**getattr(self.built, "METAINFO", {}), **(self.config.get("metainfo") or {})}
         metainfo = own if isinstance(self.built, type) else getattr(self.built, "metainfo", {})
         classes = metainfo.get("classes") or ()
-        return (classes,) if isinstance(classes, str) else tuple(classes)
+        # Numbers are as good: of files that have such names they are compared as text.
+        return (classes,) if isinstance(classes, str) else tuple(map(str, classes))
 
     @property
     def ann_file(self) -> str:
@@ -67,12 +69,32 @@ class DataSource:
         """
         images, suffix = self.folder("img_path"), self.built.img_suffix
         if os.path.isfile(self.ann_file):
-            with open(self.ann_file, encoding="utf-8") as file:
-                return choose_indices([line.strip() for line in file], self.config)
+            try:
+                with open(self.ann_file, encoding="utf-8") as file:
+                    return self._choose([line.strip() for line in file])
+            except UnicodeDecodeError as error:
+                raise UsageError(f"{self.ann_file!r} is not text in UTF-8: {error}") from error
         if not is_local(self.config) or is_remote(images) or not os.path.isdir(images):
             return None
         names = list_dir_or_file(images, list_dir=False, suffix=suffix, recursive=True)
-        return choose_indices([name[: -len(suffix)] for name in sorted(names)], self.config)
+        return self._choose([name[: -len(suffix)] for name in sorted(names)])
+
+    def _choose(self, images: Sequence[Any]) -> Sequence[Any]:
+        """Return those of its images that its `indices` choose.
+
+        Raises:
+            UsageError: They choose none, or one that is not there.
+        """
+        try:
+            chosen = choose_indices(images, self.config)
+        except IndexError:
+            chosen = []
+        if images and not chosen:
+            raise UsageError(
+                f"{self.where}.indices={self.config['indices']!r} leaves no image, or names one "
+                f"beyond the {len(images)} that there are"
+            )
+        return chosen
 
 
 @dataclass(frozen=True)
@@ -118,7 +140,7 @@ class CocoSet(DataSource):
             annotations = self.coco.get("annotations", ())
             with_objects = {a["image_id"] for a in annotations if a["category_id"] in kept}
             images = [image for image in images if image["id"] in with_objects]
-        return choose_indices(images, self.config)
+        return self._choose(images)
 
     @functools.cached_property
     def listed(self) -> Sequence[Annotation]:
@@ -159,12 +181,20 @@ def resolve_dataset(dataset: Mapping[str, Any], where: str = "") -> DataSource |
     return DataSource(dataset, where, built, reads)
 
 
-def find_class(type_: Any) -> Any:
-    """Return the class of a data set's type, in the default scope; None for an unknown name."""
+def find_class(type_: Any, registry: Registry = DATASETS) -> Any:
+    """Return the class of a type of data set, in the default scope; None for an unknown name.
+
+    `registry` may be another one, for a type of another kind.
+    """
     if not isinstance(type_, str):
         return type_
-    with DATASETS.switch_scope_and_registry(None) as registry:
-        return registry.get(type_)
+    with registry.switch_scope_and_registry(None) as scoped:
+        return scoped.get(type_)
+
+
+def is_published(type_: Any) -> bool:
+    """Return whether a class is one of OpenMMLab's, not the user's."""
+    return getattr(type_, "__module__", "").startswith(_PUBLISHED)
 
 
 def _known_base(type_: type) -> type | None:
@@ -192,7 +222,7 @@ def count_training_images(cfg: Config, *, build: bool = False) -> int | None:
     dataset = cfg.train_dataloader.get("dataset")
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         try:
-            count = _count_images(dataset)
+            count = _count_images(dataset, "train_dataloader.dataset")
         except FileNotFoundError:
             return None
         if count is not None or not build:
@@ -203,17 +233,17 @@ def count_training_images(cfg: Config, *, build: bool = False) -> int | None:
             return None
 
 
-def _count_images(dataset: Any) -> int | None:
+def _count_images(dataset: Any, where: str) -> int | None:
     if not isinstance(dataset, Mapping):
         return None
     parts: Sequence[Any] = dataset.get("datasets") or [dataset.get("dataset")]
     if parts[0] is not None:
-        counts = [_count_images(part) for part in parts]
+        counts = [_count_images(part, where) for part in parts]
         known = [count for count in counts if count is not None]
         if len(known) < len(counts) or type_name(dataset) not in _WRAPPERS:
             return None
         return sum(known) * dataset.get("times", 1)
-    source = resolve_dataset(dataset)
+    source = resolve_dataset(dataset, where)
     if source is None or source.reads is None or not is_local(dataset):
         return None
     if source.reads == COCO:

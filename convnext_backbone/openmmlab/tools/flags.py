@@ -3,18 +3,22 @@
 import argparse
 import copy
 import importlib
+import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.hooks import CheckpointHook
-from mmengine.registry import HOOKS
+from mmengine.registry import HOOKS, METRICS, DefaultScope
 
 from ..checkpoint_hook import AtomicCheckpointHook
-from ..config_walk import iter_datasets, iter_metrics, type_name
+from ..config_walk import iter_datasets, iter_metrics, split_datasets, type_name
+from .datasets import COCO, LABEL_MAPS, DataSource, find_class, load_coco, resolve_dataset
 from .errors import UsageError
+from .option_checks import check_folders
 from .processes import print_once
 
 # Devices on which OpenMMLab's AmpOptimWrapper refuses to work.
@@ -76,11 +80,11 @@ def protect_checkpoints(cfg: Config) -> None:
     """Use this package's checkpoint hook where a config has mmengine's; subclasses stay."""
     defaults = cfg.setdefault("default_hooks", ConfigDict())
     defaults.setdefault("checkpoint", {"type": "CheckpointHook", "interval": 1})  # as mmengine does
-    with HOOKS.switch_scope_and_registry(cfg.default_scope) as registry:
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
         for hook in (defaults.checkpoint, *(cfg.get("custom_hooks") or ())):
             if isinstance(hook, ConfigDict) and type_name(hook) == CheckpointHook.__name__:
-                found = registry.get(hook.type) if isinstance(hook.type, str) else hook.type
-                hook.type = ATOMIC_HOOK if found is CheckpointHook else hook.type
+                own = find_class(hook.type, HOOKS) is CheckpointHook
+                hook.type = ATOMIC_HOOK if own else hook.type
 
 
 def enable_auto_scale_lr(cfg: Config, path: str) -> None:
@@ -108,6 +112,13 @@ def enable_drawing(cfg: Config, args: argparse.Namespace) -> None:
     if hook is None:
         raise UsageError("--show and --show-dir need default_hooks.visualization in the config")
     hook.draw = True
+    hook.setdefault("interval", 1)  # mmsegmentation's own default draws each 50th image
+    names = _names_twice(cfg)
+    if args.show_dir and names:
+        print_once(
+            f"--show-dir: pictures are named by the last part of a path, so that those of {names} "
+            "overwrite each other"
+        )
     if args.show:
         hook.show = True
         hook.wait_time = args.wait_time
@@ -156,15 +167,67 @@ def dump_detections(cfg: Config, out: str) -> None:
     """
     if not out.endswith(DUMP_SUFFIXES):
         raise UsageError(f"--out must end in {' or '.join(DUMP_SUFFIXES)}, got {out!r}")
-    metrics = [metric for metric, _ in iter_metrics(cfg.test_evaluator)]
+    evaluator = cfg.test_evaluator
+    kind = type_name(evaluator) if isinstance(evaluator, Mapping) and "metrics" in evaluator else ""
+    if kind not in ("", "Evaluator"):
+        raise UsageError(f"--out: {kind} takes its own metrics only, none that writes a file")
+    metrics = [metric for metric, _ in iter_metrics(evaluator)]
     cfg.test_evaluator = [*metrics, {"type": "DumpDetResults", "out_file_path": out}]
 
 
 def write_label_maps(cfg: Config, out: str) -> None:
-    """Write a segmentor's predictions as label maps beside computing its metrics."""
+    """Write a segmentor's predictions as label maps beside computing its metrics.
+
+    Raises:
+        UsageError: `out` is a file, no metric writes label maps, or two of them have one name.
+    """
+    check_folders(out=out)
+    names = _names_twice(cfg)
+    if names:
+        raise UsageError(
+            f"--out {out!r}: mmsegmentation names label maps by the last part of a path, so that "
+            f"those of {names} overwrite each other; convnext-backbone predict keeps the folders"
+        )
+    writing = 0
     for metric, _ in iter_metrics(cfg.test_evaluator):
-        metric.output_dir = out
-        metric.keep_results = True
+        takes = _parameters_of(metric, cfg.default_scope)
+        if "output_dir" in takes:
+            metric.output_dir = out
+            writing += 1
+        if "keep_results" in takes:
+            metric.keep_results = True
+    if not writing:
+        raise UsageError("--out: no metric of test_evaluator writes label maps, as IoUMetric does")
+
+
+def _parameters_of(metric: Mapping[str, Any], scope: str) -> Mapping[str, Any]:
+    """Return what the constructor of a metric takes."""
+    with DefaultScope.overwrite_default_scope(scope):
+        type_ = find_class(metric.get("type"), METRICS)
+    return {} if type_ is None else inspect.signature(type_).parameters
+
+
+def _names_twice(cfg: Config) -> str:
+    """Name two images of the test set whose files in one folder would have one name, if any."""
+    first: dict[str, str] = {}
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        for dataset, where in split_datasets(cfg, "test"):
+            source = resolve_dataset(dataset, where)
+            for path in _image_paths(source) if source else ():
+                other = first.setdefault(Path(path).stem, path)
+                if other != path:
+                    return f"{other!r} and {path!r}"
+    return ""
+
+
+def _image_paths(source: DataSource) -> Sequence[str]:
+    """List the images of a data set, without the suffix that all have; none where it is unknown."""
+    if source.reads == LABEL_MAPS:
+        folder = source.folder("img_path")
+        return [os.path.join(folder, stem) for stem in source.stems() or ()]
+    if source.reads == COCO and os.path.isfile(source.ann_file):
+        return [image["file_name"] for image in load_coco(source, unlabelled=True).images]
+    return ()
 
 
 def check_scope(cfg: Config, flag: str) -> None:

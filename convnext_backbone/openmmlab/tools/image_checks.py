@@ -23,6 +23,7 @@ _ORIENTATION = 0x0112  # EXIF; from 5 on, width and height are swapped
 # Pillow's formats that every loader reads. Of others, OpenCV reads some.
 _COMMON = ("BMP", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 _TRAILERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+_WIDE_MODES = ("I", "F", "I;32")  # of 32 bits a pixel, which OpenCV reads of few kinds
 _TRAILER_WINDOW = 4096  # some cameras append a few bytes of their own
 _LOADING_ERRORS = (OSError, SyntaxError, ValueError, TypeError, AttributeError, RuntimeError)
 Size = tuple[int, int]
@@ -61,21 +62,28 @@ class ImageReader:
             warnings.simplefilter("ignore")  # of its size, or odd EXIF data
             try:
                 with Image.open(path) as image:
-                    if not self._is_complete(path, image.format):
+                    complete = self._is_complete(path, image.format)
+                    if not complete:
                         image.load()
                     # Pillow's method for PNG decodes the whole file to look for EXIF at its end.
                     turned = Image.Image.getexif(image).get(_ORIENTATION, 1) >= 5
-                    as_loaded = image.format in _COMMON and not turned
-                    return image.size if as_loaded else self._load(path)
+                    odd = turned or image.mode in _WIDE_MODES or image.format not in _COMMON
+                    # Pillow bears the lack of a trailer, the loader may not.
+                    if odd or (image.format in _TRAILERS and not complete):
+                        return self._load(path)
+                    return image.size
             except Image.DecompressionBombError:
                 return None
             except (OSError, SyntaxError, ValueError) as error:
-                if _opens(path):
+                # What Pillow has no decoder for, the loader may have.
+                if _format(path) in _TRAILERS or "truncated" in str(error):
                     raise UsageError(f"image {path!r} is cut short: {error}") from error
                 return self._load(path)
 
     def _is_complete(self, path: str, format_: str | None) -> bool:
-        trailer = _TRAILERS.get(format_ or "", b"")
+        trailer = _TRAILERS.get(format_ or "")
+        if trailer is None:
+            return False
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - _TRAILER_WINDOW))
@@ -91,16 +99,19 @@ class ImageReader:
         except (*_LOADING_ERRORS, cv2.error) as error:
             pixels, reason = None, f"{reason} ({first_line(error)})"
         if pixels is None:
+            if _format(path) == "TIFF":
+                reason += "; imdecode_backend='tifffile' reads TIFF of any kind"
             raise UsageError(f"image {path!r} cannot be read: {reason}")
         return pixels.shape[1], pixels.shape[0]
 
 
-def _opens(path: str) -> bool:
+def _format(path: str) -> str | None:
+    """Return the format of an image that Pillow opens, else None."""
     try:
-        with Image.open(path):
-            return True
+        with Image.open(path) as image:
+            return image.format
     except (OSError, SyntaxError, ValueError):
-        return False
+        return None
 
 
 def check_exist(folder: str, names: Sequence[str], listed_in: str) -> None:

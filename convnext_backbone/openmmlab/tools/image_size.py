@@ -47,7 +47,8 @@ def apply_image_size(cfg: Config, image_size: Any, typed: TypedOptions) -> None:
     for part, where in iter_named_dicts(model.get("test_cfg") or {}, "model.test_cfg"):
         _crop_all(part, where, ("crop_size", "stride"), factor, typed)  # of sliding windows
     preprocessor = model.get("data_preprocessor") or {}
-    _crop_all(preprocessor, "model.data_preprocessor", ("size",), factor, typed)
+    for part, where in iter_named_dicts(preprocessor, "model.data_preprocessor"):
+        _crop_all(part, where, ("size", "random_size_range"), factor, typed)  # of whole batches
 
 
 def _read_size(value: Any) -> Size:

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from mmengine.fileio import list_dir_or_file
+from mmengine.registry import MODELS, TRANSFORMS
 from PIL import Image
 
 from ..config_walk import (
@@ -20,9 +22,10 @@ from ..config_walk import (
 )
 from .coco_checks import check_num_classes
 from .data_report import DataReport, count_table, list_quoted
-from .datasets import DataSource
-from .errors import UsageError
+from .datasets import DataSource, find_class, is_published
+from .errors import CONFIG_ERRORS, UsageError, describe_error
 from .image_checks import MAX_IMAGES, ImageReader, check_exist, show_progress, spread
+from .segmentor_checks import iter_iou_metrics
 
 _MAX_LABEL_MAPS = 1000  # each is decoded
 _IGNORED_LABEL = 255  # mmsegmentation's default of `ignore_index`
@@ -33,30 +36,59 @@ _WITH_NO_OBJECT = ("SideAdapterCLIPHead",)
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
-def check_label_maps(source: DataSource, report: DataReport) -> None:
+def check_label_maps(source: DataSource, report: DataReport) -> np.ndarray | None:
     """Check one data set: files, sizes, labels, classes, heads.
+
+    Returns:
+        The pixels of each value of its label maps; None where they are not read.
 
     Raises:
         UsageError: Something does not fit or cannot be read.
     """
     images, maps = source.folder("img_path"), source.folder("seg_map_path")
     stems, suffix = source.stems(), source.built.img_suffix
-    if stems is None or not maps or is_remote(maps):
-        return
-    _check_suffixes(images, maps, suffix, bool(stems), source.where, report)
-    if ImageReader(source.pipeline).opens_files:
-        check_exist(images, [stem + suffix for stem in stems], images)
-    _check_classes(source.classes, source.where, report)
-    check_num_classes(report, len(source.classes))
     steps = [step for step, _ in iter_named_dicts(source.pipeline, "")]
     loads = [step for step in steps if type_name(step) == "LoadAnnotations"]
+    # A step of the user's may name the files.
+    known = all(is_published(find_class(step.get("type"), TRANSFORMS)) for step in source.pipeline)
+    if loads and known and source.built.data_prefix.get("seg_map_path") is None:
+        raise UsageError(
+            f"{source.where}.data_prefix has no seg_map_path, the folder of the label maps that "
+            "LoadAnnotations reads"
+        )
+    _check_names(source, report)
+    if stems is None or not maps or is_remote(maps):
+        return None
+    listed = os.path.isfile(source.ann_file)
+    if listed and not stems:
+        raise UsageError(f"{source.where}.ann_file {source.ann_file!r} lists no image")
+    if not listed:
+        _check_suffixes(source, bool(stems), report)
+    listed_in = source.ann_file if listed else images
+    if ImageReader(source.pipeline).opens_files:
+        check_exist(images, [stem + suffix for stem in stems], listed_in)
     # mmsegmentation's own step reads them from files; others may read anything.
     if loads and all(is_local(s) and s.get("imdecode_backend") != "tifffile" for s in loads):
-        check_exist(maps, [stem + source.built.seg_map_suffix for stem in stems], images)
+        check_exist(maps, [stem + source.built.seg_map_suffix for stem in stems], listed_in)
         # Of another resolution, they are resized to the size of their images; an evaluation is not.
         resizes = report.split == "train" and any("Resize" in type_name(step) for step in steps)
         backend = loads[0].get("imdecode_backend", "pillow")
-        _check_contents(source, stems, resizes, backend, report)
+        if source.classes:
+            return _check_contents(source, stems, resizes, backend, report)
+    return None
+
+
+def _check_names(source: DataSource, report: DataReport) -> None:
+    """Check the names of the classes; without them mmsegmentation trains, but does not evaluate."""
+    if source.classes:
+        _check_classes(source.classes, source.where, report)
+        check_num_classes(report, len(source.classes))
+    elif report.split != "train" and any(iter_iou_metrics(report.cfg, report.split)):
+        given = ", ".join(source.config.get("metainfo") or ())
+        raise UsageError(
+            f"{source.where}.metainfo.classes is missing{f' (it has {given})' if given else ''}: "
+            "IoUMetric counts by the names of the classes"
+        )
 
 
 @dataclass
@@ -82,7 +114,7 @@ def _check_contents(
     resizes: bool,
     backend: str | None,
     report: DataReport,
-) -> None:
+) -> np.ndarray:
     """Open images and label maps, check each pair and what all hold together."""
     where, built, reader, seen = source.where, source.built, ImageReader(source.pipeline), _Seen()
     images, maps = source.folder("img_path"), source.folder("seg_map_path")
@@ -126,6 +158,35 @@ def _check_contents(
         count_table([*zip(source.classes, per_class, strict=True), ("(void)", num_void)], "pixels"),
     ]
     report.summaries.append("\n".join(lines))
+    return seen.counts
+
+
+def check_zero_labels(
+    read: Sequence[tuple[DataSource, np.ndarray | None]], report: DataReport
+) -> None:
+    """Check that all data sets read the value 0 alike, as void or as the first class.
+
+    Raises:
+        UsageError: They do not, though the label maps have the same values: every evaluation would
+            be off by one class.
+    """
+    found = [(source, counts) for source, counts in read if counts is not None]
+    for other, others in found[1:]:
+        first, firsts = found[0]
+        if first.built.reduce_zero_label == other.built.reduce_zero_label:
+            continue
+        reduced, counts = (first, firsts) if first.built.reduce_zero_label else (other, others)
+        text = " and ".join(
+            f"{source.where}.reduce_zero_label={source.built.reduce_zero_label}"
+            for source in (first, other)
+        )
+        # Where 0 is void, the last class has their number for its value.
+        if counts[0] and not counts[len(_Values(reduced, set()).names)]:
+            raise UsageError(
+                f"{text} read the value 0 differently, but the labels of both start from 0: set "
+                "one value for all splits"
+            )
+        report.warn(f"{text}: the value 0 is void in one, the first class in the other")
 
 
 def _check_batch(report: DataReport, num_sizes: int) -> None:
@@ -144,23 +205,29 @@ def _check_batch(report: DataReport, num_sizes: int) -> None:
 def _check_proportions(labels: np.ndarray, path: str, size: tuple[int, int], resizes: bool) -> None:
     height, width = labels.shape
     if not resizes or width * size[1] != height * size[0]:
+        turned = "; its EXIF orientation turns it, or they are swapped"
         raise UsageError(
             f"label map {path!r} is {width} x {height} pixels, but its image is "
-            f"{size[0]} x {size[1]}"
+            f"{size[0]} x {size[1]}{turned if size == (height, width) else ''}"
         )
 
 
-def _check_suffixes(
-    images: str, maps: str, suffix: str, found: bool, where: str, report: DataReport
-) -> None:
+def _check_suffixes(source: DataSource, found: bool, report: DataReport) -> None:
+    images, suffix, where = source.folder("img_path"), source.built.img_suffix, source.where
     if not os.path.isdir(images):
         return
-    # Label maps may lie in a folder inside that of the images.
-    inside = os.path.relpath(maps, images) + os.sep
+    # Label maps may lie beside the images, or in a folder inside theirs.
+    inside = os.path.relpath(source.folder("seg_map_path"), images)
+    beside = inside == os.curdir
+
+    def is_map(name: str) -> bool:
+        suffix = source.built.seg_map_suffix
+        return name.endswith(suffix) if beside else name.startswith(inside + os.sep)
+
     others = Counter(
         os.path.splitext(name)[1]
         for name in list_dir_or_file(images, list_dir=False, recursive=True)
-        if not name.endswith(suffix) and not name.startswith(inside)
+        if not name.endswith(suffix) and not is_map(name)
     )
     option = report.option(where, "img_suffix", "img_suffix")
     if not found:
@@ -182,28 +249,67 @@ def _check_classes(classes: Sequence[str], where: str, report: DataReport) -> No
     twice = [name for name, number in Counter(classes).items() if number > 1]
     if twice:
         raise UsageError(f"{option} names {twice[0]!r} twice")
-    for loss, place in _softmax_losses(report):
+    for head, loss, place in _iter_losses(report):
         if len(classes) == 1:
             raise UsageError(
-                f"{option} has one class, for which the softmax of {place} is 1 and its loss 0, "
-                f"whatever the image: name the background too, or set {place}.use_sigmoid=True"
+                f"{option} has one class: no label is another than 0, and {place} learns nothing, "
+                "whatever the image. Name the background too, with num_classes=2 for a softmax, or "
+                "num_classes=2, out_channels=1, loss_decode.use_sigmoid=True"
             )
         weights = loss.get("class_weight")
-        if isinstance(weights, list | tuple) and len(weights) != len(classes):
+        softmax = type_name(loss) == "CrossEntropyLoss" and not loss.get("use_sigmoid")
+        if softmax and isinstance(weights, list | tuple) and len(weights) != len(classes):
             raise UsageError(
                 f"{place}.class_weight has {len(weights)} weights, but {option} has "
                 f"{len(classes)} classes"
             )
+        if report.split == "train":
+            _try_loss(head, loss, place, len(classes))
 
 
-def _softmax_losses(report: DataReport) -> Iterator[tuple[Mapping[str, Any], str]]:
-    """Yield the losses of heads with a softmax over the classes, each with its name."""
+def _iter_losses(report: DataReport) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any], str]]:
+    """Yield the heads whose channels are the classes, and mmsegmentation's losses of each."""
+    from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+
     for head, where in iter_heads(report.cfg.model):
-        if type_name(head) in _WITH_NO_OBJECT:
+        type_ = find_class(head.get("type"), MODELS)
+        own = isinstance(type_, type) and is_published(type_) and issubclass(type_, BaseDecodeHead)
+        if not own or type_name(head) in _WITH_NO_OBJECT:
             continue
-        for loss, place in iter_named_dicts(head.get("loss_decode"), f"{where}.loss_decode"):
-            if type_name(loss) == "CrossEntropyLoss" and not loss.get("use_sigmoid"):
-                yield loss, place
+        losses = head.get("loss_decode", {"type": "CrossEntropyLoss"})  # the default of each head
+        for loss, place in iter_named_dicts(losses, f"{where}.loss_decode"):
+            if "type" in loss and is_published(find_class(loss["type"], MODELS)):
+                yield head, loss, place
+
+
+def _try_loss(
+    head: Mapping[str, Any], loss: Mapping[str, Any], place: str, num_classes: int
+) -> None:
+    """Compute a loss once: its weights or its kind may not fit the channels of the head.
+
+    Raises:
+        UsageError: It fails, as it would in the first iteration.
+    """
+    from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+
+    if getattr(find_class(head["type"], MODELS), "loss_by_feat", None) is not (
+        BaseDecodeHead.loss_by_feat
+    ):
+        return  # it may call its losses in a way of its own
+    channels, weights = head.get("out_channels") or num_classes, loss.get("class_weight")
+    # Not as wide as there are weights: they would be broadcast over the pixels of a row.
+    width = 2 * max(num_classes, len(weights or ())) + 1
+    labels = (torch.arange(2 * width) % num_classes).reshape(1, 2, width)
+    try:
+        MODELS.build(dict(loss))(torch.zeros(1, channels, 2, width), labels, ignore_index=255)
+    except CONFIG_ERRORS as error:
+        given = f", class_weight={weights!r}" if weights else ""
+        softmax = type_name(loss) == "CrossEntropyLoss" and not loss.get("use_sigmoid")
+        one = ", which its softmax does not tell apart; set use_sigmoid=True"
+        raise UsageError(
+            f"{place} ({type_name(loss)}{given}) fails for {num_classes} classes in {channels} "
+            f"channels{one if softmax and channels == 1 else ''}: {describe_error(error)}"
+        ) from error
 
 
 def _read_labels(path: str, backend: str | None) -> np.ndarray:

@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.registry import RUNNERS
@@ -19,12 +20,12 @@ from mmengine.runner import FlexibleRunner, Runner
 from ...utils.commandline import EXIT_USAGE, print_error
 from ...utils.files import DISK_FULL
 from .arguments import test_parser, train_parser
-from .checkpoint_checks import check_checkpoint, check_classes, check_start
+from .checkpoint_checks import check_checkpoint, check_classes, check_start, find_resumable
 from .coco import forget_coco
 from .config import NEEDED, load_config
 from .config_checks import check_files, check_model, check_types
 from .data_checks import check_data_contents
-from .errors import BUILD_ERRORS, UsageError, describe_error, naming_config
+from .errors import CONFIG_ERRORS, UsageError, describe_error, naming_config
 from .flags import (
     KEEP_PREDICTIONS,
     check_scope,
@@ -36,10 +37,12 @@ from .flags import (
     protect_checkpoints,
     set_run,
 )
+from .metric_checks import check_metrics
 from .option_checks import check_folders, check_loop, check_optimizer
 from .processes import is_main_process, leave_processes, prepare_processes, print_once, set_launcher
 from .run_hook import RunHook
 from .schedule import check_length
+from .segmentor_checks import check_heads
 from .terminal import QUIET_RUNNERS, hold_back_chatter
 from .typed import TypedOptions
 
@@ -113,10 +116,13 @@ def check_before_run(cfg: Config, args: argparse.Namespace, command: str) -> Non
         splits = SPLITS[command]
         check_files(cfg, splits)
         check_types(cfg, splits)
+        check_metrics(cfg, splits)
         if command == "test" or cfg.get("resume"):  # a training may begin with other classes
             check_classes(cfg, splits[0])
         report = check_data_contents(cfg, splits)
         check_model(cfg)
+        if command == "train":
+            check_heads(cfg)
         for warning in report.warnings:
             print_once(f"warning: {warning}")
     forget_coco()
@@ -155,13 +161,26 @@ def prepare_training(cfg: Config, args: argparse.Namespace) -> None:
     if args.auto_scale_lr:
         enable_auto_scale_lr(cfg, args.config)
     if args.resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == "auto" else args.resume
+        start_from_resumed(cfg, args.resume)
     check_loop(cfg)
     check_length(cfg, TypedOptions(args.cfg_options))
     check_optimizer(cfg)
     check_folders(work_dir=cfg.work_dir)
-    check_start(cfg, "--resume" if args.resume is not None else "load_from")
+    check_start(cfg, "--resume" if args.resume is not None and cfg.resume else "load_from")
+
+
+def start_from_resumed(cfg: Config, resume: str) -> None:
+    """Let `--resume` choose the checkpoint: a file, or of "auto" the newest of the work directory.
+
+    Where nothing is saved yet, the run starts as it does without the flag: a job that may be
+    stopped and started again has one command for both.
+    """
+    path = find_resumable(Path(cfg.work_dir), "--resume") if resume == "auto" else resume
+    cfg.resume = path is not None
+    if path is not None:
+        cfg.load_from = path
+    elif cfg.get("load_from"):
+        print_once(f"--resume: {cfg.work_dir!r} has no checkpoint yet; load_from is used")
 
 
 def prepare_testing(cfg: Config, args: argparse.Namespace) -> None:
@@ -196,7 +215,7 @@ def build_errors(path: str, hook: RunHook) -> Iterator[None]:
     """
     try:
         yield
-    except BUILD_ERRORS as error:
+    except CONFIG_ERRORS as error:
         if hook.started:
             raise
         raise UsageError(f"config {path!r} cannot be built: {describe_error(error)}") from error

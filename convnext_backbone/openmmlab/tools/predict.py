@@ -1,8 +1,7 @@
 """Run a trained detector or segmentor on image files: pictures, and one json or label maps."""
 
 import json
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,10 @@ from mmengine.runner import CheckpointLoader
 from PIL import Image
 from tqdm import tqdm
 
-from ...images.lists import name_images
+from ...images.lists import name_images, output_names
 from ...images.reading import load_image, to_eight_bits, to_rgb
 from ...utils.checks import first_line
-from ...utils.files import atomic_write, errors_naming
+from ...utils.files import atomic_write, check_outputs, check_source, errors_naming
 from ..config_walk import iter_datasets
 from .arguments import read_options
 from .checkpoint_checks import check_checkpoint
@@ -68,55 +67,61 @@ def predict(
             run; a checkpoint; and image files, folders and globs.
         out: The folder to write.
         score: Objects below are left out.
-        on_error: "skip" or "raise", about images that cannot be read.
+        on_error: "skip" or "raise", about images that cannot be read or predicted.
         device: Where to compute; the GPU where there is one.
         pictures: Whether to draw.
         options: `key=value` pairs that override settings of the config.
         progress: Show a bar.
 
     Returns:
-        The number of images predicted, and the reason for each that could not be read, by name.
+        The number of images predicted, and the reason for each that failed, by name.
 
     Raises:
         UsageError: Config, checkpoint or data do not fit.
-        ValueError: An image cannot be read and `on_error` is "raise"; there is none; or `score` is
-            out of range.
+        ValueError: An image cannot be read or predicted and `on_error` is "raise"; there is none;
+            `score` is out of range; or a file that is read would be replaced.
     """
     if not 0 <= score <= 1:
         raise ValueError(f"score must lie in 0 .. 1, got {score!r}")
+    check_source(out, "out")
     hold_back_chatter()
     config, checkpoint, sources = _split_inputs(inputs)
-    names = name_images(sources)
+    images = name_images(sources)
+    targets = output_names(images, ".png")
     cfg = load_config(config, read_options(options), ("model", "test_dataloader"))
+    folder, writer_class = Path(out), WRITERS[cfg.default_scope]
+    written = writer_class.files(folder, targets.values())
+    drawn = [folder / "pictures" / target for target in targets.values() if pictures]
+    check_outputs([*written, *drawn], [config, checkpoint, *sources, *images.values()])
     model, metainfo = load_model(cfg, checkpoint, device or get_device())
     dataset = next(iter_datasets(cfg.test_dataloader.dataset))[0]
     steps = [step for step in dataset.pipeline if _ANNOTATIONS not in str(step["type"])]
     pipeline = Compose(steps)
-    folder = Path(out)
     with errors_naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
     draw = _drawer(cfg, metainfo, score) if pictures else None
-    writer = WRITERS[cfg.default_scope](folder, metainfo, score, dataset)
+    writer = writer_class(folder, metainfo, score, dataset)
     failures: dict[str, str] = {}
-    stems = {name: Path(name).with_suffix("") for name in names}
-    count = Counter(stems.values())
-    for name, path in tqdm(names.items(), unit="image", disable=not progress):
-        try:
-            data, image = read_image(pipeline, path)
-        except Exception as error:  # any loader of the config's: each raises what it likes
-            if on_error == "raise":
-                raise ValueError(f"cannot read image {str(path)!r}: {first_line(error)}") from error
-            failures[name] = first_line(error)
-            continue
-        with torch.no_grad():
-            batch = {"inputs": [data["inputs"]], "data_samples": [data["data_samples"]]}
-            sample = model.test_step(batch)[0].cpu()
-        target = f"{stems[name] if count[stems[name]] == 1 else name}.png"
-        writer.add(name, target, sample)
-        if draw is not None and image is not None:
-            draw(image, sample, folder / "pictures" / target)
-    writer.close()
-    return len(names) - len(failures), failures
+    try:
+        for name, path in tqdm(images.items(), unit="image", disable=not progress):
+            try:
+                data, image = read_image(pipeline, path)
+                with torch.no_grad():
+                    batch = {"inputs": [data["inputs"]], "data_samples": [data["data_samples"]]}
+                    sample = model.test_step(batch)[0].cpu()
+                picture = None if draw is None or image is None else draw(image, sample)
+            except Exception as error:  # any loader, any network: each raises what it likes
+                if on_error == "raise":
+                    text = f"cannot predict image {str(path)!r}: {first_line(error)}"
+                    raise ValueError(text) from error
+                failures[name] = first_line(error)
+                continue
+            writer.add(name, targets[name], sample)
+            if picture is not None:
+                _save_png(picture, folder / "pictures" / targets[name])
+    finally:  # an interrupted run leaves what it has
+        writer.close()
+    return len(images) - len(failures), failures
 
 
 def _split_inputs(inputs: Sequence[str]) -> tuple[str, str, Sequence[str]]:
@@ -181,16 +186,14 @@ def read_image(
 
 def _drawer(
     cfg: Config, metainfo: Mapping[str, Any], score: float
-) -> Callable[[np.ndarray, Any, Path], None]:
+) -> Callable[[np.ndarray, Any], np.ndarray]:
     options = {"pred_score_thr": score} if cfg.default_scope == "mmdet" else {"with_labels": False}
     visualizer = VISUALIZERS.build({"type": DRAWERS[cfg.default_scope], "name": "predict"})
     visualizer.dataset_meta = metainfo
 
-    def draw(image: np.ndarray, sample: Any, path: Path) -> None:
+    def draw(image: np.ndarray, sample: Any) -> np.ndarray:
         visualizer.add_datasample("", image, sample, draw_gt=False, **options)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as partial:
-            Image.fromarray(visualizer.get_image()).save(partial, "PNG")
+        return visualizer.get_image()
 
     return draw
 
@@ -198,13 +201,26 @@ def _drawer(
 # --------------------------------------------------------------------------- what is written
 
 
+def _save_png(pixels: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as partial:
+        Image.fromarray(pixels).save(partial, "PNG")
+
+
 class CocoWriter:
     """Collects detections, and writes them as one json in COCO's form."""
+
+    NAME = "predictions.json"
+
+    @classmethod
+    def files(cls, folder: Path, targets: Iterable[str]) -> list[Path]:
+        """Return what will be written."""
+        return [folder / cls.NAME]
 
     def __init__(
         self, folder: Path, metainfo: Mapping[str, Any], score: float, dataset: Any
     ) -> None:
-        self.path = folder / "predictions.json"
+        self.path = folder / self.NAME
         self.score = score
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
@@ -257,10 +273,17 @@ def iter_annotations(instances: Any, score: float) -> Iterator[dict[str, Any]]:
 class LabelMapWriter:
     """Writes a segmentor's label map of each image, with the data set's own values."""
 
+    NAME = "maps"
+
+    @classmethod
+    def files(cls, folder: Path, targets: Iterable[str]) -> list[Path]:
+        """Return what will be written."""
+        return [folder / cls.NAME / target for target in targets]
+
     def __init__(
         self, folder: Path, metainfo: Mapping[str, Any], score: float, dataset: Any
     ) -> None:
-        self.folder = folder / "maps"
+        self.folder = folder / self.NAME
         # The value of each class. Of a type's own classes some may be chosen, in any order; and
         # where 0 means "not labelled" in the data set's files, the first class is 1.
         values = np.arange(max(_EIGHT_BITS, len(metainfo.get("classes") or ())))
@@ -271,18 +294,15 @@ class LabelMapWriter:
 
     def add(self, name: str, target: str, sample: Any) -> None:
         """Write one map."""
-        labels = self.values[sample.pred_sem_seg.data[0].numpy()]
+        labels = self.values[sample.pred_sem_seg.data[0].long().numpy()]  # floats of a threshold
         labels = labels.astype(np.uint8 if labels.max() < _EIGHT_BITS else np.uint16)
-        path = self.folder / target
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as partial:
-            Image.fromarray(labels).save(partial, "PNG")
+        _save_png(labels, self.folder / target)
 
     def close(self) -> None:
         """Do nothing: every map is written."""
 
 
-WRITERS: Mapping[str, Callable[..., CocoWriter | LabelMapWriter]] = {
+WRITERS: Mapping[str, type[CocoWriter] | type[LabelMapWriter]] = {
     "mmdet": CocoWriter,
     "mmseg": LabelMapWriter,
 }

@@ -56,6 +56,14 @@ class RunHook(Hook):
             runner.logger.info(f"Weights of {name} by init_cfg:\n{report}")
         table = [f"{name:<9} {text}" for name, text in summarise(runner, self.cfg, self.loaded)]
         runner.logger.info("\n".join(["Training:", *table]))
+        loop = runner.train_loop
+        unit = "epoch" if isinstance(loop, EpochBasedTrainLoop) else "iter"
+        done, length = getattr(loop, unit), getattr(loop, f"max_{unit}s")
+        if done >= length:
+            runner.logger.warning(
+                f"Nothing is left to train: the run that was resumed is at {unit} {done}, and "
+                f"train_cfg.max_{unit}s is {length}"
+            )
 
     def before_test(self, runner: Runner) -> None:
         """Record that testing begins."""

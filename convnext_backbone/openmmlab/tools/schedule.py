@@ -29,7 +29,12 @@ def iterations_per_epoch(cfg: Config, num_images: int) -> int:
     loader = cfg.train_dataloader
     share = math.ceil(num_images / count_processes(cfg))
     rounded = math.floor if loader.get("drop_last") else math.ceil
-    number = max(1, rounded(share / loader.get("batch_size", 1)))  # torch's default
+    size = loader.get("batch_size", 1)  # torch's default
+    if not isinstance(size, int) or size < 1:
+        raise UsageError(
+            f"train_dataloader.batch_size must be an integer of at least 1, got {size!r}"
+        )
+    number = max(1, rounded(share / size))
     return min(number, loader.get("num_batch_per_epoch") or number)
 
 
@@ -153,6 +158,10 @@ def _scale_schedulers(
         before = ends[scheduler.get("by_epoch", True)]
         if before is not None:
             _scale_scheduler(scheduler, before, total, warm_up_ends)
+    # What no iteration is left for; mmengine refuses an empty range.
+    empty = [id(s) for s in others if s.get("begin", 0) >= s.get("end", math.inf)]
+    if isinstance(cfg.get("param_scheduler"), list):
+        cfg.param_scheduler = [s for s in cfg.param_scheduler if id(s) not in empty]
 
 
 def _scale_scheduler(

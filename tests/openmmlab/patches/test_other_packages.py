@@ -217,3 +217,20 @@ def test_every_class_is_found_by_the_whole_name_that_a_dumped_config_has(package
         assert get_object_from_string(f"{found.__module__}.{found.__name__}") is found
     assert get_object_from_string("mmdet.models.losses.smooth_l1_loss.NoLoss") is None
     assert get_object_from_string("NoLoss") is None
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("weights", [None, True])
+def test_the_focal_loss_of_mmseg_works_without_a_gpu(channels, weights):
+    from mmseg.models.losses import FocalLoss
+    from torchvision.ops import sigmoid_focal_loss
+
+    pred = torch.randn(2, channels, 4, 5)
+    labels = torch.randint(0, max(channels, 2), (2, 4, 5))
+    labels[0, :2] = 255
+    class_weight = [float(i + 1) for i in range(channels)] if weights else None
+    found = FocalLoss(alpha=0.3, gamma=1.5, class_weight=class_weight)(pred, labels)
+    truth = torch.stack([labels == k + (channels == 1) for k in range(channels)], dim=1)
+    each = sigmoid_focal_loss(pred, truth.float(), alpha=0.3, gamma=1.5)
+    each = each * torch.tensor(class_weight or [1.0] * channels).view(1, -1, 1, 1)
+    assert found.item() == pytest.approx((each * (labels != 255)[:, None]).mean().item(), rel=1e-5)

@@ -42,6 +42,13 @@ def test_a_label_map_is_read_back_as_the_classes_that_were_predicted(type_, clas
     assert read.tolist() == labels.tolist()
 
 
+def test_the_floats_of_a_threshold_are_labels(tmp_path):
+    # As `EncoderDecoder` predicts of one channel: (logits.sigmoid() > threshold) in their type.
+    labels = np.array([[0.0, 1.0]], np.float32)
+    path = written(tmp_path, {"classes": ("background", "a")}, labels)
+    assert np.asarray(Image.open(path)).tolist() == [[0, 1]]
+
+
 def test_more_classes_than_eight_bits_hold_are_written_in_sixteen(tmp_path):
     metainfo = {"classes": [str(i) for i in range(400)], "reduce_zero_label": True}
     labels = np.array([[0, 254, 255, 399]])
