@@ -81,6 +81,16 @@ _FAMILIES = (
 )
 FAMILIES: Mapping[str, Family] = {family.model_type: family for family in _FAMILIES}
 
+# Entry of a config.json: the `model_type` of a network that is written as one of another family,
+# since transformers has no such class of its own.
+ORIGINAL_MODEL_TYPE = "original_model_type"
+
+
+def stated_model_type(config: Mapping[str, Any], default: Any = None) -> Any:
+    """Return the `model_type` that the contents of a config.json state."""
+    return config.get(ORIGINAL_MODEL_TYPE, config.get("model_type", default))
+
+
 # size: (depths, hidden_sizes)
 _SIZES = {
     "zepto": ((2, 2, 4, 2), (32, 64, 128, 256)),

@@ -11,19 +11,30 @@ import math
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from numbers import Real
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
+import numpy as np
 from typing_extensions import Self, Unpack
 
-from ..archs import FAMILIES, USUAL, arch_fields
-from ..utils.checks import check_choice, check_min, did_you_mean, errors_about
+from ..archs import FAMILIES, USUAL, arch_fields, stated_model_type
+from ..utils.checks import (
+    as_int,
+    check_choice,
+    check_destination,
+    check_min,
+    did_you_mean,
+    errors_about,
+)
 from ..utils.files import read_json, write_json
 from ..weights.source import resolve
 from .labels import align_labels, check_problem_type
 from .layers import ACTIVATIONS, NORMS
 
 CONFIG_NAME = "config.json"
+# Far more than any network has; a file of a few bytes may ask for more than the memory holds.
+_MAX_STAGES, _MAX_BLOCKS = 1_000, 10_000
 _NAMING = {"model_type", "depths", "hidden_sizes"}  # one of them is in every ConvNeXt's config.json
 _NORM_EPS = _LAYER_SCALE = 1e-6
 # The default of a field that is derived from others. No such field is None in a built config, so
@@ -64,6 +75,7 @@ _NAMED_HERE = {
     "in_channels": "num_channels",
     "num_classes": "num_labels",
     "dims": "hidden_sizes",
+    "channels": "hidden_sizes",
     "kernel_sizes": "kernel_size",
     "act_layer": "hidden_act",
     "ls_init_value": "layer_scale_init_value",
@@ -267,8 +279,7 @@ class ConvNextConfig:
                 setattr(self, name, getattr(family, name))
         if self.norm_eps is None:
             self.norm_eps = self.layer_norm_eps if family.single_eps else _NORM_EPS
-        for name in ("use_grn", *_OUTPUT_DEFAULTS):
-            _check_bool(name, getattr(self, name))
+        self._replace_each(_as_bool, "use_grn", *_OUTPUT_DEFAULTS)
         if self.use_grn != family.use_grn:
             raise ValueError(f"use_grn={self.use_grn} does not fit model_type {self.model_type!r}")
 
@@ -280,40 +291,40 @@ class ConvNextConfig:
                 f"hidden_sizes and depths must have one entry per stage, got hidden_sizes="
                 f"{self.hidden_sizes} and depths={self.depths}; replace() and update() change both"
             )
-        if self.num_stages not in (None, len(self.depths)):
+        if len(self.depths) > _MAX_STAGES or sum(self.depths) > _MAX_BLOCKS:
+            raise ValueError(
+                f"depths must be of at most {_MAX_STAGES} stages and {_MAX_BLOCKS} blocks, got "
+                f"{len(self.depths)} and {sum(self.depths)}"
+            )
+        if self.num_stages is not None and as_int(self.num_stages) != len(self.depths):
             raise ValueError(
                 f"num_stages must be the length of depths, {len(self.depths)}, "
                 f"got {self.num_stages!r}"
             )
         self.num_stages = len(self.depths)
-        for name in ("num_channels", "patch_size"):
-            _check_positive(name, getattr(self, name))
-        if isinstance(self.image_size, Iterable):
-            self.image_size = _positive_ints("image_size", self.image_size)
-        else:
-            _check_positive("image_size", self.image_size)
-        for name, upper in _UPPER_BOUNDS.items():
-            _check_number(name, getattr(self, name), upper)
+        self._replace_each(_as_positive, "num_channels", "patch_size")
+        self._replace_each(_as_side_or_sides, "image_size", "kernel_size")
+        self._replace_each(_as_number, *_UPPER_BOUNDS)
         check_choice("hidden_act", self.hidden_act, tuple(ACTIVATIONS))
         self._check_variant()
         self._resolve_dilations()
 
+    def _replace_each(self, check: Callable[[str, Any], Any], *names: str) -> None:
+        """Put what `check` returns of each field, a plain value of Python, in its place."""
+        for name in names:
+            setattr(self, name, check(name, getattr(self, name)))
+
     def _check_variant(self) -> None:
         """Check what only some ConvNeXts have otherwise than most."""
-        if isinstance(self.kernel_size, Iterable):
-            sides = _positive_ints("kernel_size", self.kernel_size)
-        else:
-            _check_positive("kernel_size", self.kernel_size)
-            sides = (self.kernel_size,) * self.num_stages
+        sides = self.kernel_sizes
         if any(side % 2 == 0 for side in sides):
             raise ValueError(f"kernel_size must be odd, got {self.kernel_size}")
         _check_per_stage("kernel_size", sides, self.depths)
         self.kernel_size = sides[0] if len(set(sides)) == 1 else sides
-        for name in ("conv_bias", "head_norm_first", "pad_to_stride"):
-            _check_bool(name, getattr(self, name))
+        self._replace_each(_as_bool, "conv_bias", "head_norm_first", "pad_to_stride")
         check_choice("stem_type", self.stem_type, STEM_TYPES)
         check_choice("norm_layer", self.norm_layer, tuple(NORMS))
-        check_min("head_hidden_size", self.head_hidden_size, 0)
+        self.head_hidden_size = check_min("head_hidden_size", self.head_hidden_size, 0)
         if self.stem_type.startswith("overlap") and self.patch_size != 4:
             raise ValueError(
                 f"patch_size must be 4 with stem_type {self.stem_type!r}, got {self.patch_size}"
@@ -330,6 +341,7 @@ class ConvNextConfig:
             if self.output_stride is None:
                 self.output_stride = strides[-1]
             check_choice("output_stride", self.output_stride, strides)
+            self.output_stride = int(self.output_stride)
             self.dilations = tuple(max(1, stride // self.output_stride) for stride in strides)
             return
         self.dilations = _positive_ints("dilations", self.dilations)
@@ -350,7 +362,7 @@ class ConvNextConfig:
     @property
     def stage_names(self) -> list[str]:
         """The names of all possible outputs: the stem, then stage1 to stageN."""
-        return ["stem", *(f"stage{i}" for i in range(1, len(self.depths) + 1))]
+        return _stage_names(len(self.depths))
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -391,13 +403,11 @@ class ConvNextConfig:
             TypeError: A value is of another type.
         """
         known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
-        known.setdefault("model_type", "convnext")
+        known["model_type"] = stated_model_type(values, "convnext")
         side = known.get("patch_size")
         if isinstance(side, list | tuple) and len({*side}) == 1:
             known["patch_size"] = side[0]  # transformers takes height and width, too
-        # Both are written; the names are kept, since they alone mean the same in every release.
-        if known.get("out_features") is not None:
-            known.pop("out_indices", None)
+        keep_names_or_positions(known, known.get("depths", cls.depths))
         return cls._from_values(known).replace(**overrides)
 
     @classmethod
@@ -503,10 +513,12 @@ class ConvNextConfig:
 
     def to_json_file(self, path: str | os.PathLike[str]) -> None:
         """Write a config.json, replacing it in one step."""
+        check_destination("path", path)
         write_json(Path(path).expanduser(), self.to_dict())
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Write `directory`/config.json, replacing it in one step."""
+        check_destination("directory", directory)
         folder = Path(directory).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         self.to_json_file(folder / CONFIG_NAME)
@@ -517,7 +529,9 @@ def _apply_changes(
 ) -> dict[str, Any]:
     """Return what is given after `changes`, without what they make obsolete."""
 
-    def is_new(name: str, value: object) -> bool:
+    def is_new(name: str, value: Any) -> bool:
+        integer = as_int(value)
+        value = value if integer is None else integer
         # By type first: comparing an array of the user's to a tuple has no single truth value.
         return type(value) is not type(current.get(name)) or value != current[name]
 
@@ -541,8 +555,8 @@ def align_outputs(
         TypeError: A choice is not a sequence of names or of integers.
     """
     names, num = list(stage_names), len(stage_names)
-    if isinstance(out_indices, int) and not isinstance(out_indices, bool):
-        out_indices = [out_indices]
+    index = as_int(out_indices)
+    out_indices = out_indices if index is None else [index]
     if out_features is None:
         indices = _sequence("out_indices", [num - 1] if out_indices is None else out_indices, int)
         if any(not -num <= i < num for i in indices):
@@ -569,13 +583,38 @@ def align_outputs(
     return features, indices
 
 
-def _sequence(name: str, value: object, kind: type) -> list[Any]:
-    items = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else None
+def keep_names_or_positions(values: dict[str, Any], depths: Any) -> None:
+    """Of the names and the positions of outputs, both of which a config.json has, drop one.
+
+    Names mean the same in every release. Positions that count from the end say more, and are kept
+    where they stand for these names.
+    """
+    names, positions = values.get("out_features"), values.get("out_indices")
+    if names is None or positions is None:
+        return
+    try:
+        placed = align_outputs(_stage_names(len(depths)), None, positions)[0]
+        keeps_positions = placed == list(names) and min(positions) < 0
+    except (TypeError, ValueError):
+        keeps_positions = False
+    del values["out_features" if keeps_positions else "out_indices"]
+
+
+def _stage_names(num_stages: int) -> list[str]:
+    return ["stem", *(f"stage{i}" for i in range(1, num_stages + 1))]
+
+
+def _sequence(name: str, value: Any, kind: type) -> list[Any]:
+    try:
+        items = None if isinstance(value, str) else list(value)
+    except TypeError:  # of what has no items, such as an array without axes
+        items = None
     if items == []:
         raise ValueError(f"{name} must not be empty, got {value!r}")
-    if items is None or any(not isinstance(i, kind) or isinstance(i, bool) for i in items):
+    plain = items if kind is str or items is None else [as_int(item) for item in items]
+    if plain is None or any(not isinstance(item, kind) for item in plain):
         raise TypeError(f"{name} must be a list or tuple of {kind.__name__}, got {value!r}")
-    return items
+    return plain
 
 
 def _check_order(name: str, given: Sequence[object], positions: list[int]) -> None:
@@ -597,23 +636,40 @@ def _check_per_stage(name: str, values: Sequence[int], depths: Sequence[int]) ->
         raise ValueError(f"{name} must have one entry per stage, got {values} and depths={depths}")
 
 
-def _check_bool(name: str, value: object) -> None:
-    if not isinstance(value, bool):
+# Each returns the value as Python's own, which JSON takes; NumPy's are taken too.
+
+
+def _as_bool(name: str, value: object) -> bool:
+    if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
 
 
-def _check_positive(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
+def _as_positive(name: str, value: object) -> int:
+    integer = as_int(value)
+    if integer is None:
         raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < 1:
+    if integer < 1:
         raise ValueError(f"{name} must be positive, got {value!r}")
+    return integer
 
 
-def _check_number(name: str, value: object, upper: float) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool):
+def _as_side_or_sides(name: str, value: object) -> int | tuple[int, ...]:
+    has_items = isinstance(value, Iterable) and as_int(value) is None
+    return _positive_ints(name, value) if has_items else _as_positive(name, value)
+
+
+def _as_number(name: str, value: object) -> float:
+    if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not 0.0 <= value <= upper or value == math.inf:
+    upper = _UPPER_BOUNDS[name]
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        number = math.inf
+    if not 0.0 <= number <= upper or number == math.inf:
         raise ValueError(f"{name} must lie between 0 and {upper}, got {value!r}")
+    return number
 
 
 def check_names(owner: str, names: Iterable[str], choices: Collection[str]) -> None:

@@ -1,5 +1,7 @@
 """Checks of arguments that many constructors share, and texts of errors and long lists."""
 
+import operator
+import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -48,8 +50,25 @@ def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
         raise ValueError(f"{name} must be one of {tuple(choices)}, got {value!r}")
 
 
+def as_int(value: Any) -> int | None:
+    """Return an integer of Python, NumPy or torch as Python's; None where it is none, or a bool."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
 def check_min(name: str, value: Any, least: int) -> int:
     """Return an integer that is not below `least`; ValueError where it is, or is no integer."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    integer = as_int(value)
+    if integer is None or integer < least:
         raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-    return value
+    return integer
+
+
+def check_destination(name: str, path: str | os.PathLike[str]) -> None:
+    """Refuse what is no path, and the empty path, which would mean the current directory."""
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"{name} must be a string or a path, got {type(path).__name__}")
+    if not os.fspath(path):
+        raise ValueError(f"{name} must not be empty; the current directory is '.'")

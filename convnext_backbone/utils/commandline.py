@@ -31,5 +31,10 @@ def one_line(message: object) -> str:
     if isinstance(message, KeyError) and message.args:
         message = message.args[0]
     lines = [" ".join(line.split()) for line in str(message).splitlines()]
-    text = "; ".join(line for line in lines if line) or type(message).__name__
+    text = printable("; ".join(line for line in lines if line) or type(message).__name__)
     return text if len(text) <= _MAX_LENGTH else f"{text[: _MAX_LENGTH - 3]}..."
+
+
+def printable(text: str) -> str:
+    """Escape what does not print but commands a terminal, as a key in a file of weights may."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
-from typing import IO, BinaryIO
+from typing import BinaryIO
 
 from ..utils.checks import check_min, first_line
 
@@ -33,9 +33,16 @@ DAMAGED = (
 ZIP_START, HDF5_START, PICKLE_START = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n", b"\x80"
 HEAD = 64  # bytes that show what a file is
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_BYTEARRAY = (b"builtins\nbytearray\n", b"__builtin__\nbytearray\n")
-_CHUNK = 1 << 22  # bytes read at a time
-_ENCRYPTED = 0x1  # a bit of an entry's flags
+_ENCRYPTED, _UTF8 = 0x1, 0x800  # bits of an entry's flags
+_FOLDER = 0x10  # a bit of an entry's attributes, for which torch's reader fills no memory in
+_ZIP64 = 1  # the kind of the extra field that holds sizes of 4 GiB and more
+# What follows a zip file's directory; the first two in ZIP64 only. Signature, size of the record,
+# two versions, two disks, entries here and in all, size and offset of the directory:
+_END64 = struct.Struct("<4sQ2H2I4Q")
+# signature, a disk, offset of the record above, disks:
+_LOCATOR = struct.Struct("<4sIQI")
+# signature, two disks, entries here and in all, size and offset of the directory, comment's size.
+_END = struct.Struct("<4s4H2IH")
 
 
 class CheckpointError(ValueError):
@@ -98,64 +105,96 @@ def is_safetensors_start(head: bytes, size: int) -> bool:
     return head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") < size
 
 
+def memory_limit(stored: int) -> int:
+    """Return the bytes of memory that the `stored` bytes of a file may take."""
+    limits = current_limits()
+    return limits.ratio * stored + (limits.free_mib << 20)
+
+
 def check_inflation(name: str, size: int, stored: int) -> None:
     """Refuse what would take `size` bytes of memory for the `stored` bytes of a file."""
-    limits = current_limits()
-    if size > limits.ratio * stored + (limits.free_mib << 20):
+    if size > memory_limit(stored):
+        limits = current_limits()
         raise CheckpointError(
             f"{name} would inflate from {stored:,} to {size:,} bytes; the limit is {limits.ratio} "
             f"times what is stored and {limits.free_mib} MiB; file_limits(ratio=...) allows more"
         )
 
 
-def check_zip(file: BinaryIO, name: str) -> bool:
-    """Check the directory of a zip file and its pickles before it is read.
+def check_zip(file: BinaryIO, name: str) -> dict[bytes, zipfile.ZipInfo]:
+    """Check the directory of a zip file before it is read; return its entries by `entry_key`.
 
-    CheckpointError: it is damaged (a pickle by its CRC-32), encrypted, inflates too far, or has two
+    What Python's reader checks here is loaded by torch's, so both must see the same directory.
+    CheckpointError: they do not, or it is damaged or encrypted, inflates too far, or has two
     entries of one name.
-    Returns whether any entry is compressed, so that the file cannot be mapped.
     """
     try:
         with zipfile.ZipFile(file) as archive:
+            size = file.seek(0, os.SEEK_END)
+            _check_end(file, size, archive)
             entries = archive.infolist()
-            counts = Counter(entry.filename for entry in entries)
-            for entry in entries:
-                what = f"{name}: the entry {entry.filename!r}"
-                if counts[entry.filename] > 1:
-                    raise CheckpointError(f"{what} is in the zip file twice")
-                if entry.flag_bits & _ENCRYPTED:
-                    raise CheckpointError(f"{what} is encrypted")
-                if entry.compress_type not in _METHODS:
-                    raise CheckpointError(f"{what} is of compression method {entry.compress_type}")
-            # Entries may overlap: their sum is compared with the size of the file itself.
-            check_inflation(
-                name, sum(entry.file_size for entry in entries), file.seek(0, os.SEEK_END)
-            )
-            for entry in entries:
-                if entry.filename.endswith(".pkl"):
-                    _check_pickle(archive, entry, f"{name}: the entry {entry.filename!r}")
-    except CheckpointError:
-        raise
     except DAMAGED as error:
         reason = f"the zip file is truncated or damaged: {first_line(error)}"
         raise CheckpointError(f"cannot read checkpoint {name}: {reason}") from error
-    return any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    counts = Counter(map(entry_key, entries))
+    for entry in entries:
+        faults = _faults(entry, counts[entry_key(entry)], archive.start_dir)
+        if fault := next((text for text, is_there in faults.items() if is_there), None):
+            raise CheckpointError(f"{name}: the entry {entry.filename!r} {fault}")
+    # Entries may overlap: their sum is compared with the size of the file itself.
+    check_inflation(name, sum(entry.file_size for entry in entries), size)
+    return {entry_key(entry): entry for entry in entries}
 
 
-def _check_pickle(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, what: str) -> None:
-    if not entry.CRC:  # torch leaves the field 0 where the user switched checksums off
-        del entry.CRC
-    with archive.open(entry) as pickle:
-        check_allocations(pickle, what)
+def entry_key(entry: zipfile.ZipInfo) -> bytes:
+    """Return an entry's name as torch's reader compares it: its bytes, A as a."""
+    return entry.orig_filename.encode("utf-8" if entry.flag_bits & _UTF8 else "cp437").lower()
 
 
-def check_allocations(stream: IO[bytes], what: str) -> None:
-    """Refuse a pickle that builds a bytearray: of a number, which takes that much memory.
+def _faults(entry: zipfile.ZipInfo, count: int, end: int) -> dict[str, bool]:
+    """List what no entry may be, most of it because readers differ in what they make of it."""
+    size, packed = entry.file_size, entry.compress_size
+    is_stored = entry.compress_type == zipfile.ZIP_STORED
+    is_folder = bool(entry.external_attr & _FOLDER) or entry.filename.endswith("/")
+    return {
+        "is in the zip file twice": count > 1,
+        "is encrypted": bool(entry.flag_bits & _ENCRYPTED),
+        f"is of compression method {entry.compress_type}": entry.compress_type not in _METHODS,
+        "has two names": entry.filename != entry.orig_filename,
+        "has two sizes": _extra_kinds(entry.extra).count(_ZIP64) > 1,
+        "is a folder with a size": is_folder and size > 0,
+        f"stores {packed:,} bytes for {size:,}": packed != size
+        if is_stored
+        else packed == 0 < size,
+        "is beyond the end of the zip file": entry.header_offset + packed > end,
+    }
 
-    torch admits it in every file. Its unpickler knows no other spelling of a type's name.
+
+def _extra_kinds(extra: bytes) -> list[int]:
+    kinds = []
+    while len(extra) >= 4:
+        kind, length = struct.unpack_from("<2H", extra)
+        kinds.append(kind)
+        extra = extra[4 + length :]
+    return kinds
+
+
+def _check_end(file: BinaryIO, size: int, archive: zipfile.ZipFile) -> None:
+    """Refuse a zip file in which another reader may find another directory.
+
+    Python looks for it right before the records at the end; torch's reader at the offset that
+    they state, and for a record of ZIP64 at the offset that its locator states.
     """
-    before = b""
-    while data := stream.read(_CHUNK):
-        if any(name in before + data for name in _BYTEARRAY):
-            raise CheckpointError(f"{what} builds a bytearray, which weights have no need of")
-        before = data[-max(map(len, _BYTEARRAY)) :]
+    end = size - len(archive.comment) - _END.size
+    before = _END64.size + _LOCATOR.size
+    file.seek(max(end - before, 0))
+    records = file.read(min(end, before))
+    signature, *_, total, _, offset, _ = _END.unpack(file.read(_END.size))
+    is_sound = signature == b"PK\5\6"
+    if len(records) == before and records[_END64.size :].startswith(b"PK\6\7"):
+        signature, *_, total, _, offset = _END64.unpack_from(records)
+        place = _LOCATOR.unpack_from(records, _END64.size)[2]
+        is_sound = is_sound and signature == b"PK\6\6" and place == end - before
+    found = archive.start_dir, len(archive.filelist)
+    if not is_sound or found != (offset, total):
+        raise zipfile.BadZipFile("its directory is not where the end of the file says")

@@ -39,6 +39,7 @@ _CHUNK = 1 << 20  # bytes read at a time
 _MAX_NAME = 100  # characters, with room for `.part.tag` in what file systems allow
 _RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 _LENGTH = re.compile(r"\d{1,18}")
+_NO_ADDRESS = "the address cannot be used"
 _NOT_WEIGHTS = "what the server sent is no file of weights; it may be a page to log in"
 WITHOUT_NETWORK = "without a network, give a file, set init_cfg=None in a config, or"
 
@@ -58,13 +59,22 @@ def cached_path(url: str, directory: Path | None = None) -> Path:
     Other names ("model.pth") are those of many files, so each URL has a folder, unless the caller
     names a `directory`.
     """
-    name = unquote(Path(urlsplit(url).path).name)
+    name = unquote(Path(url_path(url)).name)
     name = re.sub(r"[^\w.+-]", "_", name).lstrip(".")[-_MAX_NAME:] or "weights"
     if directory is not None:
         return directory / name
     if any(entry.url == url for entry in WEIGHTS.values()):
         return cache_directory() / name
     return cache_directory() / hashlib.sha256(url.encode()).hexdigest()[:12] / name
+
+
+def url_path(url: str) -> str:
+    """Return the path that a URL names on its server; DownloadError where it cannot be parsed."""
+    try:
+        url.encode()  # surrogates
+        return urlsplit(url).path
+    except ValueError as error:
+        raise DownloadError(f"{url}: {_NO_ADDRESS}: {error}") from error
 
 
 def fetch_url(
@@ -177,6 +187,8 @@ class _Transfer:
             raise DownloadError(f"{self.url}: {reason}") from error
         except (HTTPException, OSError) as error:
             raise _broken(error) from error
+        except (ValueError, OverflowError) as error:  # of its host, its port, or a redirect's
+            raise _Refused(f"{_NO_ADDRESS}: {error}") from error
 
     def _headers(self) -> dict[str, str]:
         headers = {"User-Agent": "convnext_backbone", "Accept-Encoding": "identity"}

@@ -1,8 +1,10 @@
 """Write weights: for transformers with a config.json, or in any other published layout."""
 
 import os
+import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,13 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..archs import FAMILIES, trunk_shapes
+from ..archs import FAMILIES, ORIGINAL_MODEL_TYPE, UNSEEN, trunk_shapes
 from ..models.config import CONFIG_NAME, STANDARD, VARIANT, ConvNextConfig
-from ..utils.checks import check_choice, shorten_list
+from ..models.layers import DropPath
+from ..utils.checks import check_choice, check_destination, errors_about, shorten_list
 from ..utils.files import atomic_write, write_json
-from .layouts import LAYOUTS, Layout, restore
+from .layouts import LAYOUTS, Layout, LayoutMatch, restore
+from .load import build_blank
 from .native import STEM, TRUNK, NativeWeights, arch_name, infer_fields
 
 WEIGHTS_NAME = "model.safetensors"
@@ -31,6 +35,13 @@ _LAYOUTS_OF = {
 TARGETS = tuple(_LAYOUTS_OF)
 POINTWISE = {"linear": "linear", "conv": "conv1x1_to_linear"}
 
+_BACKBONE, _CLASSIFIER, _MODEL = "Backbone", "ForImageClassification", "Model"
+# What decides what is computed, and neither tensors nor the names of a layout show.
+_ONLY_IN_CONFIG = (*UNSEEN, "layer_norm_eps", "dilations", "pad_to_stride")
+_SMALL_EPS = 1e-5  # below it, one epsilon of the final norm is as good as another
+# What torch's wrappers of single layers (compiled, checkpointed, sharded) add to a name.
+_WRAPPERS = re.compile(r"\.(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)(?=\.|$)")
+_NETWORKS = f"{__name__.partition('.')[0]}.models."  # the modules of this package's networks
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 
 
@@ -49,17 +60,30 @@ def save_pretrained(module: nn.Module, directory: str | os.PathLike[str]) -> Non
 
     Warns:
         UserWarning: transformers fixes a number that this module has otherwise, so that only this
-            package will read the files as they were meant.
+            package will read the files as they were meant; or layers were altered, so that they are
+            not those that the config describes.
     """
+    check_destination("directory", directory)
     config: ConvNextConfig = module.config  # type: ignore[assignment]
-    state = {key: tensor.detach().cpu() for key, tensor in module.state_dict().items()}
+    state = {
+        _WRAPPERS.sub("", key): tensor.detach().cpu()
+        for key, tensor in module.state_dict().items()
+        if isinstance(tensor, Tensor)  # quantized layers hold other things, and are refused below
+    }
+    tensors, values = to_transformers(state, config)
+    altered = altered_layers(module)
+    if altered:
+        warnings.warn(
+            "config.json does not describe this network, and loading builds what it describes: "
+            f"{shorten_list(altered)}",
+            stacklevel=3,
+        )
     gaps = transformers_gaps(config, state)
     if gaps:
         warnings.warn(
             f"transformers will not compute what this module computes: {'; '.join(gaps)}",
             stacklevel=3,
         )
-    tensors, values = to_transformers(state, config)
     _write_folder(Path(directory), tensors, values)
 
 
@@ -79,16 +103,31 @@ def to_transformers(
     What transformers has no names for keeps those of this package, so that it will not be taken for
     another network there.
     """
-    is_backbone = any(key.startswith("norms.") for key in state)
-    is_classifier = "head.weight" in state
-    family = FAMILIES[config.model_type]
-    if family.model_only and (is_backbone or is_classifier):
-        family = FAMILIES["convnext"]
-        config = config.replace(model_type=family.model_type, layer_norm_eps=config.layer_norm_eps)
-    kind = "Backbone" if is_backbone else "ForImageClassification" if is_classifier else "Model"
-    layout = LAYOUTS["native" if _variant(state, config) else family.layout]
-    tensors = restore(state, layout, prefix=None if is_classifier else "")
-    return tensors, {**config.to_dict(), "architectures": [family.class_prefix + kind]}
+    kind, written = _kind_of(state), _written_config(config, state)
+    family = FAMILIES[written.model_type]
+    layout = LAYOUTS["native" if _variant(state, written) else family.layout]
+    tensors = restore(state, layout, prefix=None if kind == _CLASSIFIER else "")
+    values = {**written.to_dict(), "architectures": [family.class_prefix + kind]}
+    if written.model_type != config.model_type:
+        values[ORIGINAL_MODEL_TYPE] = config.model_type
+    return tensors, values
+
+
+def _kind_of(state: Mapping[str, Tensor]) -> str:
+    """Return how the name of transformers' class of a network ends."""
+    if any(key.startswith("norms.") for key in state):
+        return _BACKBONE
+    return _CLASSIFIER if "head.weight" in state else _MODEL
+
+
+def _written_config(config: ConvNextConfig, state: Mapping[str, Tensor]) -> ConvNextConfig:
+    """Return the config that is written: of V1 where the family has no such class."""
+    if not FAMILIES[config.model_type].model_only or _kind_of(state) == _MODEL:
+        return config
+    # Epsilons that were derived for the family must not be derived anew for V1.
+    return config.replace(
+        model_type="convnext", layer_norm_eps=config.layer_norm_eps, norm_eps=config.norm_eps
+    )
 
 
 def _variant(state: Mapping[str, Tensor], config: ConvNextConfig) -> dict[str, Any]:
@@ -102,7 +141,8 @@ def _variant(state: Mapping[str, Tensor], config: ConvNextConfig) -> dict[str, A
 
 
 def transformers_gaps(config: ConvNextConfig, state: Mapping[str, Tensor]) -> list[str]:
-    """List what of this network transformers' classes of its family do not have."""
+    """List what of this network transformers' class does not have."""
+    config = _written_config(config, state)
     family = FAMILIES[config.model_type]
     fixed = dict(family.fixed)
     if family.single_eps:
@@ -116,6 +156,54 @@ def transformers_gaps(config: ConvNextConfig, state: Mapping[str, Tensor]) -> li
         for name, value in fixed.items()
         if getattr(config, name) != value
     ]
+
+
+def altered_layers(module: nn.Module) -> list[str]:
+    """List the layers of a network that are not those that its config describes.
+
+    A layer is as described where its class has the same forward method and it prints the same
+    numbers. Names that torch's wrappers add are passed over, and so is what acts in training alone.
+    """
+    networks = [c for c in type(module).__mro__ if c.__module__.startswith(_NETWORKS)]
+    if not networks:
+        return []
+    network: type[nn.Module] = networks[0]
+    described = dict(build_blank(network, module.config).named_modules())
+    layers = {
+        _WRAPPERS.sub("", name): layer
+        for name, layer in module.named_modules(remove_duplicate=False)
+    }
+    altered: dict[str, str] = {}
+    for name, layer in described.items():
+        if name.rpartition(".")[0] in altered:
+            altered[name] = ""  # a part of what is listed
+        elif name and not _is_as_described(layers.get(name), layer):
+            altered[name] = f"{name} is {_show(layers.get(name))}, not {_show(layer)}"
+    added = [
+        f"{name} is {_show(layer)}, not there"
+        for name, layer in layers.items()
+        if name not in described
+        and isinstance(described.get(name.rpartition(".")[0]), nn.Sequential)
+    ]
+    return [*filter(None, altered.values()), *added]
+
+
+def _is_as_described(layer: nn.Module | None, described: nn.Module) -> bool:
+    if layer is None or isinstance(described, DropPath):
+        return layer is not None
+    ours, theirs = type(described), type(layer)
+    is_chain = issubclass(ours, nn.Sequential) and theirs.forward is nn.Sequential.forward
+    return (
+        (issubclass(theirs, ours) or issubclass(ours, theirs))
+        and (theirs.forward is ours.forward or is_chain)
+        and theirs.extra_repr(layer) == ours.extra_repr(described)
+    )
+
+
+def _show(layer: nn.Module | None) -> str:
+    return (
+        "missing" if layer is None else f"{type(layer).__name__}({type(layer).extra_repr(layer)})"
+    )
 
 
 # ------------------------------------------------------------------------------ any layout
@@ -145,11 +233,16 @@ def convert_weights(
     Returns:
         The file that was written.
 
+    Warns:
+        UserWarning: The network has an epsilon, an activation or dilations that the file does not
+            say, and that a reader of the file would not conclude.
+
     Raises:
         ValueError: The source has tensors of no known meaning, or the target has no place for one.
     """
     check_choice("to", to, TARGETS)
     check_choice("pointwise", pointwise, (None, *POINTWISE))
+    check_destination("destination", destination)
     if weights.converted.unexpected:
         raise ValueError(
             f"{weights.source}: {weights.match} does not know "
@@ -164,11 +257,13 @@ def convert_weights(
             f"destination must end in .safetensors or one of {_TORCH_SUFFIXES}, got {path.name!r}"
         )
     layout = _choose_layout(weights, to)
-    variant = _variant(weights.tensors, ConvNextConfig(**weights.fields()))
-    if variant and layout.name not in _holders(variant):
+    config = _config_of(weights)
+    variant = _variant(weights.tensors, config)
+    if variant and layout.name not in _holders(variant, config.num_stages):
         values = ", ".join(f"{name} {value}" for name, value in variant.items())
         raise ValueError(f"{weights.source}: the layout {layout.name} cannot hold it: {values}")
     tensors = _in_layout(weights, layout, pointwise)
+    _warn_only_in_config(weights, layout)
     is_wrapped = layout.wrapper and path.suffix != ".safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_tensors({layout.wrapper: tensors} if is_wrapped else tensors, path)
@@ -176,12 +271,14 @@ def convert_weights(
 
 
 def _to_huggingface(weights: NativeWeights, path: Path) -> Path:
-    config = ConvNextConfig(**weights.fields())
+    config = _config_of(weights)
     gaps = transformers_gaps(config, weights.tensors)
     if gaps:
         raise ValueError(f"{weights.source}: transformers cannot hold it: {'; '.join(gaps)}")
-    tensors, values = to_transformers(weights.tensors, config)
+    with errors_about(weights.source):
+        tensors, values = to_transformers(weights.tensors, config)
     if path.suffix == ".safetensors":
+        _warn_only_in_config(weights, LAYOUTS[FAMILIES[config.model_type].layout])
         path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(tensors, path)
         return path
@@ -192,11 +289,41 @@ def _to_huggingface(weights: NativeWeights, path: Path) -> Path:
     return _write_folder(path, tensors, values)
 
 
-def _holders(variant: Mapping[str, Any]) -> tuple[str, ...]:
+def _config_of(weights: NativeWeights) -> ConvNextConfig:
+    with errors_about(weights.source):
+        return ConvNextConfig(**weights.fields())
+
+
+def _holders(variant: Mapping[str, Any], num_stages: int) -> tuple[str, ...]:
     """Return the layouts that have names for the parts of a variant."""
     if variant.get("stem_type") == "patch_no_norm":
-        return ("native", "facebook-isotropic")
+        # Without a config.json, several stages without the norm are taken for a file that was cut.
+        return ("native", "facebook-isotropic") if num_stages == 1 else ()
     return ("native", "timm")
+
+
+def _warn_only_in_config(weights: NativeWeights, layout: Layout) -> None:
+    """Warn of what a file alone does not say, and is not what its reader concludes."""
+    alone = replace(
+        weights,
+        origin=replace(weights.origin, entry=None),
+        match=LayoutMatch(layout, ""),
+        config={},
+    )
+    config, concluded = _config_of(weights), _config_of(alone)
+    lost = [
+        f"{name} {getattr(config, name)}"
+        for name in _ONLY_IN_CONFIG
+        if getattr(config, name) != getattr(concluded, name)
+    ]
+    if max(config.layer_norm_eps, concluded.layer_norm_eps) <= _SMALL_EPS:
+        lost = [text for text in lost if not text.startswith("layer_norm_eps")]
+    if lost:
+        warnings.warn(
+            f"{weights.source}: the file that is written does not say {', '.join(lost)}: give it "
+            "where the file is loaded",
+            stacklevel=4,
+        )
 
 
 def _choose_layout(weights: NativeWeights, to: str) -> Layout:
@@ -250,7 +377,8 @@ def _in_layout(weights: NativeWeights, layout: Layout, pointwise: str | None) ->
         storage["pointwise"] = POINTWISE[pointwise or ("conv" if has_convs else "linear")]
     elif pointwise is not None:
         raise ValueError(f"pointwise is for timm and mmpretrain, the target is {layout.name}")
-    tensors = restore(weights.tensors, layout, storage=storage)
+    with errors_about(weights.source):
+        tensors = restore(weights.tensors, layout, storage=storage)
     keys = layout.source_keys(weights.tensors)
     for native, alias in layout.aliases(keys).items():
         if native in keys:

@@ -98,6 +98,7 @@ class Layout:
     wrapper: str = ""  # the entry of a published PyTorch file that holds the tensors
     # Architectures whose pointwise layers are published as 1x1 convolutions; None: none can be.
     conv_pointwise: tuple[str, ...] | None = None
+    is_timms: bool = False  # whether timm's network alone has these names
 
     @property
     def final_norm(self) -> str:
@@ -221,21 +222,22 @@ _LAYOUTS = (
            wrapper="model"),
     Layout("native", _rows("facebook", "facebook top", "native norms", "native variants"), _STEM,
            requires=(_FACEBOOK_BLOCK, "norms.{v}.weight"), is_native=True),
-    Layout("facebook-v2", _rows("facebook", "facebook top", "facebook decoder"), _STEM,
-           requires=(_FACEBOOK_BLOCK, "stages.{s}.{b}.grn.gamma", "norm.weight"), storage=_GRN4,
+    # A classifier of this package has these names and those of V1 as well, and more as a variant.
+    Layout("facebook-v2",
+           _rows("facebook", "facebook top", "facebook decoder", "native variants"), _STEM,
+           requires=(_FACEBOOK_BLOCK, "stages.{s}.{b}.grn.gamma", "{top}.weight"), storage=_GRN4,
            wrapper="model"),
     Layout("facebook-fcmae", _rows("facebook", "facebook decoder"), _STEM,
            requires=(_FACEBOOK_BLOCK, "stages.{s}.{b}.grn.gamma"), storage=_GRN4, wrapper="model"),
-    # A classifier of this package has these names as well, and two more where it is a variant.
     Layout("facebook-v1", _rows("facebook", "facebook top", "native variants"), _STEM,
            requires=(_FACEBOOK_BLOCK,), wrapper="model"),
     Layout("facebook-isotropic", _rows("facebook isotropic", "facebook top"), "stem.weight",
            requires=("blocks.{b}.dwconv.weight",), wrapper="model"),
     Layout("timm", _rows("timm", "timm top"), "stem.0.weight",
            requires=("stages.{s}.blocks.{b}.conv_dw.weight",),
-           outer=_rows("open_clip head"), conv_pointwise=_CONV_POINTWISE),
+           outer=_rows("open_clip head"), conv_pointwise=_CONV_POINTWISE, is_timms=True),
     Layout("timm-features", _rows("timm", replacing=_JOINED), "stem_0.weight",
-           requires=("stages_{s}.blocks.{b}.conv_dw.weight",)),
+           requires=("stages_{s}.blocks.{b}.conv_dw.weight",), is_timms=True),
     Layout("torchvision", _rows("torchvision"), "features.0.0.weight",
            requires=("features.{2s+1}.{b}.block.5.weight",),
            storage={**_TORCH, "scale": ("squeeze_scale", *_VECTORS)}),

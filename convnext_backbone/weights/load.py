@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..archs import DROP, STAGE
-from ..models.config import ConvNextConfig
+from ..models.config import ConvNextConfig, keep_names_or_positions
 from ..utils.checks import check_choice, errors_about, shorten_list
 from .native import STEM, NativeWeights, open_weights
 from .placement import assign_to_target
@@ -60,6 +60,7 @@ def load_weights(
         fresh: Names at the start of native keys (("head.",), or "head." alone) that may keep their
             initial values when the source does not have them or has them in another shape.
         ema: Where a file holds both the trained weights and their moving average, take the average.
+            Of mmengine's EMAHook, which exchanges the two, it is the average in any case, as there.
         prefix: Where a file holds several ConvNeXts, the prefix of the keys of the wanted one.
         revision: The branch, tag or commit of a Hugging Face repository.
         subfolder: The folder inside a directory or a Hugging Face repository.
@@ -96,13 +97,27 @@ def load_pretrained_(
     weights = open_weights(source, mmap=False, **opened)
     if not {"config", "arch"} & built.keys():
         with errors_about(weights.source):
-            built["config"] = ConvNextConfig(**weights.fields())
+            built["config"] = _config_of(weights)
     module = build_blank(cls, **built)
     assert isinstance(module, nn.Module)
-    load_native(module, weights, **options)
+    if pooling := _other_pooling(module, weights):
+        raise ValueError(f"{weights.source}: {pooling}")
+    stored = [t.dtype for t in weights.tensors.values() if t.is_floating_point()]
     if dtype == "auto":
-        dtype = next(t.dtype for t in weights.tensors.values() if t.is_floating_point())
+        dtype = next(iter(stored), None)
+    if dtype is not None:  # loaded in a dtype that holds every value, so that none is rounded twice
+        module.to(torch.float64 if torch.float64 in {dtype, *stored} else torch.float32)
+    load_native(module, weights, **options)
     return module.to(dtype)
+
+
+def _config_of(weights: NativeWeights) -> ConvNextConfig:
+    config = ConvNextConfig(**weights.fields())
+    if "out_indices" not in weights.config:
+        return config
+    outputs = {"out_features": config.out_features, "out_indices": weights.config["out_indices"]}
+    keep_names_or_positions(outputs, config.depths)
+    return config.replace(**outputs)
 
 
 def build_blank(cls: type[Built], *args: Any, **kwargs: Any) -> Built:
@@ -143,6 +158,7 @@ def load_native(
     _refuse_misfits(module, weights, tensors, fit, adapt_in_channels)
     notes += _warn_not_finite(tensors, weights)
     notes += _warn_other_fields(module, weights)
+    notes += _warn_other_pooling(module, weights)
     _fill(module, tensors, fit.fresh, weights.mmap)
     report = LoadReport(
         source=weights.source,
@@ -277,6 +293,26 @@ def _warn_other_fields(module: nn.Module, weights: NativeWeights) -> list[str]:
     if unseen.is_stated:
         warnings.warn(f"{weights.source}: {note}", stacklevel=5)
     return [note]
+
+
+def _other_pooling(module: nn.Module, weights: NativeWeights) -> str:
+    """Say where a module pools its map otherwise than the network of the weights, else ""."""
+    keys, pooling = module.state_dict().keys(), weights.other_pooling
+    is_backbone = any(key.startswith("norms.") for key in keys)
+    gives_maps = pooling == "" and "head.weight" not in keys  # which are there without pooling
+    if pooling is None or is_backbone or gives_maps:
+        return ""
+    return (
+        f"the weights are of a network with global_pool {pooling!r}, "
+        f"and {type(module).__name__} takes the average"
+    )
+
+
+def _warn_other_pooling(module: nn.Module, weights: NativeWeights) -> list[str]:
+    note = _other_pooling(module, weights)
+    if note:
+        warnings.warn(f"{weights.source}: {note}", stacklevel=5)
+    return [note] if note else []
 
 
 def _fill(

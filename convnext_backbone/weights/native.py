@@ -10,9 +10,20 @@ from typing import Any
 
 from torch import Tensor
 
-from ..archs import ARCHS, FAMILIES, UNSEEN, USUAL, unseen_fields
-from ..models.config import ConvNextConfig
-from ..utils.checks import errors_about, shorten_list
+from ..archs import (
+    ARCHS,
+    FAMILIES,
+    STAGE,
+    UNSEEN,
+    USUAL,
+    Family,
+    stated_model_type,
+    trunk_shapes,
+    unseen_fields,
+)
+from ..models.config import STEM_TYPES, ConvNextConfig
+from ..models.layers import NORMS
+from ..utils.checks import check_choice, errors_about, shorten_list
 from .catalogue import WeightEntry
 from .layouts import (
     LayoutMatch,
@@ -28,7 +39,7 @@ from .source import Source, resolve
 STEM, TRUNK = "downsample_layers.0.0.weight", ("downsample_layers.", "stages.")
 # What the tensors themselves show, and the labels. Every other field of a config.json is taken from
 # it, so that a new field of `ConvNextConfig` needs no mention here. The fields of the head are
-# among them: the tensors of a backbone do not show these.
+# among them: the tensors of a backbone do not show these. `_stated_and_shown` has the rest.
 _READ_FROM_TENSORS = {
     *("num_channels", "patch_size", "num_stages", "hidden_sizes", "depths", "kernel_size"),
     *("use_grn", "layer_scale_init_value", "model_type", "num_labels", "id2label", "label2id"),
@@ -39,6 +50,19 @@ _VARIANT = (
     *("use_grn", "patch_size", "kernel_size", "stem_type", "conv_bias"),
     *("head_norm_first", "head_hidden_size"),
 )
+# timm's arguments that tensors do not show, by their names here, and what timm's class has.
+_OF_TIMM = {
+    "norm_eps": "norm_eps",
+    "act_layer": "hidden_act",
+    "norm_layer": "norm_layer",
+    "drop_path_rate": "drop_path_rate",
+}
+_DEFAULTS_OF_TIMM = {**UNSEEN, "drop_path_rate": 0.0}
+# With another spelling of a norm, timm's class leaves the epsilon at the norm's own.
+_NORMS_OF_TIMM = [f"{norm}{of_maps}" for norm in NORMS for of_maps in ("", "2d")]
+_STRIDES_OF_TIMM = (8, 16, 32)  # the last is the default
+_AVERAGES_OF_TIMM = ("avg", "fast", "fastavg")  # names of one pooling
+_STEM_WEIGHT = re.compile(r"downsample_layers\.0\.\d\.weight")
 _GAMMA = re.compile(r"stages\.\d+\.\d+\.gamma")
 _NORM_BIAS = re.compile(r"stages\.\d+\.\d+\.norm\.bias")
 
@@ -71,9 +95,9 @@ class NativeWeights:
 
     @property
     def final_norm(self) -> str | None:
-        """Where the catalogue's recipe puts the final norm in a backbone; None: it has none."""
-        family = FAMILIES.get(self.entry.fields.get("model_type", "")) if self.entry else None
-        return family.final_norm if family else None
+        """Where the family puts the final norm in a backbone; None: where the layout does."""
+        family = _family(self.entry.fields if self.entry else self.config)
+        return STAGE if family is not None and family.final_norm == STAGE else None
 
     @property
     def num_labels(self) -> int | None:
@@ -88,14 +112,24 @@ class NativeWeights:
         layout = self.match.layout
         usual = {**UNSEEN, "norm_layer": found["norm_layer"]}
         found |= {**usual, **unseen_fields(_published(found)[0])}
-        found |= _fields_from_config_json(self.config)
+        with errors_about(self.source):
+            stated = _fields_from_config_json(self.config, found, self.tensors)
+            if layout.is_timms and not stated:
+                stated = _dilations_of_timm(found, _STRIDES_OF_TIMM[-1])
+        found |= stated
+        if layout.model_type is not None:
+            found["model_type"] = layout.model_type
         if self.entry is not None:
             found |= {**unseen_fields(self.entry.arch), **self.entry.fields}
-        if layout.model_type is not None:
-            found.setdefault("model_type", layout.model_type)
         found |= _labels(self.config, self.num_labels)
         found.setdefault("layer_norm_eps", layout.layer_norm_eps or found["norm_eps"])
         return found
+
+    @property
+    def other_pooling(self) -> str | None:
+        """timm's name of the pooling where config.json names another than the average; "": none."""
+        pool = _model_args(self.config).get("global_pool")
+        return None if pool is None or pool in _AVERAGES_OF_TIMM else str(pool)
 
     def unseen(self) -> "Unseen":
         """Return the fields that the tensors do not show, and where their values are from."""
@@ -103,7 +137,7 @@ class NativeWeights:
         values = {name: fields[name] for name in UNSEEN}
         if unseen_fields(arch):
             return Unseen(values, f"of {arch}, which the tag names", True)
-        if _fields_from_config_json(self.config):
+        if UNSEEN.keys() & _fields_from_config_json(self.config, fields, self.tensors).keys():
             return Unseen(values, "of config.json", True)
         name, why = _published(fields)
         if name is not None:
@@ -204,6 +238,12 @@ def _stem_type(tensors: Mapping[str, Tensor], num_stages: int) -> str:
     return "patch" if has_norm or num_stages > 1 else "patch_no_norm"
 
 
+def _has_stem(tensors: Mapping[str, Tensor], fields: Mapping[str, Any]) -> bool:
+    """Return whether the weights of the stem are those of an architecture."""
+    shown = {k: tuple(v.shape) for k, v in tensors.items() if _STEM_WEIGHT.fullmatch(k)}
+    return shown == {k: v for k, v in trunk_shapes(fields).items() if _STEM_WEIGHT.fullmatch(k)}
+
+
 def _sizes_of_stages(
     tensors: Mapping[str, Tensor],
 ) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
@@ -251,13 +291,18 @@ def _published(fields: Mapping[str, Any]) -> tuple[str | None, str]:
     return (similar[0], "the published model of these widths") if similar and agree else (None, "")
 
 
-def _fields_from_config_json(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Take what tensors do not show from a config.json of transformers or of timm."""
+def _fields_from_config_json(
+    config: Mapping[str, Any], found: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """Take what tensors do not show from a config.json of transformers or of timm.
+
+    `found` holds the fields that the tensors show.
+    """
     nested = config.get("backbone_config")  # of transformers' UperNet, say
     config = nested if isinstance(nested, Mapping) else config
-    family = FAMILIES.get(str(config.get("model_type")))
+    family = _family(config)
     if family is None:
-        return unseen_fields(str(config.get("architecture")))
+        return _fields_of_timm(config, found)
     names = {field.name for field in dataclasses.fields(ConvNextConfig)}
     names -= _READ_FROM_TENSORS
     known = {k: v for k, v in config.items() if k in names and v is not None}
@@ -265,15 +310,87 @@ def _fields_from_config_json(config: Mapping[str, Any]) -> dict[str, Any]:
         known.pop("out_indices", None)  # both are written; names mean the same in every release
     if family.single_eps and "layer_norm_eps" in known:
         known.setdefault("norm_eps", known["layer_norm_eps"])
+    return known | _stated_and_shown(config, family, found, tensors)
+
+
+def _family(config: Mapping[str, Any]) -> Family | None:
+    return FAMILIES.get(str(stated_model_type(config)))
+
+
+def _stated_and_shown(
+    config: Mapping[str, Any],
+    family: Family,
+    found: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+) -> dict[str, Any]:
+    """Take what the tensors show in part, where config.json and they agree."""
+    known: dict[str, Any] = {}
+    if family.use_grn == found["use_grn"]:
+        known["model_type"] = family.model_type
+    scale = config.get("layer_scale_init_value")
+    if scale is not None and bool(scale) == bool(found["layer_scale_init_value"]):
+        known["layer_scale_init_value"] = scale
+    stem = config.get("stem_type")
+    if stem in STEM_TYPES and _has_stem(tensors, {**found, "stem_type": stem}):
+        known["stem_type"] = stem
     return known
+
+
+def _fields_of_timm(config: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """Take what tensors do not show from timm's architecture, then from its arguments."""
+    known, args = unseen_fields(str(config.get("architecture"))), _model_args(config)
+    if known and (known["norm_layer"] == "layernorm") != (found["norm_layer"] == "layernorm"):
+        known["norm_layer"] = found["norm_layer"]  # biases show it where no argument says it
+    for name, field in _OF_TIMM.items():
+        if name in args:
+            known[field] = _DEFAULTS_OF_TIMM[field] if args[name] in (None, "") else args[name]
+    if isinstance(act := known.get("hidden_act"), str):
+        known["hidden_act"] = {"gelu_tanh": "gelu_pytorch_tanh"}.get(act.lower(), act.lower())
+    if isinstance(norm := known.get("norm_layer"), str):
+        plain = norm.replace("_", "").lower().removesuffix("fp32").removesuffix("2d")
+        known |= {"norm_layer": plain}
+        known |= {} if norm in _NORMS_OF_TIMM else {"norm_eps": _DEFAULTS_OF_TIMM["norm_eps"]}
+    if "architecture" in config:
+        stride = args.get("output_stride")
+        known |= _dilations_of_timm(found, _STRIDES_OF_TIMM[-1] if stride is None else stride)
+    return known
+
+
+def _model_args(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the arguments that timm's config.json states, which timm builds the network with."""
+    args = config.get("model_args")
+    return args if isinstance(args, Mapping) and "architecture" in config else {}
+
+
+def _dilations_of_timm(fields: Mapping[str, Any], output_stride: Any) -> dict[str, Any]:
+    """Return the dilations of timm's network, where it has any.
+
+    From a stride of `output_stride` on, timm's stages keep the size of the map; 32 is the default,
+    so that a stem of large patches dilates them too (timm/models/convnext.py).
+    """
+    check_choice("output_stride", output_stride, _STRIDES_OF_TIMM)
+    dilations, stride = [1], fields["patch_size"]
+    for _ in fields["depths"][1:]:
+        keeps_size = stride >= output_stride
+        dilations.append(dilations[-1] * (2 if keeps_size else 1))
+        stride *= 1 if keeps_size else 2
+    if max(dilations) > 4:
+        raise ValueError(
+            f"timm's network with patch_size {fields['patch_size']} and output_stride "
+            f"{output_stride} has dilations {tuple(dilations)}, of which those over 4 are not "
+            "built here as in timm"
+        )
+    return {"dilations": tuple(dilations)} if max(dilations) > 1 else {}
 
 
 def _labels(config: Mapping[str, Any], count: int | None) -> dict[str, Any]:
     """Take the names of the classes from a config.json, where they fit the head of `count`."""
     names = config.get("id2label")
-    is_ours = str(config.get("model_type")) in FAMILIES
-    if is_ours and isinstance(names, Mapping) and count in (None, len(names)):
+    if _family(config) and isinstance(names, Mapping) and count in (None, len(names)):
         return {k: config[k] for k in ("id2label", "label2id") if k in config}
+    stated = _model_args(config).get("num_classes", config.get("num_classes"))
+    if count is None and "architecture" in config and stated == 0:
+        return {"num_labels": 0}  # timm's pooled features
     return {} if count is None else {"num_labels": count}
 
 
@@ -283,6 +400,7 @@ def describe(weights: NativeWeights) -> str:
     depths, widths = ("-".join(map(str, fields[name])) for name in ("depths", "hidden_sizes"))
     family = "V2 (GRN)" if fields["use_grn"] else "V1"
     variant = [f"{k} {fields[k]}" for k in _VARIANT[3:] if fields[k] != USUAL[k]]
+    variant += [f"{k} {fields[k]}" for k in ("dilations",) if k in fields]
     scale = "layer scale" if fields["layer_scale_init_value"] else "no layer scale"
     trunk = [t for k, t in weights.tensors.items() if k.startswith(TRUNK)]
     parts = {

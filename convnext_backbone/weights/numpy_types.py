@@ -20,8 +20,8 @@ _MAX_AXES = 8
 _ORDERS = ("<", ">", "|", "=")
 
 
-def _refuse(what: str) -> NoReturn:
-    # The form in which torch names what it refuses.
+def refuse(what: str) -> NoReturn:
+    """Refuse what a pickle asks for, in the form in which torch names it."""
     raise UnpicklingError(f"GLOBAL {what} was not an allowed global")
 
 
@@ -30,16 +30,16 @@ class CheckedDtype:
 
     def __init__(self, code: object, align: object = False, copy: object = False) -> None:
         if not isinstance(code, str) or not _CODE.fullmatch(code):
-            _refuse(f"numpy.dtype({code!r})")
+            refuse(f"numpy.dtype({code!r})")
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state: object) -> None:
         """Take over the byte order; nothing else of a simple type's state may vary."""
         if not isinstance(state, tuple) or len(state) not in (8, 9) or state[1] not in _ORDERS:
-            _refuse("a state of numpy.dtype")
+            refuse("a state of numpy.dtype")
         size = (-1, self.dtype.itemsize)
         if any(part is not None for part in state[2:5]) or state[5] not in size:
-            _refuse("numpy.dtype with fields")
+            refuse("numpy.dtype with fields")
         if state[1] in "<>":
             self.dtype = self.dtype.newbyteorder(state[1])
 
@@ -49,12 +49,16 @@ class CheckedArray(np.ndarray):
 
     def __new__(cls, *args: object) -> "CheckedArray":
         """Refuse to be called: the constructor of an array takes a buffer for its elements."""
-        _refuse("numpy.ndarray(...)")
+        refuse("numpy.ndarray(...)")
 
     def __setstate__(self, state: Any) -> None:
-        """Fill the array from (version, shape, dtype, is it Fortran order, bytes)."""
+        """Fill the array from (version, shape, dtype, is it Fortran order, bytes), once."""
+        # A second state would free the memory of the first, which a tensor may share by now.
+        if "is_filled" in vars(self):
+            refuse("a second state of numpy.ndarray")
+        self.is_filled = True
         if not isinstance(state, tuple) or len(state) != 5:
-            _refuse("a state of numpy.ndarray")
+            refuse("a state of numpy.ndarray")
         _, shape, dtype, fortran, data = state
         # numpy's own __setstate__ trusts the number of axes and reads beyond its 64.
         sizes = isinstance(shape, tuple) and len(shape) <= _MAX_AXES
@@ -62,7 +66,7 @@ class CheckedArray(np.ndarray):
         # The strides of an empty array must not overflow either.
         sizes = sizes and math.prod(n or 1 for n in shape) < 1 << 48
         if not sizes or not _holds(dtype, data, math.prod(shape)):
-            _refuse("numpy.ndarray of objects or of another size than its data")
+            refuse("numpy.ndarray of objects or of another size than its data")
         plain: Any = (1, shape, dtype.dtype, bool(fortran), data)
         super().__setstate__(plain)
 
@@ -74,6 +78,7 @@ def _holds(dtype: object, data: object, count: int) -> bool:
     return (
         isinstance(dtype, CheckedDtype)
         and dtype.dtype.kind in _KINDS
+        and dtype.dtype.itemsize > 0  # a copy of empty texts has 4 bytes for each
         and isinstance(data, bytes)
         and len(data) == count * dtype.dtype.itemsize
     )
@@ -82,14 +87,14 @@ def _holds(dtype: object, data: object, count: int) -> bool:
 def _reconstruct(cls: object, shape: object, code: object) -> CheckedArray:
     """Return the empty array whose state comes next, as `multiarray._reconstruct` does."""
     if cls is not CheckedArray:
-        _refuse(f"an array of class {cls!r}")
+        refuse(f"an array of class {cls!r}")
     return np.ndarray.__new__(CheckedArray, (0,), np.uint8)
 
 
 def _scalar(dtype: Any, data: Any = None) -> Any:
     """Return a scalar of its bytes, as `multiarray.scalar` does."""
     if not _holds(dtype, data, 1):
-        _refuse("numpy.core.multiarray.scalar of an object")
+        refuse("numpy.core.multiarray.scalar of an object")
     return np.frombuffer(data, dtype.dtype)[0]
 
 

@@ -2,8 +2,9 @@
 
 Placeholders of a pattern: `{s}` stage, `{b}` block, `{t}` transition into stage t >= 1 (each with
 arithmetic, `{2s+1}`), `{i}` 0 to 3, `{j}` 1 or 2, `{p}` weight or bias, `{g}` gamma or beta, `{n}`
-a model name that is the same in the whole file, `{v}` any one name, `{*}` anything. `{kernel}`,
-`{gamma}`, `{number}` and `{weight}` are other names of a weight and bias, or of a gamma and beta.
+a model name that is the same in the whole file, `{top}` a layer after the stages, `{v}` any one
+name, `{*}` anything. `{kernel}`, `{gamma}`, `{number}` and `{weight}` are other names of a weight
+and bias, or of a gamma and beta.
 """
 
 import re
@@ -23,6 +24,7 @@ _SYMBOLS: Mapping[str, str] = {
     "p": "weight|bias",
     "g": "gamma|beta",
     "n": r"[^/.]+?",
+    "top": "norm|norm_pre|head",
     "v": r"[^/.]+",
     "*": ".+",
 }

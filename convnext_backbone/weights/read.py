@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..utils.commandline import printable
 from ..utils.files import WEIGHT_SUFFIXES, check_regular, read_json
 from .containers import (
     HDF5_START,
@@ -50,7 +51,7 @@ _BATCH = 64 << 20  # bytes that are copied before the pages they came from are r
 
 @dataclass
 class Checkpoint:
-    """The tensors of a file, under the file's own keys."""
+    """The tensors of a file, under the file's own keys; what does not print in them is escaped."""
 
     tensors: dict[str, Tensor]
     config: dict[str, Any] = field(default_factory=dict)  # the config.json beside the weights
@@ -73,16 +74,26 @@ def read_checkpoint(
     tensors = read(file, ema, mmap, notes)
     if not tensors:
         raise ValueError(f"{file}: there are no tensors in it")
-    _check_tensors(tensors, file)
-    tensors = _without_infixes(tensors, file)
+    _check_tensors(tensors, file, _stored(file))
+    tensors = _plain_keys(tensors, file)
     # Beside a file that was named and has another name than these, config.json may be foreign.
     config = file.parent / "config.json"
     is_own = file.name in DIRECTORY_FILES or Path(path).is_dir()
     return Checkpoint(tensors, read_json(config) if is_own and config.exists() else {}, notes)
 
 
-def _check_tensors(tensors: dict[str, Tensor], file: Path) -> None:
-    """Refuse tensors without values of their own, and views of far more than what is stored."""
+def _stored(file: Path) -> int:
+    """Return the bytes of a file, or of the shards that an index names."""
+    is_index = file.name.endswith(INDEX_SUFFIX)
+    files = [file.parent / name for name in shard_names(file)] if is_index else [file]
+    return sum(part.stat().st_size for part in files)
+
+
+def _check_tensors(tensors: dict[str, Tensor], file: Path, most: int) -> None:
+    """Refuse tensors without values of their own, and views of far more than what is stored.
+
+    That is what is in memory for them, or `most`, what the files have.
+    """
     size, stored, seen = 0, 0, set[int]()
     for key, tensor in tensors.items():
         if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_nested:
@@ -91,15 +102,16 @@ def _check_tensors(tensors: dict[str, Tensor], file: Path) -> None:
         stored += 0 if storage.data_ptr() in seen else storage.nbytes()
         seen.add(storage.data_ptr())
         size += tensor.nbytes
-        check_inflation(f"{file}: {key}", size, stored)
+        check_inflation(f"{file}: {key}", size, min(stored, most))
 
 
-def _without_infixes(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
+def _plain_keys(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
     before: dict[str, str] = {}
     for key in tensors:
-        plain = _INFIXES.sub("", key)
+        plain = printable(_INFIXES.sub("", key))
         if plain in before:
-            raise ValueError(f"{file}: {before[plain]} and {key} both stand for {plain}")
+            both = f"{printable(before[plain])} and {printable(key)}"
+            raise ValueError(f"{file}: {both} both stand for {plain}")
         before[plain] = key
     return {plain: tensors[key] for plain, key in before.items()}
 

@@ -25,7 +25,7 @@ from urllib.request import getproxies
 from ..utils.checks import first_line
 from ..utils.files import DISK_FULL, WEIGHT_SUFFIXES, check_source
 from .catalogue import WEIGHTS, WeightEntry, get_weight, suggest
-from .download import URL, WITHOUT_NETWORK, DownloadError, fetch_url
+from .download import URL, WITHOUT_NETWORK, DownloadError, fetch_url, url_path
 from .read import DIRECTORY_FILES, INDEX_SUFFIX, shard_names
 
 _ID = re.compile(r"(?:hf[-_]hub:)?(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
@@ -61,14 +61,18 @@ class Source(ABC):
 class LocalSource(Source):
     """A file or a directory of this machine, there or missing."""
 
-    path: Path
+    path: Path  # with the subfolder
+    subfolder: str = ""
 
     def weights(self) -> Path:
         """Return the path as it is."""
         if not self.path.exists():
+            missing = "there is no such file or directory"
+            if self.subfolder:
+                raise FileNotFoundError(f"{self.path}: {missing}")
             raise FileNotFoundError(
-                f"{self.name}: there is no such file or directory, and it is not a URL, a Hugging "
-                f"Face id or a name of list_weights() either{suggest(self.name)}"
+                f"{self.name}: {missing}, and it is not a URL, a Hugging Face id or a name of "
+                f"list_weights() either{suggest(self.name)}"
             )
         return self.path
 
@@ -80,7 +84,8 @@ class LocalSource(Source):
         elif path.is_file() and (path.suffix != ".json" or path.name.endswith(INDEX_SUFFIX)):
             path = path.parent / name  # beside a weights file
         if not path.exists() or path.is_dir():
-            raise FileNotFoundError(f"no {name} at {self.name!r}")
+            where = str(self.path) if self.subfolder else self.name
+            raise FileNotFoundError(f"no {name} at {where!r}")
         return path
 
 
@@ -101,7 +106,7 @@ class UrlSource(Source):
 
     def file(self, name: str) -> Path:
         """Return the local copy of a JSON file; other URLs have no files beside them."""
-        if urlsplit(self.url).path.endswith(".json"):
+        if url_path(self.url).endswith(".json"):
             return fetch_url(self.url)
         raise FileNotFoundError(f"no {name} at {self.name!r}: a URL is that of one file")
 
@@ -262,7 +267,7 @@ def resolve(
             return UrlSource(name, entry, name)
         if _TAG.fullmatch(name) and not name.endswith(_FILES):
             return _source_of_entry(get_weight(name))
-    return LocalSource(name, None, path / subfolder)
+    return LocalSource(name, None, path / subfolder, subfolder)
 
 
 def _source_of_entry(entry: WeightEntry) -> Source:

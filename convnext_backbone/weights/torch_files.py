@@ -1,12 +1,17 @@
 """PyTorch files: read without executing anything in them, every fault one clear error.
 
 This module alone knows which types a file may hold, what torch raises on a file that is damaged or
-asks for more, and under which entries of a checkpoint the weights are.
+asks for more, and under which entries of a checkpoint the weights are; `pickles` knows which calls
+may make them.
 """
 
 import argparse
+import io
+import os
 import pickle
 import re
+import struct
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -17,12 +22,16 @@ import torch
 from torch import Tensor
 
 from ..utils.checks import first_line, shorten_list
-from .containers import DAMAGED, ZIP_START, CheckpointError, check_allocations, check_zip
+from .containers import DAMAGED, ZIP_START, CheckpointError, check_zip
 from .numpy_types import numpy_types
+from .pickles import MAX_ITEM, PickleReader, damaged, name_of
 
 # Entries of a checkpoint that hold its tensors, and those of their moving averages.
 WRAPPERS = ("model", "state_dict", "module", "net", "network", "backbone", "train_model")
 EMA_WRAPPERS = ("model_ema", "ema_state_dict", "state_dict_ema", "ema")
+# mmengine's EMAHook exchanges what these hold before it saves (mmengine/hooks/ema_hook.py), so that
+# all who load the first get the average; its averaged model counts `steps` beside its `module`.
+_EXCHANGED, _COUNTER, _COPY = ("state_dict", "ema_state_dict"), "steps", "module."
 # torch names what it refused in one of these forms, followed by advice to load without protection.
 _REFUSED = re.compile(
     r"GLOBAL (.+?) (?:was not an allowed global|whose module)"
@@ -72,13 +81,9 @@ def allow_only(types: Sequence[Any]) -> Iterator[None]:
 
 def with_user_types(types: Sequence[Any]) -> list[Any]:
     """Add the types that the user allows in torch's list, but for those that `types` replace."""
-    replaced = {_name_of(entry) for entry in types}
+    replaced = {name_of(entry) for entry in types}
     users = torch.serialization.get_safe_globals()
-    return [*(entry for entry in users if _name_of(entry) not in replaced), *types]
-
-
-def _name_of(entry: Any) -> str:
-    return entry[1] if isinstance(entry, tuple) else f"{entry.__module__}.{entry.__qualname__}"
+    return [*(entry for entry in users if name_of(entry) not in replaced), *types]
 
 
 @contextmanager
@@ -130,8 +135,8 @@ def read_torch_file(
 ) -> Any:
     """Read a PyTorch file with `torch.load(weights_only=True)`, whatever the environment asks for.
 
-    Only `types` may be built beside tensors (`weight_types()` when not given), and torch's own few
-    but for `bytearray`; the process-wide list is not used. `name` is the file's in errors.
+    Only `types` may be built beside tensors (`weight_types()` when not given), and what `pickles`
+    lists of torch's own; the process-wide list is not used. `name` is the file's in errors.
     CheckpointError: the file is damaged, inflates too far, or asks for another type.
     """
     name = str(file) if name is None else name
@@ -142,18 +147,67 @@ def read_torch_file(
 
 
 def check_torch_file(stream: BinaryIO, name: str) -> bool:
-    """Check what a PyTorch file claims, without loading it; return whether it can be mapped.
+    """Check what a PyTorch file would build, without loading it; return whether it can be mapped.
 
-    CheckpointError: it is damaged, or would take far more memory than what is stored.
+    That may be what torch's process-wide list holds now, and what `pickles` lists. Errors are those
+    of `checkpoint_errors`: it asks for more, for far more memory than is stored, or is damaged.
     """
     start = stream.tell()
     is_zip = stream.read(len(ZIP_START)) == ZIP_START
     stream.seek(start)
-    is_mappable = is_zip and not check_zip(stream, name)
-    if not is_zip:  # of torch < 1.6: pickles, and then the storages
-        check_allocations(stream, name)
+    is_mappable = (_check_zip if is_zip else _check_legacy)(stream, name)
     stream.seek(start)
     return is_mappable
+
+
+def _check_zip(stream: BinaryIO, name: str) -> bool:
+    """Check a zip file, its pickles, and that it has the storages that they ask for."""
+    entries = check_zip(stream, name)
+    size = stream.seek(0, os.SEEK_END)
+    with zipfile.ZipFile(stream) as archive:
+        for key in (key for key in entries if key.endswith(b".pkl")):
+            if not entries[key].CRC:  # torch leaves it 0 where the user switched checksums off
+                del entries[key].CRC
+            reader = PickleReader(io.BytesIO(archive.read(entries[key])), name, size)
+            reader.read()
+            folder = key.rpartition(b"/")[0]
+            for storage in reader.storages.values():
+                found = entries.get(folder + b"/data/" + storage.key.encode().lower())
+                if found is None or found.file_size < storage.nbytes:
+                    damaged(f"it lacks {storage.nbytes:,} bytes of the storage {storage.key!r}")
+    is_stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries.values())
+    data = (entry for key, entry in entries.items() if b"/data/" in key)
+    return is_stored and all(_is_aligned(stream, entry) for entry in data)
+
+
+def _is_aligned(stream: BinaryIO, entry: zipfile.ZipInfo) -> bool:
+    """Return whether bytes may be mapped: torch's functions for complex numbers crash on others."""
+    stream.seek(entry.header_offset + 26)  # of the lengths of the name and of the extra field
+    return (entry.header_offset + 30 + sum(struct.unpack("<2H", stream.read(4)))) % MAX_ITEM == 0
+
+
+def _check_legacy(stream: BinaryIO, name: str) -> bool:
+    """Check a file of torch < 1.6: five pickles, then the storages that the last of them lists.
+
+    torch hands out a storage that is not listed as it was allocated, with what was in that memory.
+    """
+    start = stream.tell()
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(start)
+    readers = [PickleReader(stream, name, size, is_legacy=True) for _ in range(5)]
+    if readers[0].read() != torch.serialization.MAGIC_NUMBER:
+        damaged("it does not begin as torch.save begins a file")
+    *_, keys = (reader.read() for reader in readers[1:])
+    storages = readers[3].storages
+    if not isinstance(keys, list) or sorted(keys) != sorted(storages):
+        damaged("it does not list the storages that its tensors ask for")
+    for key in keys:
+        if int.from_bytes(stream.read(8), "little") != storages[key].count:
+            damaged(f"the storage {key!r} is of another size than its tensors ask for")
+        stream.seek(storages[key].nbytes, os.SEEK_CUR)
+    if stream.tell() > size:
+        damaged("it was cut off")
+    return False
 
 
 def unwrap(
@@ -174,6 +228,9 @@ def unwrap(
         return tensors
     plain = next((k for k in WRAPPERS if k in wrapped), None)
     averaged = next((k for k in EMA_WRAPPERS if k in wrapped), None)
+    if (plain, averaged) == _EXCHANGED and _is_of_mmengine(wrapped["ema_state_dict"]):
+        notes.append(f"the moving average used, which mmengine writes to {plain!r}")
+        return unwrap(wrapped["state_dict"], source, ema=False, notes=notes, depth=depth - 1)
     chosen = (averaged or plain) if ema else (plain or averaged)
     if chosen is None:
         entries = sorted(key for key in loaded if isinstance(key, str))
@@ -187,6 +244,11 @@ def unwrap(
     elif ema:
         notes.append(f"there is no moving average in it; {chosen!r} used")
     return unwrap(wrapped[chosen], source, ema, notes if averaged is None else [], depth - 1)
+
+
+def _is_of_mmengine(averaged: Mapping[Any, Any]) -> bool:
+    others = {key for key in averaged if not str(key).startswith(_COPY)}
+    return others == {_COUNTER} and len(averaged) > 1
 
 
 def _has_tensors(value: Any, depth: int = 3) -> bool:

@@ -32,7 +32,7 @@ from mmengine.registry import OPTIM_WRAPPERS, PARAM_SCHEDULERS, TRANSFORMS, init
 from mmseg.structures import SegDataSample
 
 from convnext_backbone import ConvNextBackbone
-from convnext_backbone.openmmlab.tools.channels import check_built_strides
+from convnext_backbone.openmmlab.tools.channels import check_built_maps
 from convnext_backbone.openmmlab.tools.config import build_model
 from convnext_backbone.weights import list_weights
 
@@ -77,7 +77,7 @@ def test_the_backbone_feeds_what_follows_it(name):
         (2, c, height // s, width // s)
         for c, s in zip(built.backbone.channels, built.backbone.strides, strict=True)
     ]
-    check_built_strides(config(name), built)
+    check_built_maps(config(name), built)
     if hasattr(built, "neck"):
         assert len({f.shape[1] for f in features}) == 1  # the neck ran and gave one width
     for key in ("decode_head", "auxiliary_head"):

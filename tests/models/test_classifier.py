@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -335,6 +336,27 @@ def test_a_changed_number_of_labels_renames_them():
     assert config.id2label == {0: "LABEL_0"}
     config.id2label = {0: "a", 1: "b"}
     assert (config.num_labels, config.label2id) == (2, {"a": 0, "b": 1})
+
+
+@pytest.mark.parametrize("index", ["Infinity", "NaN", "1.5", '"1.5"', '"x"', "true", "null", "[1]"])
+def test_an_index_that_is_no_integer_is_refused_by_name(index, tmp_path):
+    text = '{"model_type": "convnext", "label2id": {"a": 0, "b": INDEX}}'
+    (tmp_path / "config.json").write_text(text.replace("INDEX", index))
+    with pytest.raises(ValueError, match=r"config\.json: indices of label2id must be integers"):
+        ConvNextConfig.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="indices of id2label must be integers, got"):
+        ConvNextConfig(id2label={0: "a", 0.7: "b"})
+
+
+def test_whole_indices_of_any_type_are_taken():
+    config = ConvNextConfig(id2label={"0": "a", 1.0: "b", np.int64(2): "c"})
+    assert config.id2label == {0: "a", 1: "b", 2: "c"}
+    assert ConvNextConfig(label2id={"a": "0", "b": 1.0}).label2id == {"a": 0, "b": 1}
+
+
+def test_two_names_of_one_class_are_refused():
+    with pytest.raises(ValueError, match="id2label names class 0 twice, 'b' and 'a'"):
+        ConvNextConfig(id2label={"0": "b", 0: "a"})
 
 
 def test_shared_class_names_are_kept():

@@ -118,6 +118,111 @@ def test_bad_values_are_refused_by_name(fields, error, message):
         ConvNextConfig(**fields)
 
 
+TOO_MANY = {"hidden_sizes": [8] * 1001, "depths": [1] * 1001}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_labels": 300_000_000}, "num_labels must be at most 1000000 without id2label, got"),
+        ({"num_labels": 10**18}, "num_labels must be at most 1000000 without id2label, got"),
+        (TOO_MANY, "depths must be of at most 1000 stages and 10000 blocks, got 1001"),
+        ({"hidden_sizes": [1] * 20_000, "depths": [1] * 20_000}, "depths must be of at most 1000"),
+        ({"depths": [1, 1, 10**12, 1]}, "depths must be of at most .*and 1000000000003"),
+        ({"initializer_range": 10**400}, "initializer_range must lie between 0 and inf"),
+    ],
+    ids=["labels", "more labels", "stages", "more stages", "blocks", "range"],
+)
+def test_a_short_file_cannot_ask_for_all_memory(fields, message, tmp_path):
+    text = json.dumps({"model_type": "convnext", **fields})
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        ConvNextConfig.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        ConvNextConfig().update(fields)
+
+
+def test_as_many_classes_and_stages_as_any_network_has_are_taken():
+    assert ConvNextConfig(num_labels=200_000).num_labels == 200_000
+    deep = ConvNextConfig(hidden_sizes=[1] * 100, depths=[9] * 100)
+    assert (deep.num_stages, deep.out_features) == (100, ["stage100"])
+
+
+# What NumPy hands over, and the same in plain Python.
+OF_NUMPY = {
+    "num_channels": (np.int32(4), 4),
+    "patch_size": (np.array(2), 2),
+    "num_stages": (np.int64(4), 4),
+    "hidden_sizes": (np.array([8, 16, 24, 32]), (8, 16, 24, 32)),
+    "depths": (np.array([1, 2, 3, 1], dtype=np.uint8), (1, 2, 3, 1)),
+    "hidden_act": (np.str_("relu"), "relu"),
+    "initializer_range": (np.float64(0.5), 0.5),
+    "layer_norm_eps": (np.float32(0.5), 0.5),
+    "layer_scale_init_value": (np.int64(1), 1.0),
+    "drop_path_rate": (np.float16(0.25), 0.25),
+    "image_size": (np.array([32, 64]), (32, 64)),
+    "use_grn": (np.True_, True),
+    "norm_eps": (np.float32(0.5), 0.5),
+    "kernel_size": (np.array([7, 5, 5, 3]), (7, 5, 5, 3)),
+    "output_stride": (np.int64(16), 16),
+    "dilations": (np.array([1, 1, 2, 4]), (1, 1, 2, 4)),
+    "pad_to_stride": (np.True_, True),
+    "stem_type": (np.str_("overlap"), "overlap"),
+    "norm_layer": (np.str_("rmsnorm"), "rmsnorm"),
+    "conv_bias": (np.False_, False),
+    "head_norm_first": (np.True_, True),
+    "head_hidden_size": (np.int64(5), 5),
+    "out_features": (np.array(["stem", "stage2"]), ["stem", "stage2"]),
+    "out_indices": (np.array([1, -1]), [1, -1]),
+    "model_type": (np.str_("convnextv2"), "convnextv2"),
+    "num_labels": (np.int64(3), 3),
+    "id2label": ({np.int64(0): "a", np.int64(1): "b"}, {0: "a", 1: "b"}),
+    "label2id": ({"a": np.int64(0), "b": np.int64(1)}, {"a": 0, "b": 1}),
+    "problem_type": (np.str_("regression"), "regression"),
+    "output_hidden_states": (np.True_, True),
+    "return_dict": (np.False_, False),
+}
+
+
+@pytest.mark.parametrize("name", OF_NUMPY)
+def test_values_of_numpy_are_stored_as_pythons(name):
+    value, plain = OF_NUMPY[name]
+    expected = ConvNextConfig(**{name: plain})
+    config = ConvNextConfig()
+    config.update({name: value})
+    for got in (ConvNextConfig(**{name: value}), config):
+        assert got == expected
+        assert got.to_json_string() == expected.to_json_string()
+    stored = getattr(config, name)
+    assert "np." not in repr(stored).replace("np.str_", "")
+    assert "array" not in repr(stored)
+
+
+def test_every_field_is_in_the_table_of_numpys_values():
+    assert list(OF_NUMPY) == [field.name for field in dataclasses.fields(ConvNextConfig)]
+
+
+def test_an_equal_number_of_numpy_is_no_change():
+    config = ConvNextConfig(id2label={0: "cat", 1: "dog", 2: "cow"})
+    assert config.replace(num_labels=np.int64(3)) == config
+    assert ConvNextConfig(out_indices=np.int64(-2)).out_features == ["stage3"]
+    with pytest.raises(TypeError, match="hidden_sizes must be a list or tuple of int"):
+        ConvNextConfig(hidden_sizes=np.array(1.5))
+    with pytest.raises(TypeError, match="depths must be a list or tuple of int"):
+        ConvNextConfig(depths=np.ones((2, 2), dtype=int))
+
+
+def test_positions_from_the_end_are_kept_through_json():
+    config = ConvNextConfig(out_indices=[0, -1])
+    again = ConvNextConfig.from_dict(json.loads(config.to_json_string()))
+    assert again == config
+    deeper = {"depths": (1,) * 6, "hidden_sizes": (8,) * 6}
+    assert again.replace(**deeper) == config.replace(**deeper)
+    # Positions of another release, which do not stand for the names.
+    other = ConvNextConfig.from_dict({"out_features": ["stage1"], "out_indices": [-1]})
+    assert (other.out_features, other.out_indices) == (["stage1"], [1])
+
+
 def test_outputs_can_change_after_construction():
     config = ConvNextConfig(out_features=["stage4"])
     config.out_features = ("stem", "stage2")

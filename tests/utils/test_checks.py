@@ -1,8 +1,18 @@
 """Texts of errors and long lists."""
 
-import pytest
+from pathlib import Path
 
-from convnext_backbone.utils.checks import first_line, shorten_list
+import numpy as np
+import pytest
+import torch
+
+from convnext_backbone.utils.checks import (
+    as_int,
+    check_destination,
+    check_min,
+    first_line,
+    shorten_list,
+)
 
 
 @pytest.mark.parametrize(
@@ -23,3 +33,27 @@ def test_a_long_list_is_cut_and_the_rest_counted(names, expected):
 )
 def test_the_first_line_with_any_text_is_taken(error, first):
     assert first_line(error) == first
+
+
+@pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3), np.array(3), torch.tensor(3)])
+def test_integers_of_other_libraries_become_pythons(value):
+    assert type(as_int(value)) is type(check_min("n", value, 3)) is int
+    assert as_int(value) == 3
+    with pytest.raises(ValueError, match="n must be an integer of at least 4, got"):
+        check_min("n", value, 4)
+
+
+@pytest.mark.parametrize("value", [True, np.True_, 3.0, np.float32(3), "3", None, [3], np.ones(2)])
+def test_what_is_no_integer_is_none(value):
+    assert as_int(value) is None
+    with pytest.raises(ValueError, match="n must be an integer of at least 0, got"):
+        check_min("n", value, 0)
+
+
+def test_the_current_directory_is_meant_by_a_dot_only():
+    check_destination("folder", ".")
+    check_destination("folder", Path("a"))
+    with pytest.raises(ValueError, match=r"folder must not be empty; .* directory is '\.'"):
+        check_destination("folder", "")
+    with pytest.raises(TypeError, match="folder must be a string or a path, got int"):
+        check_destination("folder", 3)

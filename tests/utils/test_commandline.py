@@ -15,6 +15,9 @@ from convnext_backbone.utils.commandline import OneLineParser, one_line, print_e
         (KeyError(), "KeyError"),
         ("x" * 1000, "x" * 1000),
         ("x" * 1001, "x" * 997 + "..."),
+        ("a\x1b[2Jb\x7f\x9b\u202ec", "a\\x1b[2Jb\\x7f\\x9b\\u202ec"),
+        ("modèle \U0001f600", "modèle \U0001f600"),
+        ("\x1b" * 999, "\\x1b" * 249 + "\\..."),
     ],
 )
 def test_an_error_becomes_one_line(error, text):

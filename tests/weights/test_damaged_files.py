@@ -1,15 +1,36 @@
-"""Random damage to every container: ValueError or OSError, and nothing else."""
+"""Random damage to every container, and pickles of torch that are hostile: a clear error, always.
 
+The pickles are written operation by operation. A hostile one does little at the size it has here,
+should it ever be read.
+"""
+
+import pickle
 import random
 import shutil
+import struct
+import zipfile
+from argparse import Namespace
+from collections import Counter, OrderedDict
+from types import FunctionType
 
+import numpy as np
 import pytest
 import torch
 from helpers.originals import ORIGINALS, V1
 from safetensors.torch import save_file
 
 from convnext_backbone import ConvNextBackbone
+from convnext_backbone.weights import file_limits
 from convnext_backbone.weights.native import describe, open_weights
+from convnext_backbone.weights.read import read_checkpoint
+from convnext_backbone.weights.torch_files import (
+    CheckpointError,
+    allow_only,
+    check_torch_file,
+    checkpoint_errors,
+    read_torch_file,
+    with_user_types,
+)
 
 
 def _torch(old_format):
@@ -83,3 +104,460 @@ def test_random_damage_is_a_clear_error_or_other_numbers(name, tmp_path):
         if broken.is_dir():
             target.write_bytes(file.read_bytes())
     assert outcomes["refused"] > PER_CONTAINER // 10
+
+
+# ------------------------------------------------------------------------------ writing pickles
+
+NO, NONE, NOTHING = b"\x89", b"N", b")"
+
+
+def name(dotted):
+    module, _, last = dotted.rpartition(".")
+    return f"c{module}\n{last}\n".encode()
+
+
+def text(value):
+    return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
+
+
+def number(value):
+    data = pickle.encode_long(value)
+    return b"\x8a" + bytes([len(data)]) + data
+
+
+def parts(*values):
+    return b"(" + b"".join(values) + b"t"
+
+
+def call(function, *arguments):
+    return name(function) + parts(*arguments) + b"R"
+
+
+def new(cls, *arguments):
+    return name(cls) + parts(*arguments) + b"\x81"
+
+
+def entries(**values):
+    return b"}(" + b"".join(text(key) + value for key, value in values.items()) + b"u"
+
+
+def numbers(values):
+    return parts(*map(number, values))
+
+
+EMPTY = call("collections.OrderedDict")
+
+
+def storage(key="0", count=4, kind="Float", view=b""):
+    kind = name(f"torch.{kind}Storage")
+    return parts(text("storage"), kind, text(key), text("cpu"), number(count), view) + b"Q"
+
+
+def shape(size=(4,), stride=(1,), offset=0):
+    return number(offset), numbers(size), numbers(stride)
+
+
+def tensor(*of, **dimensions):
+    where = (of[0] if of else storage(), *shape(**dimensions))
+    return call("torch._utils._rebuild_tensor_v2", *where, NO, EMPTY)
+
+
+def of_device(data, kind="numpy"):
+    function = f"torch._utils._rebuild_device_tensor_from_{kind}"
+    return call(function, data, name("torch.float32"), text("cpu"), NO)
+
+
+def with_state(data, state):
+    return call("torch._utils._rebuild_parameter_with_state", data, NO, EMPTY, state)
+
+
+def with_type(function, cls, arguments, state=NONE):
+    return call("torch._tensor._rebuild_from_type_v2", name(function), name(cls), arguments, state)
+
+
+def quantized(size, stride):
+    scheme = parts(name("torch.per_tensor_affine"), b"G?\xf0" + bytes(6), number(0))
+    where = (storage(kind="QInt8"), *shape(size, stride))
+    return call("torch._utils._rebuild_qtensor", *where, scheme, NO, EMPTY)
+
+
+DTYPE = call("numpy.dtype", text("f4"), NO, b"\x88")
+DTYPE += parts(number(3), text("<"), NONE * 3, number(-1), number(-1), number(0)) + b"b"
+ARRAY = call("numpy._core.multiarray._reconstruct", name("numpy.ndarray"), NOTHING, text("b"))
+
+
+def filled(count, letter):
+    data = call("_codecs.encode", text(letter * 4 * count), text("latin1"))
+    return parts(number(1), numbers([count]), DTYPE, NO, data) + b"b"
+
+
+def put(index):
+    return b"q" + bytes([index])
+
+
+def get(index):
+    return b"h" + bytes([index])
+
+
+# ------------------------------------------------------------------------------ hostile ones
+
+MAKERS = (
+    "torch.FloatTensor", "torch.LongTensor", "torch.cuda.HalfTensor", "torch.sparse.FloatTensor",
+    "torch.Tensor", "torch.storage.UntypedStorage", "torch.storage.TypedStorage",
+    "torch.FloatStorage", "builtins.bytearray", "__builtin__.bytearray", "builtins.bytes",
+)  # fmt: skip
+DEEP = NOTHING + b"\x85" * 50  # a tuple in a tuple in a tuple ...
+HOSTILE = {
+    # An array that a tensor shares is filled again, and its memory is freed.
+    "freed memory": entries(
+        n=ARRAY + filled(500, "A") + put(1), a=of_device(get(1)), z=get(1) + filled(1, "B")
+    ),
+    "freed memory, empty at first": entries(
+        n=ARRAY + filled(0, "A") + put(1), a=of_device(get(1)), z=get(1) + filled(1, "B")
+    ),
+    "two states": entries(n=ARRAY + filled(500, "A") + put(1), z=get(1) + filled(500, "B")),
+    # Memory of any size, in which nobody wrote.
+    **{f"{maker} called": entries(a=call(maker, number(1000))) for maker in MAKERS},
+    **{f"{maker} made": entries(a=new(maker, number(1000))) for maker in MAKERS},
+    **{
+        f"{maker} called by another": entries(a=with_type(maker, "torch.Tensor", numbers([1000])))
+        for maker in MAKERS
+    },
+    "parameter made": entries(a=new("torch.nn.parameter.Parameter", tensor())),
+    "longer than its storage": entries(a=tensor(size=(5,))),
+    "behind its storage": entries(a=tensor(offset=1)),
+    "steps out of its storage": entries(a=tensor(size=(2,), stride=(4,))),
+    "longer than what is stored": entries(a=tensor(storage(count=5), size=(5,))),
+    "negative": entries(a=tensor(size=(-1,))),
+    "more sizes than strides": entries(a=tensor(size=(1, 1))),
+    "a storage of two lengths": entries(a=tensor(storage(count=3), size=(3,)), b=tensor()),
+    "a storage of two types": entries(a=tensor(), b=tensor(storage(count=16, kind="Byte"))),
+    "a storage of negative length": entries(a=tensor(storage(count=-1), size=())),
+    "a storage that is nowhere": entries(a=tensor(storage("1"))),
+    "a view of a storage": entries(a=tensor(storage(view=parts(text("1"), number(0), number(4))))),
+    "wide items": entries(
+        a=call(
+            "torch._utils._rebuild_tensor_v3", storage(), *shape(), NO, EMPTY, name("torch.float64")
+        )
+    ),
+    "quantized, expanded": entries(a=quantized((1000,), (0,))),
+    "quantized, too long": entries(a=quantized((17,), (1,))),
+    "expanded and copied": entries(a=of_device(tensor(size=(1 << 40,), stride=(0,)), "cpu_tensor")),
+    # What grows.
+    "another codec": entries(a=call("_codecs.encode", text("aa"), text("hex"))),
+    "a codec of bytes": entries(
+        a=call("_codecs.encode", call("_codecs.encode", text("a"), text("latin1")), text("latin1"))
+    ),
+    "a codec without a name": entries(a=call("_codecs.encode", text("a"))),
+    # What takes the place of a method, a class or memory.
+    "methods of a dict": EMPTY + entries(items=number(1)) + b"b",
+    "methods of a counter": call("collections.Counter") + entries(items=number(1)) + b"b",
+    "attributes of a dict, as a dict of another kind": EMPTY + EMPTY + b"b",
+    "another memory of a tensor": entries(a=tensor() + parts(storage(), *shape()) + b"b"),
+    "another memory of a parameter": entries(a=with_state(tensor(), entries(data=tensor()))),
+    "methods of a parameter": entries(a=with_state(tensor(), entries(untyped_storage=number(1)))),
+    "methods of a tensor": entries(
+        a=with_type(
+            "torch._utils._rebuild_tensor_v2",
+            "torch.Tensor",
+            parts(storage(), *shape(), NO, EMPTY),
+            entries(data_ptr=number(1)),
+        )
+    ),
+    "another class": entries(
+        a=new("argparse.Namespace")
+        + parts(entries(), entries(__class__=name("numpy.dtype")))
+        + b"b"
+    ),
+    "another class, in a dict of another kind": entries(
+        a=new("argparse.Namespace") + parts(entries(), EMPTY) + b"b"
+    ),
+    "hooks that are no dict": entries(
+        a=call("torch._utils._rebuild_tensor_v2", storage(), *shape(), NO, number(1))
+    ),
+    # What overflows the stack when it is hashed, or always has the same hash.
+    "a key of tuples in tuples": b"}" + DEEP + NONE + b"s",
+    "a set of tuples in tuples": entries(a=call("builtins.set", b"](" + DEEP + b"e")),
+    "pairs of tuples in tuples": call("collections.OrderedDict", b"](" + DEEP + NONE + b"\x86e"),
+    "a huge key": b"}" + number((1 << 61) - 1) + NONE + b"s",
+    "a long tuple for a key": b"}" + parts(*[NONE] * 1000) + NONE + b"s",
+    # What is no pickle of weights.
+    "an operation of protocol 4": b"\x8f",
+    "an operation that is none": b"\xff",
+    "a call of a tensor": entries(a=tensor() + NOTHING + b"R"),
+    "arguments that are none": entries(a=name("torch.Size") + b"]R"),
+    "too few arguments": entries(a=call("torch._utils._rebuild_tensor_v2")),
+    "too many arguments": entries(a=call("torch._utils._rebuild_tensor", *[number(1)] * 9)),
+    "sparse values that are none": entries(
+        a=call("torch._utils._rebuild_sparse_tensor", NONE, numbers([1, 2, 3]))
+    ),
+    "a class of nobody": entries(
+        a=call("torch._utils._rebuild_wrapper_subclass", name("torch.Tensor"))
+    ),
+    "an unknown place in the memo": entries(a=get(9)),
+    "an operation that torch does not know": b"N0",
+    "an empty stack": b"a",
+}
+
+
+def write_zip(path, body, method=zipfile.ZIP_STORED, pickle_name="data.pkl"):
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr(f"a/{pickle_name}", b"\x80\x02" + body + b".")
+        archive.writestr("a/data/0", bytes(16))
+        archive.writestr("a/version", "3\n")
+    return path
+
+
+LENGTHS = struct.pack("<q", 4)
+
+
+def write_legacy(path, body, keys=("0",), stored=(LENGTHS + bytes(16),)):
+    if b"storage" not in body and stored:
+        keys, stored = (), ()
+    body = body.replace(b"tQ", b"NtQ")  # it is no view of another storage
+    system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}
+    begin = [torch.serialization.MAGIC_NUMBER, 1001, system]
+    pickles = [*(pickle.dumps(part, 2) for part in begin), b"\x80\x02" + body + b"."]
+    path.write_bytes(b"".join([*pickles, pickle.dumps(list(keys), 2), *stored]))
+    return path
+
+
+def refused(path, match="w.pth"):
+    """Both the reader and the check before mmengine's loaders refuse a file in one line."""
+    with pytest.raises(CheckpointError, match=match) as raised:
+        read_checkpoint(path)
+    assert path.name in str(raised.value)
+    assert "\n" not in str(raised.value)
+    with pytest.raises(CheckpointError), checkpoint_errors(path.name), path.open("rb") as stream:
+        check_torch_file(stream, path.name)
+
+
+@pytest.mark.parametrize("write", [write_zip, write_legacy])
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_hostile_pickle_is_refused(what, write, tmp_path):
+    refused(write(tmp_path / "w.pth", HOSTILE[what]))
+
+
+@pytest.mark.parametrize("pickle_name", ["data.PKL", "DATA.pkl", "Data.Pkl"])
+def test_a_pickle_is_found_however_its_name_is_written(pickle_name, tmp_path):
+    body = entries(a=tensor(), b=call("builtins.bytearray", number(10)))
+    refused(write_zip(tmp_path / "w.pth", body, pickle_name=pickle_name), "builds a bytearray")
+
+
+def test_what_a_file_is_refused_for_is_named(tmp_path):
+    for maker, match in (
+        ("torch.FloatTensor", r"refused .*w\.pth: it asks for torch\.FloatTensor, which"),
+        ("os.system", r"refused .*w\.pth: it asks for os\.system, which"),
+        ("_codecs.encode", r"it asks for a call of _codecs\.encode with such arguments"),
+    ):
+        refused(write_zip(tmp_path / "w.pth", entries(a=call(maker, number(1)))), match)
+    long = write_zip(tmp_path / "w.pth", entries(a=tensor(size=(1000,))))
+    refused(long, r"a tensor of shape \(1000,\) is larger than its storage of 16 bytes")
+
+
+# ------------------------------------------------------------------------------ memory and time
+
+AGAIN = {  # what is kept, and what copies it
+    "a text": (
+        text("x" * 10_000) + put(1) + text("latin1") + put(2),
+        name("_codecs.encode") + get(1) + get(2) + b"\x86R",
+    ),
+    "a list": (b"](" + NONE * 5_000 + b"e" + put(1), name("builtins.set") + get(1) + b"\x85R"),
+    "a dict": (
+        b"}(" + b"".join(number(n) + NO for n in range(5_000)) + b"u" + put(1),
+        name("collections.Counter") + get(1) + b"\x85R",
+    ),
+    "sizes": (numbers(range(5_000)) + put(1), name("torch.Size") + get(1) + b"\x85R"),
+    "an array": (ARRAY + filled(2_000, "A") + put(1), of_device(get(1))),
+    "attributes": (
+        b"}(" + b"".join(text(f"a{n}") + NO for n in range(5_000)) + b"u" + put(1),
+        with_state(tensor(), get(1)),
+    ),
+    "a scalar": (
+        text("x" * 10_000) + put(1) + call("numpy.dtype", text("S10000"), NO, NO) + put(2),
+        call(
+            "numpy._core.multiarray.scalar", get(2), call("_codecs.encode", get(1), text("latin1"))
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("write", [write_zip, write_legacy])
+@pytest.mark.parametrize("what", AGAIN)
+def test_what_is_copied_many_times_is_limited_by_what_is_stored(what, write, tmp_path):
+    kept, again = AGAIN[what]
+    body = entries(kept=parts(kept), **{f"a{n}": again for n in range(1000)})
+    with file_limits(free_mib=1, ratio=10):
+        refused(write(tmp_path / "w.pth", body), "would inflate from")
+
+
+def test_a_pickle_of_operations_that_pack_well_is_limited_by_what_is_stored(tmp_path):
+    body = b"(" + b"}" * 100_000 + b"t"
+    path = write_zip(tmp_path / "w.pth", body, zipfile.ZIP_DEFLATED)
+    with file_limits(free_mib=1):
+        refused(path, "would inflate from")
+    with pytest.raises(ValueError, match="expected a dict of tensors, got tuple"):
+        read_checkpoint(write_zip(path, body))
+
+
+# ------------------------------------------------------------------------------ old files
+
+
+@pytest.mark.parametrize(
+    ("keys", "stored", "match"),
+    [
+        ((), (), "does not list the storages"),
+        (("0", "0"), (LENGTHS + bytes(16),) * 2, "does not list the storages"),
+        (("1",), (LENGTHS + bytes(16),), "does not list the storages"),
+        (("0", "1"), (LENGTHS + bytes(16),) * 2, "does not list the storages"),
+        ((0,), (LENGTHS + bytes(16),), "w.pth"),
+        (("0",), (LENGTHS + bytes(15),), "cut off"),
+        (("0",), (LENGTHS,), "cut off"),
+        (("0",), (), "of another size"),
+        (("0",), (struct.pack("<q", 3) + bytes(16),), "of another size"),
+        (("0",), (struct.pack("<q", -1) + bytes(16),), "of another size"),
+    ],
+)
+def test_every_storage_of_an_old_file_is_in_it(keys, stored, match, tmp_path):
+    path = write_legacy(tmp_path / "w.pth", entries(a=tensor()), keys, stored)
+    refused(path, match)
+    assert read_checkpoint(write_legacy(path, entries(a=tensor()))).tensors["a"].sum() == 0
+
+
+def test_a_pickle_that_torch_has_not_written_is_one_error(tmp_path):
+    for content in (7, [1], {"a": 1}):
+        (tmp_path / "w.pth").write_bytes(pickle.dumps(content, 2))
+        refused(tmp_path / "w.pth", "does not begin as torch.save begins a file")
+
+
+# ------------------------------------------------------------------------------ valid files
+
+
+def parameter(**attributes):
+    value = torch.nn.Parameter(torch.ones(2))
+    vars(value).update(attributes)
+    return value
+
+
+def with_attribute(value):
+    value.note = {"of": "mine"}
+    return value
+
+
+VERSIONED = OrderedDict(w=torch.ones(2))
+VERSIONED._metadata = OrderedDict({"": {"version": 1}})
+VALID = {
+    "numbers": [1, -(1 << 70), 2.5, True, None, "text", b"bytes", b"", 1j, "\udc80"],
+    "collections": [(), (1,), (1, 2), (1, 2, 3, 4), [], {}, {1, "a"}, set(), OrderedDict(a=1)],
+    "keys": {1: 0, 2.5: 0, False: 0, None: 0, "a": 0, (1, "b"): 0, b"c": 0, torch.float16: 0},
+    "counter": Counter("abca"),
+    "versions of a state dict": VERSIONED,
+    "arguments": Namespace(lr=0.1, names=["a"], inner=Namespace()),
+    "constants of torch": [torch.float32, torch.bfloat16, torch.qint8, torch.per_tensor_affine],
+    "types": [torch.Tensor, torch.nn.Parameter, OrderedDict, set],
+    "devices and sizes": [torch.device("cuda", 1), torch.device("cpu"), torch.Size([2, 3])],
+    "layouts": [torch.strided, torch.sparse_coo],
+    "numpy": [np.arange(300.0), np.float32(2), np.array(["a"]), np.str_("b"), {np.int64(3): 1}],
+    "the same array twice": [array := np.arange(5), array],
+    "parameters": [parameter(), parameter(lr_mult=2.0, labels=["a"], mask=torch.ones(1))],
+    "tensors with attributes": with_attribute(torch.ones(2)),
+    "views": [(base := torch.arange(24.0)), base[5:], base.view(4, 6).T, base[:0], base[::3]],
+    "an expanded tensor": torch.ones(3, 1).expand(3, 5),
+    "empty tensors": [torch.ones(0, 3), torch.ones(0, dtype=torch.int8), torch.tensor(1.0)],
+    "dtypes": [
+        torch.ones(3, dtype=dtype)
+        for dtype in (
+            torch.float64, torch.float16, torch.bfloat16, torch.int8, torch.uint8, torch.int16,
+            torch.int32, torch.int64, torch.bool, torch.complex64, torch.complex128,
+        )
+    ],
+    "unsigned": [torch.ones(3, dtype=getattr(torch, f"uint{n}")) for n in (16, 32, 64)],
+    "float8": [torch.ones(3).to(torch.float8_e4m3fn), torch.ones(3).to(torch.float8_e5m2)],
+    "conjugates": [torch.ones(2, dtype=torch.complex64).conj(), torch.ones(2).requires_grad_()],
+    "channels last": torch.ones(2, 3, 4, 4).to(memory_format=torch.channels_last),
+    "storages": [torch.ones(2).untyped_storage()],
+    "sparse": lambda: [torch.eye(3).to_sparse(), torch.eye(3).to_sparse_csr()],
+    "meta": torch.ones(3, device="meta"),
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    "quantized": lambda: [
+        torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.qint8),
+        torch.quantize_per_tensor(torch.ones(4), 0.1, 0, torch.qint32),
+        torch.quantize_per_channel(
+            torch.ones(2, 3), torch.ones(2), torch.zeros(2), 0, torch.quint8
+        ),
+    ],
+}  # fmt: skip
+
+
+NOT_OLD = ("unsigned", "float8", "storages", "nested")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "old"])
+@pytest.mark.parametrize("what", VALID)
+def test_what_valid_files_hold_is_read(what, is_zip, tmp_path):
+    path = tmp_path / "w.pth"
+    if not is_zip and what in NOT_OLD:
+        pytest.skip("torch itself cannot read it back")
+    written = VALID[what]() if type(VALID[what]) is FunctionType else VALID[what]
+    content = {"state_dict": V1.state_dict(), "more": written}
+    torch.save(content, path, _use_new_zipfile_serialization=is_zip)
+    read = read_torch_file(path, mmap=is_zip)["more"]
+    if what == "storages":
+        assert read[0].untyped().tolist() == written[0].tolist()
+    else:
+        shown = (repr(value).replace("CheckedArray", "array") for value in (read, written))
+        assert len({"".join(text.split()) for text in shown}) == 1
+    tensors = read_checkpoint(path).tensors
+    assert all(torch.equal(tensors[key], value) for key, value in V1.state_dict().items())
+
+
+def test_what_other_writers_of_pickles_hold_is_read(tmp_path):
+    """Python 2 wrote an OrderedDict as pairs, and torch tensors of XLA devices as arrays."""
+    python2 = call("collections.OrderedDict", b"](](U\x01a" + tensor() + b"ee")
+    versions = entries(_metadata=EMPTY) + b"b"
+    others = {
+        "a": of_device(ARRAY + filled(2, "A")),
+        "b": call("__builtin__.set", b"](" + number(1) + b"e"),
+        "c": call("torch._utils._rebuild_tensor", storage(), *shape()),
+    }
+    copied = {"d": of_device(tensor(), "cpu_tensor")}  # before the storages of an old file are read
+    for write, more in ((write_zip, copied), (write_legacy, {})):
+        tensors = read_checkpoint(write(tmp_path / "w.pth", python2 + versions)).tensors
+        assert tensors["a"].tolist() == [0.0] * 4
+        tensors = read_checkpoint(write(tmp_path / "w.pth", entries(**others, **more))).tensors
+        assert tensors["a"].numpy().tobytes() == b"A" * 8
+        assert tensors.keys() == {"a", "c", *more}
+    refused(write_legacy(tmp_path / "w.pth", entries(**copied)), "from_cpu_tensor in this way")
+
+
+class Subclass(torch.Tensor):
+    """A class of tensors that a user allows."""
+
+
+class Slots:
+    """Another, whose state torch assigns."""
+
+    __slots__ = ("value",)
+
+
+def test_types_that_the_user_allows_are_read(tmp_path):
+    slots = Slots()
+    slots.value = 3
+    content = {"a": torch.ones(2).as_subclass(Subclass), "b": slots}
+    torch.save(content, tmp_path / "w.pth")
+    refused(tmp_path / "w.pth", r"asks for \S*(Subclass|Slots)")
+    with torch.serialization.safe_globals([Subclass, Slots]):
+        read = read_torch_file(tmp_path / "w.pth", types=with_user_types([]))
+    assert type(read["a"]) is Subclass
+    assert read["b"].value == 3
+
+
+def test_the_check_leaves_a_stream_where_it_was_and_maps_what_is_aligned(tmp_path):
+    torch.save({"a": torch.ones(2)}, tmp_path / "plain.pth")
+    write_zip(tmp_path / "odd.pth", entries(a=tensor()))
+    write_legacy(tmp_path / "old.pth", entries(a=tensor()))
+    for name_of_file, is_mappable in (("plain.pth", True), ("odd.pth", False), ("old.pth", False)):
+        with (tmp_path / name_of_file).open("rb") as stream, allow_only([]):
+            assert check_torch_file(stream, name_of_file) is is_mappable
+            assert stream.tell() == 0

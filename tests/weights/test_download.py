@@ -4,10 +4,12 @@ import errno
 import hashlib
 import io
 import os
+import re
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,9 +18,15 @@ import pytest
 import torch
 from helpers.originals import V1
 
-from convnext_backbone import ConvNextBackbone
+from convnext_backbone import ConvNextBackbone, ConvNextConfig
 from convnext_backbone.utils.files import WEIGHT_SUFFIXES
-from convnext_backbone.weights import DownloadError, catalogue, download, file_limits
+from convnext_backbone.weights import (
+    DownloadError,
+    catalogue,
+    download,
+    file_limits,
+    open_weights,
+)
 from convnext_backbone.weights import source as sources
 from convnext_backbone.weights.download import cached_path, fetch_url
 from convnext_backbone.weights.source import resolve
@@ -443,6 +451,30 @@ def test_a_circle_of_redirects_is_one_error(answering):
         fetch_url(url)
 
 
+@pytest.mark.parametrize(
+    "there",
+    ["http://[::bad/x", "http://[v9.x]/w", "http://...", f"http://{'a' * 300}.invalid/x",
+     "http://127.0.0.1:99999/x", "http://127.0.0.1:port/x", "http:///x", "//[/x"],
+)  # fmt: skip
+def test_an_address_that_means_nothing_is_one_error_that_names_it(there, answering, cache):
+    url, _ = answering((302, {"Location": there}, b""))
+    with pytest.raises(DownloadError, match=re.escape(url)):
+        fetch_url(url)
+    if not there.startswith("//"):
+        for use in (fetch_url, ConvNextBackbone.from_pretrained, ConvNextConfig.from_pretrained):
+            with pytest.raises((DownloadError, FileNotFoundError), match=re.escape(there[:50])):
+                use(there)
+    assert _left(cache) == []
+
+
+@pytest.mark.parametrize("tag", ["\x0b\x85", "\xff" * 9, "a\tb"])
+def test_a_tag_of_odd_characters_is_sent_back_or_forgotten(tag, answering, content):
+    url, _ = answering(_cut(content, ETag=tag), _whole(content, ETag=tag))
+    with suppress(DownloadError):
+        fetch_url(url)
+    assert fetch_url(url).read_bytes() == content
+
+
 def test_a_server_that_sends_a_byte_now_and_then_has_stalled(answering, content, monkeypatch):
     monkeypatch.setattr(download, "TIMEOUT", 0.3)
 
@@ -536,6 +568,13 @@ def test_a_missing_file_is_not_asked_of_the_hub(ending, monkeypatch):
     monkeypatch.setattr(sources, "HubSource", None)
     with pytest.raises(FileNotFoundError, match=r"weights/model.*: there is no such file"):
         resolve(f"weights/model{ending}").weights()
+
+
+def test_a_subfolder_that_is_missing_is_named(tmp_path):
+    for use in (ConvNextBackbone.from_pretrained, ConvNextConfig.from_pretrained, open_weights):
+        with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "nope"))) as raised:
+            use(tmp_path, subfolder="nope")
+        assert "is not a URL" not in str(raised.value)
 
 
 def test_file_on_disk_comes_before_a_name(tmp_path, monkeypatch):

@@ -3,7 +3,9 @@
 import json
 import os
 import socket
+import struct
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from safetensors.torch import save_file
 
 from convnext_backbone import ConvNextBackbone, ConvNextConfig
 from convnext_backbone.cli import main
-from convnext_backbone.weights import open_weights
+from convnext_backbone.weights import file_limits, open_weights
 from convnext_backbone.weights.read import read_checkpoint
 
 h5py = pytest.importorskip("h5py")
@@ -73,6 +75,210 @@ def test_an_archive_that_inflates_a_thousandfold(tmp_path, capsys):
             small.writestr(entry.filename, plain.read(entry))
     assert (tmp_path / "small.pth").stat().st_size < 1 << 20
     refused(tmp_path / "small.pth", "would inflate from", capsys)
+
+
+# Zip files in which Python's reader and torch's would see different things
+
+LOCAL, ENTRY = struct.Struct("<4s5H3I2H"), struct.Struct("<4s4B4H3I5H2I")
+END, END64, LOCATOR = (
+    struct.Struct("<4s4H2IH"),
+    struct.Struct("<4sQ2H2I4Q"),
+    struct.Struct("<4sIQI"),
+)
+
+
+def entry(name, data, place, size=None, comment=b"", extra=b"", attributes=0, flags=0):
+    """An entry of a directory, of stored bytes at a place in the file."""
+    size = len(data) if size is None else size
+    numbers = (0, 0, 0, zlib.crc32(data), len(data), size, len(name), len(extra), len(comment))
+    head = ENTRY.pack(b"PK\1\2", 20, 3, 20, 0, flags, *numbers, 0, 0, attributes, place)
+    return head + name + extra + comment
+
+
+def local(name, data):
+    crc = zlib.crc32(data)
+    return (
+        LOCAL.pack(b"PK\3\4", 20, 0, 0, 0, 0, crc, len(data), len(data), len(name), 0) + name + data
+    )
+
+
+def parts_of(path):
+    """The local part of a zip file, and the entries of its directory."""
+    torch.save({"a": torch.zeros(4)}, path)
+    with zipfile.ZipFile(path) as archive:
+        contents = [(e.filename.encode(), archive.read(e)) for e in archive.infolist()]
+    body, directory = b"", []
+    for name, data in contents:
+        directory.append((name, data, len(body)))
+        body += local(name, data)
+    return body, directory
+
+
+def end(count, size, offset, comment=b""):
+    return END.pack(b"PK\5\6", 0, 0, count, count, size, offset, len(comment)) + comment
+
+
+def end64(count, size, offset, place):
+    record = END64.pack(b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, offset)
+    return record + LOCATOR.pack(b"PK\6\7", 0, place, 1)
+
+
+def _two_directories(body, entries):
+    hidden = b"".join(entry(*e) for e in entries)
+    size = len(hidden) - ENTRY.size - 1
+    shown = entry(b"x", b"", 0, comment=bytes(size))
+    return body + hidden + shown + end(len(entries), len(hidden), len(body))
+
+
+def _two_directories_in_zip64(body, entries):
+    hidden = b"".join(entry(*e) for e in entries)
+    record = end64(len(entries), len(hidden), len(body), len(body + hidden))
+    before = body + hidden + record[: END64.size] + b"so that Python does not find it"
+    shown = entry(b"x", b"", 0, comment=record[END64.size :])
+    return before + shown + end(1, len(shown), len(before))
+
+
+def _zip64_record_elsewhere(body, entries):
+    hidden = b"".join(entry(*e) for e in entries)
+    shown = entry(b"x", b"", 0)
+    start = len(body + hidden) + END64.size
+    first = end64(len(entries), len(hidden), len(body), 0)[: END64.size]
+    last = end64(1, len(shown), start, len(body + hidden))
+    return body + hidden + first + shown + last + end(1, len(shown), start)
+
+
+def _another_count(body, entries):
+    shown = b"".join(entry(*e) for e in entries)
+    return body + shown + end(len(entries) - 1, len(shown), len(body))
+
+
+def _a_prefix(body, entries):
+    shown = b"".join(entry(*e) for e in entries)
+    return local(b"x", b"y") + body + shown + end(len(entries), len(shown), len(body))
+
+
+def _bytes_at_the_end(body, entries):
+    shown = b"".join(entry(*e) for e in entries)
+    return body + shown + end(len(entries), len(shown), len(body)) + b"more"
+
+
+def _changed(key, **changes):
+    def write(body, entries):
+        shown = b"".join(entry(*e, **(changes if e[0].endswith(key) else {})) for e in entries)
+        return body + shown + end(len(entries), len(shown), len(body))
+
+    return write
+
+
+def _elsewhere(body, entries):
+    shown = b"".join(entry(name, data, 1 << 30) for name, data, _ in entries)
+    return body + shown + end(len(entries), len(shown), len(body))
+
+
+def _another_entry(name, data=b"", **changes):
+    def write(body, entries):
+        entries = [*entries, (name, data, len(body))]
+        body += local(name, data)
+        shown = b"".join(entry(*e, **(changes if e[0] == name else {})) for e in entries)
+        return body + shown + end(len(entries), len(shown), len(body))
+
+    return write
+
+
+def _size64(size):
+    return struct.pack("<2HQ", 1, 8, size)
+
+
+NOT_WHERE = "its directory is not where the end of the file says"
+AMBIGUOUS = {
+    "two directories": (_two_directories, NOT_WHERE),
+    "two directories in ZIP64": (_two_directories_in_zip64, NOT_WHERE),
+    "a ZIP64 record elsewhere": (_zip64_record_elsewhere, NOT_WHERE),
+    "another number of entries": (_another_count, NOT_WHERE),
+    "a prefix": (_a_prefix, NOT_WHERE),
+    "bytes at the end": (_bytes_at_the_end, NOT_WHERE),
+    "a name in capitals": (_another_entry(b"w/DATA.pkl"), "is in the zip file twice"),
+    "a storage in capitals": (_another_entry(b"w/Data/0"), "is in the zip file twice"),
+    "a name in another code": (_another_entry(b"w/data/0", flags=0x800), "zip file twice"),
+    "a name with a null": (_another_entry(b"w/data.pkl\0x"), "zip file twice|has two names"),
+    "a name of nulls": (_another_entry(b"w/y\0x"), "has two names"),
+    # torch's reader leaves the memory for a folder as it is.
+    "a folder for a storage": (_changed(b"data/0", attributes=0x10), "is a folder with a size"),
+    "a folder by its name": (_another_entry(b"w/data/1/", b"abcd"), "is a folder with a size"),
+    "more bytes than are stored": (_changed(b"data/0", size=64), "stores 16 bytes for 64"),
+    "fewer bytes than are stored": (_changed(b"data/0", size=8), "stores 16 bytes for 8"),
+    "two sizes": (
+        _changed(b"data/0", size=0xFFFFFFFF, extra=_size64(0xFFFFFFFF) + _size64(16)),
+        "has two sizes",
+    ),
+    "entries beyond the file": (_elsewhere, "is beyond the end of the zip file"),
+    "bytes beyond the file": (
+        _changed(b"data/0", size=0xFFFFFFFF, extra=_size64(1 << 40)),
+        "stores 16 bytes for",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", AMBIGUOUS)
+def test_a_zip_file_that_readers_may_see_differently_is_refused(what, tmp_path, capsys):
+    write, match = AMBIGUOUS[what]
+    path = tmp_path / "w.pth"
+    path.write_bytes(write(*parts_of(path)))
+    refused(path, match, capsys)
+
+
+def _as_it_is(body, entries):
+    shown = b"".join(entry(*e) for e in entries)
+    return body + shown + end(len(entries), len(shown), len(body))
+
+
+def _with_a_comment(body, entries):
+    shown = b"".join(entry(*e) for e in entries)
+    return body + shown + end(len(entries), len(shown), len(body), b"of me")
+
+
+def _with_sizes_of_zip64(body, entries):
+    shown = b"".join(entry(*e, size=0xFFFFFFFF, extra=_size64(len(e[1]))) for e in entries)
+    record = end64(len(entries), len(shown), len(body), len(body + shown))
+    return body + shown + record + end(0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF)
+
+
+@pytest.mark.parametrize(
+    "write", [_as_it_is, _with_a_comment, _with_sizes_of_zip64, _another_entry(b"w/data/")]
+)
+def test_a_sound_zip_file_of_another_writer_is_read(write, tmp_path):
+    path = tmp_path / "w.pth"
+    path.write_bytes(write(*parts_of(path)))
+    for mmap in (True, False):
+        assert read_checkpoint(path, mmap=mmap).tensors["a"].tolist() == [0.0] * 4
+
+
+def test_a_deflated_entry_of_no_bytes_is_refused(tmp_path, capsys):
+    path = tmp_path / "w.pth"
+    torch.save({"a": torch.zeros(4)}, path)
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(path := tmp_path / "z.pth", "w", 8) as new:
+        for item in old.infolist():
+            new.writestr(item.filename, b"" if item.filename.endswith("data/0") else old.read(item))
+    data = bytearray(path.read_bytes())
+    place = data.rfind(b"w/data/0") - ENTRY.size
+    data[place + 20 : place + 28] = struct.pack("<2I", 0, 16)
+    path.write_bytes(data)
+    refused(path, "stores 0 bytes for 16", capsys)
+
+
+def test_views_are_limited_by_what_the_files_have_and_not_by_what_is_unpacked(tmp_path, capsys):
+    torch.save({"a": torch.zeros(200_000).expand(2, -1)}, tmp_path / "plain.pth")
+    packed = tmp_path / "a.bin"
+    with zipfile.ZipFile(tmp_path / "plain.pth") as old, zipfile.ZipFile(packed, "w", 8) as new:
+        for item in old.infolist():
+            new.writestr(item.filename, old.read(item))
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "a.bin"}}))
+    with file_limits(free_mib=1, ratio=2):
+        assert read_checkpoint(tmp_path / "plain.pth").tensors["a"].shape == (2, 200_000)
+        refused(packed, "a would inflate from", capsys)
+        refused(index, "a would inflate from", capsys)
+    assert read_checkpoint(index).tensors["a"].shape == (2, 200_000)
 
 
 # Keys

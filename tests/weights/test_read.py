@@ -283,6 +283,64 @@ def test_missing_average_is_noted(tmp_path):
     assert "no moving average" in read_checkpoint(tmp_path / "plain.pth", ema=True).notes[0]
 
 
+def _trained_by_mmengine(folder):
+    """A checkpoint of mmengine's own runner with EMAHook, its weights and their average."""
+    pytest.importorskip("mmengine")
+    from mmengine.model import BaseModel
+    from mmengine.runner import Runner
+    from torch.utils.data import DataLoader
+
+    class Tiny(BaseModel):
+        def __init__(self):
+            super().__init__()
+            self.backbone = ConvNextBackbone(hidden_sizes=(8, 16), depths=(1, 1))
+
+        def forward(self, inputs, mode="tensor"):
+            return {"loss": self.backbone(inputs)[0].pow(3).mean()}
+
+    runner = Runner(
+        Tiny(), str(folder), train_cfg={"by_epoch": True, "max_epochs": 2},
+        train_dataloader=DataLoader([{"inputs": torch.randn(3, 16, 16)}] * 4, batch_size=2),
+        optim_wrapper={"optimizer": {"type": "SGD", "lr": 1.0}}, log_level="ERROR",
+        custom_hooks=[{"type": "EMAHook", "momentum": 0.3}],
+        default_hooks={"checkpoint": {"type": "CheckpointHook", "interval": 1}},
+        experiment_name=folder.name, default_scope="mmengine",
+    )  # fmt: skip
+    runner.train()
+    average = next(hook.ema_model for hook in runner.hooks if hasattr(hook, "ema_model"))
+    return folder / "epoch_2.pth", runner.model.backbone, average.module.backbone
+
+
+def test_of_mmengines_two_the_average_is_read_as_mmengine_does(tmp_path):
+    path, trained, average = _trained_by_mmengine(tmp_path)
+    key = "stages.0.0.pwconv1.weight"
+    assert not torch.equal(trained.state_dict()[key], average.state_dict()[key])
+    for ema in (False, True):
+        ours = ConvNextBackbone.from_pretrained(path, ema=ema)
+        for key, tensor in average.state_dict().items():
+            assert torch.equal(ours.state_dict()[key], tensor), key
+        note = ours.load_report.notes[0]
+        assert note == "the moving average used, which mmengine writes to 'state_dict'"
+
+
+@pytest.mark.parametrize(
+    "averaged",
+    [
+        {"w": torch.ones(1)},
+        {"module.w": torch.ones(1)},
+        {"module.w": torch.ones(1), "n_averaged": torch.tensor(3)},  # torch's AveragedModel
+        {"module.w": torch.ones(1), "steps": torch.tensor(3), "decay": torch.ones(1)},
+        {"steps": torch.ones(1)},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["state_dict", "model"])
+def test_other_averages_of_that_name_are_averages(averaged, name, tmp_path):
+    torch.save({name: {"w": torch.zeros(1)}, "ema_state_dict": averaged}, tmp_path / "w.pth")
+    assert read_checkpoint(tmp_path / "w.pth").tensors["w"].item() == 0
+    assert read_checkpoint(tmp_path / "w.pth", ema=True).tensors.keys() == averaged.keys()
+
+
 PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "encoder.", "visual.trunk.",
             "timm_model.", "model.backbone.", "module.model.encoder.")  # fmt: skip
 

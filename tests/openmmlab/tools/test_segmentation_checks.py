@@ -520,7 +520,7 @@ def test_the_preprocessor_needs_one_size(size, tmp_path):
 # --------------------------------------------------------------------------- what is written
 
 
-def tested(tmp_path, values, *flags):
+def run_test(tmp_path, values, *flags):
     """Train once, then run tools/test.py with these flags; return its exit code."""
     assert trained(tmp_path, values) == 0
     checkpoint = str(tmp_path / "run" / "iter_1.pth")
@@ -542,7 +542,7 @@ def test_label_maps_are_written_beside_other_metrics(evaluator, tmp_path):
     if isinstance(evaluator, list):
         evaluator = [{**evaluator[0], "out_file_path": str(tmp_path / "all.pkl")}, IOU]
     tiny["test_evaluator"] = evaluator
-    assert tested(tmp_path, tiny, "--out", str(tmp_path / "out")) == 0
+    assert run_test(tmp_path, tiny, "--out", str(tmp_path / "out")) == 0
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
 
 
@@ -552,7 +552,7 @@ def test_all_pictures_of_a_small_test_set_are_drawn(tmp_path):
     tiny["visualizer"] = {
         "type": "SegLocalVisualizer", "vis_backends": [{"type": "LocalVisBackend"}]
     }  # fmt: skip
-    assert tested(tmp_path, tiny, "--show-dir", str(tmp_path / "show")) == 0
+    assert run_test(tmp_path, tiny, "--show-dir", str(tmp_path / "show")) == 0
     assert len(list((tmp_path / "show").rglob("*.png"))) == 2
 
 
