@@ -33,9 +33,9 @@ def run(args: argparse.Namespace) -> None:
     from ..deploy.graph_export import EXPORTERS
     from ..models.backbone import ConvNextBackbone
     from ..models.classifier import ConvNextForImageClassification
-    from ..utils.files import WEIGHT_SUFFIXES, check_outputs, check_source
+    from ..utils.files import WEIGHT_SUFFIXES, check_outputs, check_path
 
-    check_source(args.out, "OUT")
+    check_path(args.out, "OUT")
     read = (*WEIGHT_SUFFIXES, ".json")  # of a directory
     beside = (path for path in Path(args.weights).glob("*") if path.suffix in read)
     check_outputs([args.out], [args.weights, *beside])

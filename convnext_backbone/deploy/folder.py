@@ -27,7 +27,7 @@ from ..images.reading import load_image
 from ..inference.optimize import fold_network
 from ..models.backbone import ConvNextBackbone
 from ..utils.checks import check_choice, check_min
-from ..utils.files import atomic_files, check_outputs, check_source, file_sha256, write_json
+from ..utils.files import atomic_files, check_outputs, check_path, file_sha256, write_json
 from ..weights.catalogue import WEIGHTS
 from .boxes import Limits, Size
 from .check import Report, Run, Tolerance, compare, load_images
@@ -136,7 +136,7 @@ def deploy_model(
         DisagreementError: The network does not give what the model gives.
         OSError: The folder cannot be written.
     """
-    check_source(out, "out")
+    check_path(out, "out")
     check_choice("to", to, TARGETS)
     written = [Path(out, name) for name in (MODEL, DESCRIPTION, PROGRAM, *TARGETS[to])]
     check_outputs(written, [config, checkpoint, *(images or ()), *(calibration or ())])

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..models.backbone import ConvNextBackbone
 from ..models.classifier import ConvNextForImageClassification, ConvNextModel
 from ..utils.checks import check_choice
-from ..utils.files import atomic_files, check_source, errors_naming
+from ..utils.files import atomic_files, check_path, errors_naming
 from .onnx_file import DEFAULT_OPSET, OPSETS, SHORT_NAMES, require_onnx, write_onnx
 
 INPUT = "pixel_values"
@@ -101,7 +101,7 @@ def export_onnx(
     check_choice("precision", precision, PRECISIONS)
     require_onnx()
     network = _TupleNetwork(model, PRECISIONS[precision])
-    check_source(path, "path")
+    check_path(path, "path")
     path = Path(path)
     with errors_naming(path), atomic_files(path.parent, path.name) as folder:
         session = write_onnx(
@@ -136,7 +136,7 @@ def export_program(model: nn.Module, path: str | os.PathLike[str]) -> ExportResu
         OSError: The file cannot be written.
     """
     network = _TupleNetwork(model, PRECISIONS["float32"])
-    check_source(path, "path")
+    check_path(path, "path")
     path = Path(path)
     with errors_naming(path), atomic_files(path.parent, path.name) as folder:
         program = torch.export.export(

@@ -32,7 +32,7 @@ from ..images.lists import ImageEntry
 from ..images.reading import load_image
 from ..images.sources import read_size
 from ..utils.checks import check_choice, check_min, shorten_list
-from ..utils.files import errors_naming, read_json, write_bytes
+from ..utils.files import check_path, errors_naming, read_json, write_bytes
 from ..utils.parquet import import_parquet
 from .extractor import Failure, FeatureExtractor, Features
 from .formats import FORMATS, MAX_HEADER, Row, header_bytes
@@ -126,8 +126,7 @@ def extract_features(
     """
     check_choice("engine", engine, ENGINES)
     check_choice("format", format, (None, *FORMATS))
-    if not os.fspath(out):
-        raise ValueError("out must not be empty; the current directory is '.'")
+    check_path(out, "out")
     out, start = Path(out), time.perf_counter()
     entries = iter(images)
     # Errors of the sources come before anything is written.

@@ -22,6 +22,7 @@ from ..images.processor import ConvNextImageProcessor
 from ..images.sources import ImageItem, as_item, expand, is_single, iter_items
 from ..models.backbone import ConvNextBackbone
 from ..models.config import ConvNextConfig
+from ..utils.checks import check_min
 from .batching import Compute, batched_by, compute_with, prepare_ahead, stack_padded
 from .network import build_network
 from .options import (
@@ -30,7 +31,6 @@ from .options import (
     ImageOptions,
     OutputOptions,
     RunOptions,
-    read_count,
     read_device,
     read_dtype,
     read_size,
@@ -173,9 +173,9 @@ class FeatureExtractor:
             dtype=read_dtype(dtype),
             device=read_device(device),
             channels_last=channels_last,
-            batch_size=read_count("batch_size", batch_size, 1),
-            num_workers=read_count("num_workers", num_workers, 0),
-            compute_workers=read_count("compute_workers", compute_workers, 0),
+            batch_size=check_min("batch_size", batch_size, 1),
+            num_workers=check_min("num_workers", num_workers, 0),
+            compute_workers=check_min("compute_workers", compute_workers, 0),
             on_error=on_error,
             progress=progress,
         )

@@ -117,21 +117,16 @@ class RunOptions:
         return model.to(memory_format=torch.channels_last) if self.channels_last else model
 
 
-def read_count(name: str, value: Any, least: int) -> int:
-    """Return an integer, also one of NumPy, that is not below `least`; else ValueError."""
-    return check_min(name, int(value) if isinstance(value, np.integer) else value, least)
-
-
 def read_size(size: Any) -> Size:
     """Return None, "native", a side or (height, width); ValueError for anything else."""
     if isinstance(size, Sequence) and not isinstance(size, str) and len(size) == 2:
-        height, width = (read_count("size", side, 1) for side in size)
+        height, width = (check_min("size", side, 1) for side in size)
         check_pixels("size", height, width)
         return height, width
     if size is None or (isinstance(size, str) and size == "native"):
         return size
     if isinstance(size, int | np.integer) and not isinstance(size, bool):
-        return read_count("size", size, 1)
+        return check_min("size", size, 1)
     raise ValueError(f"size must be None, a number, (height, width) or 'native', got {size!r}")
 
 

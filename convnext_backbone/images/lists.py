@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..utils.checks import shorten_list
-from ..utils.files import check_regular, check_source
+from ..utils.files import check_path, check_regular
 from .sources import IMAGE_SUFFIXES, iter_folder, iter_glob
 
 PathLike = str | os.PathLike[str]
@@ -177,7 +177,7 @@ def _kind(path: str) -> str:
 
 def _expand(source: PathLike) -> list[str]:
     """Return the absolute path of a source, or those that a glob matches."""
-    check_source(source)
+    check_path(source)
     found = [source] if os.path.exists(source) else iter_glob(os.fspath(source))
     return [os.path.abspath(path) for path in found]
 

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from ..utils.files import check_regular, check_source
+from ..utils.files import check_path, check_regular
 from .reading import read_exif
 
 IMAGE_SUFFIXES = frozenset(
@@ -77,7 +77,7 @@ def iter_glob(pattern: str) -> Iterator[str]:
 def is_single(source: Any) -> bool:
     """Return whether a source is one image rather than a collection; ValueError if it is empty."""
     if isinstance(source, str | os.PathLike):
-        check_source(source)
+        check_path(source)
         return not Path(source).is_dir() and (
             Path(source).exists() or not glob.has_magic(os.fspath(source))
         )

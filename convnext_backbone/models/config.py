@@ -22,12 +22,11 @@ from ..archs import FAMILIES, USUAL, arch_fields, stated_model_type
 from ..utils.checks import (
     as_int,
     check_choice,
-    check_destination,
     check_min,
     did_you_mean,
     errors_about,
 )
-from ..utils.files import read_json, write_json
+from ..utils.files import check_path, read_json, write_json
 from ..weights.source import resolve
 from .labels import align_labels, check_problem_type
 from .layers import ACTIVATIONS, NORMS
@@ -513,12 +512,12 @@ class ConvNextConfig:
 
     def to_json_file(self, path: str | os.PathLike[str]) -> None:
         """Write a config.json, replacing it in one step."""
-        check_destination("path", path)
+        check_path(path, "path")
         write_json(Path(path).expanduser(), self.to_dict())
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Write `directory`/config.json, replacing it in one step."""
-        check_destination("directory", directory)
+        check_path(directory, "directory")
         folder = Path(directory).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         self.to_json_file(folder / CONFIG_NAME)

@@ -107,6 +107,12 @@ def iter_metrics(evaluator: Any, where: str = "") -> Iterator[tuple["ConfigDict"
             yield from iter_metrics(metric, f"{where}.{index}")
 
 
+def own_evaluator(evaluator: Any) -> str:
+    """Return the class of an evaluator that holds metrics, where it is not mmengine's; else ""."""
+    name = type_name(evaluator) if isinstance(evaluator, Mapping) and "metrics" in evaluator else ""
+    return "" if name == "Evaluator" else name
+
+
 def split_metrics(cfg: Mapping[str, Any], split: str) -> list[tuple["ConfigDict", str]]:
     """List the metrics of "train", "val" or "test" as `iter_metrics` yields them."""
     return list(iter_metrics(cfg.get(f"{split}_evaluator"), f"{split}_evaluator"))

@@ -1,7 +1,6 @@
 """Checks of arguments that many constructors share, and texts of errors and long lists."""
 
 import operator
-import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -64,11 +63,3 @@ def check_min(name: str, value: Any, least: int) -> int:
     if integer is None or integer < least:
         raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
     return integer
-
-
-def check_destination(name: str, path: str | os.PathLike[str]) -> None:
-    """Refuse what is no path, and the empty path, which would mean the current directory."""
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"{name} must be a string or a path, got {type(path).__name__}")
-    if not os.fspath(path):
-        raise ValueError(f"{name} must not be empty; the current directory is '.'")

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ..archs import FAMILIES, ORIGINAL_MODEL_TYPE, UNSEEN, trunk_shapes
 from ..models.config import CONFIG_NAME, STANDARD, VARIANT, ConvNextConfig
 from ..models.layers import DropPath
-from ..utils.checks import check_choice, check_destination, errors_about, shorten_list
-from ..utils.files import atomic_write, write_json
+from ..utils.checks import check_choice, errors_about, shorten_list
+from ..utils.files import atomic_write, check_path, write_json
 from .layouts import LAYOUTS, Layout, LayoutMatch, restore
 from .load import build_blank
 from .native import STEM, TRUNK, NativeWeights, arch_name, infer_fields
@@ -63,7 +63,7 @@ def save_pretrained(module: nn.Module, directory: str | os.PathLike[str]) -> Non
             package will read the files as they were meant; or layers were altered, so that they are
             not those that the config describes.
     """
-    check_destination("directory", directory)
+    check_path(directory, "directory")
     config: ConvNextConfig = module.config  # type: ignore[assignment]
     state = {
         _WRAPPERS.sub("", key): tensor.detach().cpu()
@@ -242,7 +242,7 @@ def convert_weights(
     """
     check_choice("to", to, TARGETS)
     check_choice("pointwise", pointwise, (None, *POINTWISE))
-    check_destination("destination", destination)
+    check_path(destination, "destination")
     if weights.converted.unexpected:
         raise ValueError(
             f"{weights.source}: {weights.match} does not know "

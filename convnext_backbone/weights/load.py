@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..archs import DROP, STAGE
-from ..models.config import ConvNextConfig, keep_names_or_positions
+from ..models.config import ConvNextConfig
 from ..utils.checks import check_choice, errors_about, shorten_list
 from .native import STEM, NativeWeights, open_weights
 from .placement import assign_to_target
@@ -97,7 +97,7 @@ def load_pretrained_(
     weights = open_weights(source, mmap=False, **opened)
     if not {"config", "arch"} & built.keys():
         with errors_about(weights.source):
-            built["config"] = _config_of(weights)
+            built["config"] = ConvNextConfig(**weights.fields())
     module = build_blank(cls, **built)
     assert isinstance(module, nn.Module)
     if pooling := _other_pooling(module, weights):
@@ -109,15 +109,6 @@ def load_pretrained_(
         module.to(torch.float64 if torch.float64 in {dtype, *stored} else torch.float32)
     load_native(module, weights, **options)
     return module.to(dtype)
-
-
-def _config_of(weights: NativeWeights) -> ConvNextConfig:
-    config = ConvNextConfig(**weights.fields())
-    if "out_indices" not in weights.config:
-        return config
-    outputs = {"out_features": config.out_features, "out_indices": weights.config["out_indices"]}
-    keep_names_or_positions(outputs, config.depths)
-    return config.replace(**outputs)
 
 
 def build_blank(cls: type[Built], *args: Any, **kwargs: Any) -> Built:

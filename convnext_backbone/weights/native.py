@@ -21,7 +21,7 @@ from ..archs import (
     trunk_shapes,
     unseen_fields,
 )
-from ..models.config import STEM_TYPES, ConvNextConfig
+from ..models.config import STEM_TYPES, ConvNextConfig, keep_names_or_positions
 from ..models.layers import NORMS
 from ..utils.checks import check_choice, errors_about, shorten_list
 from .catalogue import WeightEntry
@@ -306,8 +306,7 @@ def _fields_from_config_json(
     names = {field.name for field in dataclasses.fields(ConvNextConfig)}
     names -= _READ_FROM_TENSORS
     known = {k: v for k, v in config.items() if k in names and v is not None}
-    if "out_features" in known:
-        known.pop("out_indices", None)  # both are written; names mean the same in every release
+    keep_names_or_positions(known, found["depths"])
     if family.single_eps and "layer_norm_eps" in known:
         known.setdefault("norm_eps", known["layer_norm_eps"])
     return known | _stated_and_shown(config, family, found, tensors)

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from ..utils.checks import first_line
-from ..utils.files import DISK_FULL, WEIGHT_SUFFIXES, check_source
+from ..utils.files import DISK_FULL, WEIGHT_SUFFIXES, check_path
 from .catalogue import WEIGHTS, WeightEntry, get_weight, suggest
 from .download import URL, WITHOUT_NETWORK, DownloadError, fetch_url, url_path
 from .read import DIRECTORY_FILES, INDEX_SUFFIX, shard_names
@@ -242,7 +242,7 @@ def resolve(
         >>> resolve("facebook/convnextv2-atto-1k-224", revision="main").file("config.json").name
         'config.json'
     """
-    check_source(source)
+    check_path(source)
     name = os.fspath(source)
     path = Path(os.path.expanduser(name))
     hub = None if path.exists() else read_hub_id(source)

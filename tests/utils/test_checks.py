@@ -1,14 +1,11 @@
 """Texts of errors and long lists."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 from convnext_backbone.utils.checks import (
     as_int,
-    check_destination,
     check_min,
     first_line,
     shorten_list,
@@ -48,12 +45,3 @@ def test_what_is_no_integer_is_none(value):
     assert as_int(value) is None
     with pytest.raises(ValueError, match="n must be an integer of at least 0, got"):
         check_min("n", value, 0)
-
-
-def test_the_current_directory_is_meant_by_a_dot_only():
-    check_destination("folder", ".")
-    check_destination("folder", Path("a"))
-    with pytest.raises(ValueError, match=r"folder must not be empty; .* directory is '\.'"):
-        check_destination("folder", "")
-    with pytest.raises(TypeError, match="folder must be a string or a path, got int"):
-        check_destination("folder", 3)

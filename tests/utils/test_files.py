@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from convnext_backbone.utils.files import (
     atomic_files,
     atomic_write,
     check_outputs,
-    check_source,
+    check_path,
     read_json,
     write_bytes,
     write_json,
@@ -235,6 +236,15 @@ def test_a_file_that_is_read_is_not_written(tmp_path):
 
 def test_an_empty_path_is_refused_by_the_name_of_its_argument():
     with pytest.raises(ValueError, match=r"^out must not be empty; the current directory is '\.'$"):
-        check_source("", "out")
+        check_path("", "out")
     with pytest.raises(TypeError, match="out must be a string or a path, got NoneType"):
-        check_source(None, "out")
+        check_path(None, "out")
+
+
+def test_the_current_directory_is_meant_by_a_dot_only():
+    check_path(".", "folder")
+    check_path(Path("a"), "folder")
+    with pytest.raises(ValueError, match=r"folder must not be empty; .* directory is '\.'"):
+        check_path("", "folder")
+    with pytest.raises(TypeError, match="folder must be a string or a path, got int"):
+        check_path(3, "folder")

@@ -25,7 +25,7 @@ from ..config_walk import (
 )
 from .channels import find_backbone, fit_channels
 from .coco import category_names, read_coco
-from .datasets import count_training_images, find_class
+from .datasets import count_training_images, find_class, is_published
 from .errors import UsageError
 from .image_size import apply_image_size
 from .schedule import LENGTHS, fit_schedule, length_key
@@ -208,7 +208,8 @@ def _set_dataset(
         fill_in(dataset, "ann_file", annotations, ann_option)
         fill_in(dataset.data_prefix, "img", images, img_option, ".data_prefix")
         return
-    published = _is_published(dataset.get("type"), cfg.default_scope)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        published = is_published(find_class(dataset.get("type")), ("mmseg.",))
     if published:
         fill_in(dataset, "type", "BaseSegDataset", "")  # ADE20KDataset takes its own classes only
     fill_in(dataset, "ann_file", "", "")  # a list of files of the other data set
@@ -220,12 +221,6 @@ def _set_dataset(
     for step, place in iter_named_dicts(dataset.get("pipeline"), f"{where}.pipeline"):
         if type_name(step) == "LoadAnnotations" and "reduce_zero_label" in dataset:
             typed.fill_in(step, "reduce_zero_label", dataset.reduce_zero_label, where=place)
-
-
-def _is_published(type_: Any, scope: str) -> bool:
-    """Return whether a type of data set is one of mmsegmentation itself, not the user's."""
-    with DefaultScope.overwrite_default_scope(scope):
-        return getattr(find_class(type_), "__module__", "").startswith("mmseg.")
 
 
 def _set_metrics(cfg: Config, split: str, options: Mapping[str, Any], typed: TypedOptions) -> None:

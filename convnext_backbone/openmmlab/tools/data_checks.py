@@ -20,8 +20,9 @@ from .datasets import (
 from .errors import UsageError
 from .label_map_checks import check_label_maps, check_zero_labels
 from .loading import first_other_class
+from .metric_checks import check_iou_metrics
 from .schedule import schedule_warnings
-from .segmentor_checks import check_first_sample, check_iou_metrics
+from .segmentor_checks import check_first_sample
 
 
 def check_data_contents(

@@ -192,9 +192,9 @@ def find_class(type_: Any, registry: Registry = DATASETS) -> Any:
         return scoped.get(type_)
 
 
-def is_published(type_: Any) -> bool:
-    """Return whether a class is one of OpenMMLab's, not the user's."""
-    return getattr(type_, "__module__", "").startswith(_PUBLISHED)
+def is_published(type_: Any, packages: tuple[str, ...] = _PUBLISHED) -> bool:
+    """Return whether a class is one of OpenMMLab's packages, not the user's."""
+    return getattr(type_, "__module__", "").startswith(packages)
 
 
 def _known_base(type_: type) -> type | None:

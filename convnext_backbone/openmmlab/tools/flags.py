@@ -15,7 +15,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS, METRICS, DefaultScope
 
 from ..checkpoint_hook import AtomicCheckpointHook
-from ..config_walk import iter_datasets, iter_metrics, split_datasets, type_name
+from ..config_walk import iter_datasets, iter_metrics, own_evaluator, split_datasets, type_name
 from .datasets import COCO, LABEL_MAPS, DataSource, find_class, load_coco, resolve_dataset
 from .errors import UsageError
 from .option_checks import check_folders
@@ -113,8 +113,8 @@ def enable_drawing(cfg: Config, args: argparse.Namespace) -> None:
         raise UsageError("--show and --show-dir need default_hooks.visualization in the config")
     hook.draw = True
     hook.setdefault("interval", 1)  # mmsegmentation's own default draws each 50th image
-    names = _names_twice(cfg)
-    if args.show_dir and names:
+    names = _names_twice(cfg) if args.show_dir else ""
+    if names:
         print_once(
             f"--show-dir: pictures are named by the last part of a path, so that those of {names} "
             "overwrite each other"
@@ -168,9 +168,9 @@ def dump_detections(cfg: Config, out: str) -> None:
     if not out.endswith(DUMP_SUFFIXES):
         raise UsageError(f"--out must end in {' or '.join(DUMP_SUFFIXES)}, got {out!r}")
     evaluator = cfg.test_evaluator
-    kind = type_name(evaluator) if isinstance(evaluator, Mapping) and "metrics" in evaluator else ""
-    if kind not in ("", "Evaluator"):
-        raise UsageError(f"--out: {kind} takes its own metrics only, none that writes a file")
+    own = own_evaluator(evaluator)
+    if own:
+        raise UsageError(f"--out: {own} takes its own metrics only, none that writes a file")
     metrics = [metric for metric, _ in iter_metrics(evaluator)]
     cfg.test_evaluator = [*metrics, {"type": "DumpDetResults", "out_file_path": out}]
 

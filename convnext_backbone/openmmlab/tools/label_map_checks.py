@@ -25,7 +25,7 @@ from .data_report import DataReport, count_table, list_quoted
 from .datasets import DataSource, find_class, is_published
 from .errors import CONFIG_ERRORS, UsageError, describe_error
 from .image_checks import MAX_IMAGES, ImageReader, check_exist, show_progress, spread
-from .segmentor_checks import iter_iou_metrics
+from .metric_checks import iter_iou_metrics
 
 _MAX_LABEL_MAPS = 1000  # each is decoded
 _IGNORED_LABEL = 255  # mmsegmentation's default of `ignore_index`
@@ -257,8 +257,7 @@ def _check_classes(classes: Sequence[str], where: str, report: DataReport) -> No
                 "num_classes=2, out_channels=1, loss_decode.use_sigmoid=True"
             )
         weights = loss.get("class_weight")
-        softmax = type_name(loss) == "CrossEntropyLoss" and not loss.get("use_sigmoid")
-        if softmax and isinstance(weights, list | tuple) and len(weights) != len(classes):
+        if _is_softmax(loss) and isinstance(weights, list | tuple) and len(weights) != len(classes):
             raise UsageError(
                 f"{place}.class_weight has {len(weights)} weights, but {option} has "
                 f"{len(classes)} classes"
@@ -280,6 +279,10 @@ def _iter_losses(report: DataReport) -> Iterator[tuple[Mapping[str, Any], Mappin
         for loss, place in iter_named_dicts(losses, f"{where}.loss_decode"):
             if "type" in loss and is_published(find_class(loss["type"], MODELS)):
                 yield head, loss, place
+
+
+def _is_softmax(loss: Mapping[str, Any]) -> bool:
+    return type_name(loss) == "CrossEntropyLoss" and not loss.get("use_sigmoid")
 
 
 def _try_loss(
@@ -304,11 +307,10 @@ def _try_loss(
         MODELS.build(dict(loss))(torch.zeros(1, channels, 2, width), labels, ignore_index=255)
     except CONFIG_ERRORS as error:
         given = f", class_weight={weights!r}" if weights else ""
-        softmax = type_name(loss) == "CrossEntropyLoss" and not loss.get("use_sigmoid")
         one = ", which its softmax does not tell apart; set use_sigmoid=True"
         raise UsageError(
             f"{place} ({type_name(loss)}{given}) fails for {num_classes} classes in {channels} "
-            f"channels{one if softmax and channels == 1 else ''}: {describe_error(error)}"
+            f"channels{one if _is_softmax(loss) and channels == 1 else ''}: {describe_error(error)}"
         ) from error
 
 

@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.registry import METRICS
 
 from ...utils.checks import did_you_mean
-from ..config_walk import split_datasets, split_metrics, type_name
+from ..config_walk import own_evaluator, split_datasets, split_metrics, type_name
+from .datasets import find_class, is_published
 from .errors import UsageError
 
 # What mmdet's CocoMetric may give of boxes and of masks, by default the first six; of proposals,
@@ -39,8 +41,10 @@ def check_metrics(cfg: Config, splits: Sequence[str]) -> None:
                 _check_truth(cfg, split, metric, where)
     metrics = [metric for metric, _ in split_metrics(cfg, "val")]
     kinds = {type_name(metric) for metric in metrics}
-    if "val" not in splits or not metrics or not kinds <= _NAMES.keys() or _renames(cfg):
+    if "val" not in splits or not metrics or not kinds <= _NAMES.keys():
         return
+    if own_evaluator(cfg.get("val_evaluator")):
+        return  # it may prefix the names of what its metrics give
     given = [name for metric in metrics for name in _NAMES[type_name(metric)](metric)]
     for wanted, where in _iter_wanted(cfg):
         if wanted not in given and not _is_of_a_class(wanted, metrics):
@@ -50,11 +54,28 @@ def check_metrics(cfg: Config, splits: Sequence[str]) -> None:
             )
 
 
-def _renames(cfg: Config) -> bool:
-    """Return whether the evaluator is of another class than mmengine's, which may prefix names."""
-    evaluator = cfg.get("val_evaluator")
-    own = type_name(evaluator) if isinstance(evaluator, Mapping) and "metrics" in evaluator else ""
-    return own not in ("", "Evaluator")
+def iter_iou_metrics(cfg: Mapping[str, Any], split: str) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """Yield the metrics of a split that are mmsegmentation's `IoUMetric`, with their names."""
+    for metric, where in split_metrics(cfg, split):
+        if type_name(metric) == "IoUMetric" and is_published(find_class(metric["type"], METRICS)):
+            yield metric, where
+
+
+def check_iou_metrics(cfg: Config, split: str) -> None:
+    """Check what `IoUMetric` is asked for.
+
+    Raises:
+        UsageError: A score is unknown, or `format_only` lacks the folder to write to.
+    """
+    for metric, where in iter_iou_metrics(cfg, split):
+        if metric.get("format_only"):
+            if not metric.get("output_dir"):
+                raise UsageError(f"{where}.format_only=True needs {where}.output_dir, a folder")
+            continue
+        unknown = [name for name in _list(metric.get("iou_metrics")) if name not in _IOU_ITEMS]
+        if unknown:
+            known = ", ".join(_IOU_ITEMS)
+            raise UsageError(f"{where}.iou_metrics: {unknown[0]!r} is none of {known}")
 
 
 def _check_coco_metric(cfg: Config, metric: Mapping[str, Any], where: str) -> None:

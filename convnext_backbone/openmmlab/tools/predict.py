@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ...images.lists import name_images, output_names
 from ...images.reading import load_image, to_eight_bits, to_rgb
 from ...utils.checks import first_line
-from ...utils.files import atomic_write, check_outputs, check_source, errors_naming
+from ...utils.files import atomic_write, check_outputs, check_path, errors_naming
 from ..config_walk import iter_datasets
 from .arguments import read_options
 from .checkpoint_checks import check_checkpoint
@@ -83,7 +83,7 @@ def predict(
     """
     if not 0 <= score <= 1:
         raise ValueError(f"score must lie in 0 .. 1, got {score!r}")
-    check_source(out, "out")
+    check_path(out, "out")
     hold_back_chatter()
     config, checkpoint, sources = _split_inputs(inputs)
     images = name_images(sources)

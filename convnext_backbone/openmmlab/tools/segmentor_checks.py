@@ -1,4 +1,4 @@
-"""Checks of a segmentor beside its files: its first samples, its metrics, its sliding windows.
+"""Checks of a segmentor beside its files: its first samples, its sliding windows, its heads.
 
 mmsegmentation finds these mistakes in the first iteration, or at the first validation, after hours.
 """
@@ -11,54 +11,26 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import DATASETS, METRICS, MODELS, TRANSFORMS, DefaultScope
+from mmengine.registry import DATASETS, MODELS, TRANSFORMS, DefaultScope
 
 from ..config_walk import (
     is_local,
     iter_datasets,
     iter_heads,
     iter_named_dicts,
-    split_metrics,
     type_name,
 )
 from .channels import find_backbone
 from .data_report import DataReport
 from .datasets import count_training_images, find_class, is_published
 from .errors import CONFIG_ERRORS, UsageError, describe_error
+from .metric_checks import iter_iou_metrics
 from .processes import count_processes
 
 _SEGMENTORS = ("EncoderDecoder", "CascadeEncoderDecoder")
-_SCORES = ("mIoU", "mDice", "mFscore")  # of `IoUMetric`
 _MODES = ("whole", "slide")
 # What torch says of batch norm over one value; other errors may be those of the meta device.
 _ONE_VALUE = "more than 1 value per channel"
-
-
-# --------------------------------------------------------------------------- metrics
-
-
-def iter_iou_metrics(cfg: Mapping[str, Any], split: str) -> Iterator[tuple[Mapping[str, Any], str]]:
-    """Yield the metrics of a split that are mmsegmentation's `IoUMetric`, with their names."""
-    for metric, where in split_metrics(cfg, split):
-        if type_name(metric) == "IoUMetric" and is_published(find_class(metric["type"], METRICS)):
-            yield metric, where
-
-
-def check_iou_metrics(cfg: Config, split: str) -> None:
-    """Check what `IoUMetric` is asked for.
-
-    Raises:
-        UsageError: A score is unknown, or `format_only` lacks the folder to write to.
-    """
-    for metric, where in iter_iou_metrics(cfg, split):
-        if metric.get("format_only"):
-            if not metric.get("output_dir"):
-                raise UsageError(f"{where}.format_only=True needs {where}.output_dir, a folder")
-            continue
-        asked = metric.get("iou_metrics", ())
-        unknown = [n for n in ([asked] if isinstance(asked, str) else asked) if n not in _SCORES]
-        if unknown:
-            raise UsageError(f"{where}.iou_metrics: {unknown[0]!r} is none of {', '.join(_SCORES)}")
 
 
 def check_windows(cfg: Config) -> None:
