@@ -46,7 +46,8 @@ class ConvNextBackbone(PretrainedTrunk):
             Frozen parameters take no gradient, and their modules stay in eval mode. The norms of
             the outputs are never frozen.
         with_cp: What the blocks hold for the backward pass: False, all activations; "selective",
-            the outputs of convolutions and linear layers; True, the blocks' inputs only.
+            the outputs of convolutions and linear layers; True, the inputs of blocks and
+            downsampling layers.
         init_cfg: `dict(type='Pretrained', checkpoint=SOURCE)`, applied by `init_weights()`; SOURCE
             is anything that `load_weights` reads, and options of `load_weights` may be added.
         fields: Fields of `ConvNextConfig` that replace those of `config` or `arch`.

@@ -29,6 +29,16 @@ _SAVED_OPS = [
 _SELECTIVE = partial(create_selective_checkpoint_contexts, _SAVED_OPS)
 
 
+def checkpointed(module: nn.Module, x: Tensor, with_cp: bool | str) -> Tensor:
+    """Call `module` on `x`; what it holds for the backward pass is one of `WITH_CP`."""
+    # Without gradients nothing is held, so there is nothing to recompute.
+    if not with_cp or not torch.is_grad_enabled():
+        return module(x)
+    if with_cp == "selective":
+        return checkpoint(module, x, use_reentrant=False, context_fn=_SELECTIVE)
+    return checkpoint(module, x, use_reentrant=False)
+
+
 class Block(nn.Module):
     """Depthwise convolution, norm, two pointwise layers, residual: (N, C, H, W) to the same.
 
@@ -99,13 +109,5 @@ class Stage(nn.Sequential):
         """Run the blocks on `input` (N, C, H, W)."""
         x = input
         for block in self:
-            x = self._run(block, x)
+            x = checkpointed(block, x, self.with_cp)
         return x
-
-    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
-        # Without gradients nothing is held, so there is nothing to recompute.
-        if not self.with_cp or not torch.is_grad_enabled():
-            return block(x)
-        if self.with_cp == "selective":
-            return checkpoint(block, x, use_reentrant=False, context_fn=_SELECTIVE)
-        return checkpoint(block, x, use_reentrant=False)

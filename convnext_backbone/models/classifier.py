@@ -89,7 +89,8 @@ class ConvNextModel(_PooledTrunk):
         config: A `ConvNextConfig`, or the name of an architecture (as `arch`).
         arch: The name of an architecture, one of `list_archs()`.
         with_cp: What the blocks hold for the backward pass: False, all activations; "selective",
-            the outputs of convolutions and linear layers; True, the blocks' inputs only.
+            the outputs of convolutions and linear layers; True, the inputs of blocks and
+            downsampling layers.
         fields: Fields of `ConvNextConfig` that replace those of `config` or `arch`.
 
     Raises:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..archs import half_width
 from ..inference import OptimizedModule, optimize_for_inference
 from ..weights import convert_state_dict_
-from .block import WITH_CP, Block, Stage
+from .block import WITH_CP, Block, Stage, checkpointed
 from .config import ConvNextConfig
 from .layers import ACTIVATIONS, Conv2d, GlobalResponseNorm, build_norm2d
 
@@ -40,7 +40,7 @@ class ConvNextTrunk(nn.Module):
         config: The architecture; copied, so later changes of the caller's object do not reach in.
         with_cp: What the blocks hold for the backward pass: False, everything; "selective", the
             outputs of convolutions and linear layers, so norm and activation are recomputed; True,
-            the blocks' inputs. Assignable.
+            the inputs of blocks and downsampling layers. Assignable.
 
     Raises:
         ValueError: `with_cp` is none of these.
@@ -167,7 +167,8 @@ class ConvNextTrunk(nn.Module):
         x = self.downsample_layers[0](x)
         for index, stride in enumerate(self.config.strides[: last + 1]):
             if index > 1:
-                x = self.downsample_layers[index - 1](x)
+                # "selective" would gain nothing here: what it saves is most of what there is.
+                x = checkpointed(self.downsample_layers[index - 1], x, self.with_cp is True)
             if index > 0:
                 x = self.stages[index - 1](x)
             yield _crop(x, pixel_values, stride) if is_padded else x

@@ -61,6 +61,17 @@ def test_the_levels_hold_little(use_grn):
     assert held[True] <= 0.25 * held[False]
 
 
+def test_full_holds_the_inputs_of_blocks_and_downsampling_layers():
+    b = ConvNextBackbone(hidden_sizes=(24, 32), depths=(2, 1), with_cp=True).train()
+    x = torch.randn(1, 3, 256, 256)
+    first, second = 24 * 64 * 64, 32 * 32 * 32  # numbers in a map of each stage
+    stem = 2 * first + 2 * 64 * 64  # the input of its norm, the means and the deviations
+    inputs = first + first + second  # of the second block, the downsampling layer, the third block
+    output = 2 * second + 2 * 32 * 32  # and its norm
+    expected = 4 * (stem + inputs + output)
+    assert held_bytes(lambda: b(x)) == pytest.approx(expected, rel=0.02)  # random states beside
+
+
 def step(backbone, x):
     """Maps, then the gradients of the image and of every parameter."""
     torch.manual_seed(5)  # the same paths drop
