@@ -14,17 +14,13 @@ WEIGHTS_HELP = "a file, a directory, a URL, a Hugging Face id or a name of list_
 
 
 def add_limit_arguments(parser: argparse.ArgumentParser, *, images: bool = False) -> None:
-    """Add what lets files that are trusted claim more than `allowed_limits` would let them."""
-    parser.add_argument(
-        "--max-inflation",
-        type=int,
-        metavar="RATIO",
-        help="how many times its size a file of weights may take in memory (default: 100)",
-    )
+    """Add the limits on what a file may declare, for files that are trusted."""
+    add = parser.add_argument
+    text = "largest memory use of a weights file, as a multiple of its size (default: 100)"
+    add("--max-inflation", type=int, metavar="RATIO", help=text)
     if images:
-        parser.add_argument(
-            "--max-pixels", type=int, metavar="N", help="of an image (default: 89478485, Pillow's)"
-        )
+        text = "largest number of pixels of an image (default: 89478485, Pillow's)"
+        add("--max-pixels", type=int, metavar="N", help=text)
 
 
 @contextmanager
@@ -52,17 +48,20 @@ def add_weights_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what chooses weights that are read without building a network."""
     add = parser.add_argument
     add("source", metavar="SRC", help=WEIGHTS_HELP)
-    add("--ema", action="store_true", help="take the moving average where a file holds both")
+    add("--ema", action="store_true", help="read the moving average where a file holds both")
     add("--prefix", help="the prefix of the keys, where a file holds several ConvNeXts")
     add_limit_arguments(parser)
 
 
 def add_network_arguments(
-    parser: argparse.ArgumentParser, *, features: str = "the last stage"
+    parser: argparse.ArgumentParser,
+    *,
+    features: str = "the last stage",
+    size: str = "as the weights were trained",
 ) -> None:
     """Add what chooses the network, its features and how images are prepared for it.
 
-    `features` is what the help names as the default.
+    `features` and `size` are what the help names as their defaults.
     """
     from ..features.options import DTYPES
 
@@ -74,11 +73,11 @@ def add_network_arguments(
         "--size",
         type=image_size,
         metavar="SIZE",
-        help="native, a side, or HEIGHTxWIDTH (default: as the weights were trained)",
+        help=f"native, a side, or HEIGHTxWIDTH (default: {size})",
     )
-    add("--dtype", choices=tuple(DTYPES), default="float32", help="of the computation")
+    add("--dtype", choices=tuple(DTYPES), default="float32", help="precision of the computation")
     add("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
-    add("--batch-size", type=int, default=8, metavar="N")
+    add("--batch-size", type=int, default=8, metavar="N", help="images per batch (default: 8)")
     add("--workers", type=int, metavar="N", help="threads that decode images")
     add_limit_arguments(parser, images=True)
 
@@ -98,16 +97,12 @@ def build_extractor(args: argparse.Namespace, **options: Any) -> "FeatureExtract
     from ..features.extractor import FeatureExtractor
 
     has_config = args.config is not None
+    chosen = {"device": args.device, "out_features": args.features, "num_workers": args.workers}
     return FeatureExtractor(
         args.config if has_config else args.weights,
         checkpoint=args.weights if has_config else None,
         size=args.size,
         dtype=args.dtype,
         batch_size=args.batch_size,
-        **{
-            "device": args.device,
-            "out_features": args.features,
-            "num_workers": args.workers,
-            **options,
-        },
+        **(chosen | options),
     )

@@ -20,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pointwise",
         choices=tuple(POINTWISE),
-        help="how timm or mmpretrain is to hold the pointwise layers (default: as timm's model)",
+        help="pointwise layers as linear or 1x1 conv, of timm and mmpretrain "
+        "(default: as timm's model)",
     )
 
 

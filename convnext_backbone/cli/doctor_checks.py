@@ -8,7 +8,7 @@ read, a GPU that torch does not see.
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module, metadata
@@ -253,8 +253,8 @@ def _explain_missing_gpu() -> CheckResult:
         return CheckResult("GPU", NOTE, "none: everything runs on the CPU")
     detail = "there is an NVIDIA driver, but "
     if torch.version.cuda is None:
-        fix = "pip install --force-reinstall torch torchvision"
-        return CheckResult("GPU", PROBLEM, f"{detail}this torch is built for the CPU", fix)
+        detail += "this torch is built for the CPU"
+        return CheckResult("GPU", PROBLEM, detail, _REINSTALL_TORCH)
     detail += f"torch built for CUDA {torch.version.cuda} sees no GPU"
     return CheckResult("GPU", PROBLEM, detail, "nvidia-smi")
 
@@ -301,3 +301,15 @@ def run_checks() -> list[CheckResult]:
     """Run every check. Takes a few seconds, most of them for importing mmdet and mmseg."""
     versions = installed_versions()
     return [result for check in CHECKS for result in check(versions)]
+
+
+def format_report(results: Sequence[CheckResult]) -> str:
+    """Return the results as text that ends with the line to type for each problem."""
+    width = max(len(result.what) for result in results)
+    lines = [f"{r.state:<8} {r.what:<{width}}  {r.detail}" for r in results]
+    fixes = list(dict.fromkeys(r.fix for r in results if r.state == PROBLEM))
+    if not fixes:
+        return "\n".join([*lines, "", "No problems."])
+    count = sum(r.state == PROBLEM for r in results)
+    head = f"{count} problem{'s' if count > 1 else ''}. To fix, type:"
+    return "\n".join([*lines, "", head, *(f"  {fix}" for fix in fixes)])

@@ -1,4 +1,4 @@
-"""`export`: write a network as a file that runs without this package, and check it."""
+"""`export`: write a backbone or classifier alone as ONNX or an exported program of torch."""
 
 import argparse
 from pathlib import Path
@@ -8,13 +8,13 @@ from .arguments import WEIGHTS_HELP, add_limit_arguments
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `export`."""
-    from ..deploy.graph_export import EXPORTERS, PRECISIONS
-    from ..deploy.onnx_file import SHORT_NAMES
+    from ..deploy.graph_export import EXPORTERS
+    from ..deploy.targets import SHORT_NAMES, TARGETS
 
     add = parser.add_argument
     add("weights", metavar="W", help=WEIGHTS_HELP)
     add("out", metavar="OUT", help="the file to write: .onnx or .pt2")
-    add("--to", choices=tuple(EXPORTERS), required=True)
+    add("--to", choices=tuple(EXPORTERS), required=True, help="format of the file")
     add(
         "--features",
         nargs="+",
@@ -22,9 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="outputs of the backbone: stem, stage1, ... "
         "(default: as in the weights' config.json, else the last stage)",
     )
-    add("--logits", action="store_true", help="export the classifier; its output is `logits`")
-    add("--opset", type=int, help="of ONNX, 18 to 23 (default: 18)")
-    add("--precision", choices=(*PRECISIONS, *SHORT_NAMES), help="of ONNX (default: float32)")
+    add("--logits", action="store_true", help="write the classifier, with the output `logits`")
+    add("--opset", type=int, help="version of ONNX's operators, 18 to 23 (default: 18)")
+    precisions = (*TARGETS["onnx"].precisions, *SHORT_NAMES)
+    add("--precision", choices=precisions, help="precision of the ONNX file (default: float32)")
     add_limit_arguments(parser)
 
 
@@ -33,12 +34,13 @@ def run(args: argparse.Namespace) -> None:
     from ..deploy.graph_export import EXPORTERS
     from ..models.backbone import ConvNextBackbone
     from ..models.classifier import ConvNextForImageClassification
-    from ..utils.files import WEIGHT_SUFFIXES, check_outputs, check_path
+    from ..utils.files import check_outputs, check_path
+    from ..weights.containers import WEIGHT_SUFFIXES
 
     check_path(args.out, "OUT")
     read = (*WEIGHT_SUFFIXES, ".json")  # of a directory
-    beside = (path for path in Path(args.weights).glob("*") if path.suffix in read)
-    check_outputs([args.out], [args.weights, *beside])
+    files = (path for path in Path(args.weights).glob("*") if path.suffix in read)
+    check_outputs([args.out], [args.weights, *files])
     options = {"opset": args.opset, "precision": args.precision}
     options = {name: value for name, value in options.items() if value is not None}
     if args.weights.endswith(".py"):

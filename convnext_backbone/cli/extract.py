@@ -11,7 +11,7 @@ from .arguments import add_network_arguments, build_extractor
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `extract`."""
-    from ..features.extraction import ENGINES
+    from ..features.engines import ENGINES
     from ..features.formats import FORMATS
     from ..features.options import POOLS
 
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folders, globs, image files, .tar files, or lists of paths: .txt, .csv, .parquet",
     )
     add("--out", required=True, metavar="DIR", help="the folder to write")
-    add("--column", default="file", metavar="NAME", help="of the paths in a .csv or .parquet list")
+    add("--column", default="file", metavar="NAME", help="column of the paths (default: file)")
     add_network_arguments(parser)
     add("--pool", choices=(*POOLS, "cls"), help="one vector an image (default: maps)")
     add(
@@ -36,31 +36,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--on-error",
         choices=("skip", "raise"),
         default="skip",
-        help="about images that cannot be read (default: skip, and name them in the table)",
+        help="what to do with unreadable images (default: skip, and name them in the table)",
     )
-    add(
-        "--format",
-        choices=tuple(FORMATS),
-        help="of the files (default: safetensors, with Ray parquet)",
-    )
+    defaults = ", ".join(f"{engine.format} with {name}" for name, engine in ENGINES.items())
+    add("--format", choices=tuple(FORMATS), help=f"file format (default: {defaults})")
     add("--shard-images", type=int, metavar="N", help="images in a shard (default: 512)")
     add("--shard-mb", type=int, metavar="MB", help="size of a file (default: 256)")
     add("--quiet", action="store_true", help="show no progress")
-    group = parser.add_argument_group("several processes or machines")
-    group.add_argument(
+    add = parser.add_argument_group("several processes or machines").add_argument
+    add(
         "--engine",
         choices=tuple(ENGINES),
         default="local",
         help="ray: --workers is the number of its processes (default: local, one process)",
     )
-    group.add_argument("--address", metavar="A", help="of a Ray cluster; auto finds a running one")
-    group.add_argument("--gpus-per-worker", type=float, metavar="G", help="may be a share of one")
+    add("--address", metavar="A", help="address of a Ray cluster; auto finds a running one")
+    add("--gpus-per-worker", type=float, metavar="G", help="GPUs per worker, fractions allowed")
 
 
 def run(args: argparse.Namespace) -> None:
     """Write the features, and print what was written and which images could not be read."""
+    from ..features.engines import ENGINES
     from ..features.extraction import extract_features
-    from ..images.lists import ImageList
+    from ..images.files import ImageList
 
     engine_options = _engine_options(args)
     shard_bytes = None if args.shard_mb is None else check_min("--shard-mb", args.shard_mb, 1) << 20
@@ -71,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
         pad=not args.no_pad,
         channels_last=args.channels_last,
         on_error=args.on_error,
-        **({"device": "cpu", "num_workers": None} if args.engine == "ray" else {}),
+        **({"device": "cpu", "num_workers": None} if ENGINES[args.engine].has_workers else {}),
     )
     try:
         result = extract_features(
@@ -86,7 +84,9 @@ def run(args: argparse.Namespace) -> None:
             **engine_options,
         )
     except KeyboardInterrupt:
-        print("stopped: finished shards are kept, the same command goes on", file=sys.stderr)
+        print(
+            "stopped: finished shards are kept; rerun the same command to continue", file=sys.stderr
+        )
         raise SystemExit(130) from None
     rate = f", {result.processed / result.seconds:.1f} images/s" if result.processed else ""
     print(
@@ -96,8 +96,8 @@ def run(args: argparse.Namespace) -> None:
     for name, reason in sorted(result.failures.items()):
         shown = name if name.isprintable() else repr(name)
         print(f"unreadable: {shown}: {reason}", file=sys.stderr)
-    if result.failed > len(result.failures):
-        more = result.failed - len(result.failures)
+    more = result.failed - len(result.failures)
+    if more:
         print(f"unreadable: {more} more: the rows with an error", file=sys.stderr)
     if not result.images:
         raise ValueError(f"none of the {result.failed} images could be read")
@@ -105,21 +105,25 @@ def run(args: argparse.Namespace) -> None:
 
 def _engine_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the engine's own options; ValueError for those of another."""
-    own = {"address": args.address, "gpus_per_worker": args.gpus_per_worker}
-    own = {name: value for name, value in own.items() if value is not None}
+    from ..features.engines import ENGINES
+
     world_size = os.environ.get("WORLD_SIZE", "1")
     if world_size != "1":
         raise ValueError(
             f"torchrun started {world_size} processes that would all do the same: instead of it, "
             f"run `convnext-backbone extract ... --engine ray --workers {world_size}`"
         )
-    if args.engine == "local":
-        if own:
-            given = ", ".join("--" + name.replace("_", "-") for name in own)
-            raise ValueError(f"{given}: options of --engine ray, got --engine local")
-        return {}
-    if args.device is not None:
+    chosen, every = ENGINES[args.engine], {o for e in ENGINES.values() for o in e.options}
+    given = {option: vars(args)[option] for option in every if vars(args)[option] is not None}
+    own = {option: value for option, value in given.items() if option in chosen.options}
+    # An engine without workers leaves --workers to the threads that decode.
+    others = sorted(given.keys() - own.keys() - {"workers"})
+    if others:
+        flags = ", ".join("--" + option.replace("_", "-") for option in others)
+        raise ValueError(f"{flags} cannot be used with --engine {args.engine}")
+    if chosen.has_workers and args.device is not None:
         raise ValueError(
-            f"--device {args.device} is for one process: with --engine ray, give --gpus-per-worker"
+            f"--device {args.device} is for one process: with --engine {args.engine}, give "
+            "--gpus-per-worker"
         )
-    return own if args.workers is None else {**own, "workers": args.workers}
+    return own

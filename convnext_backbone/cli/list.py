@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> None:
 
     found = list_weights(args.pattern)
     if not found:
-        raise ValueError(f"there is no weight like {args.pattern!r}{suggest(args.pattern)}")
+        raise ValueError(f"no weights match {args.pattern!r}{suggest(args.pattern)}")
     if args.json:
         print(json.dumps([entry.to_dict() for entry in found], indent=2))
         return

@@ -17,12 +17,12 @@ from . import convert, deploy, doctor, export, extract, info, list, predict, vis
 from .arguments import allowed_limits
 
 PROGRAM = "convnext-backbone"
-# Errors of the user's making; any other is a fault of this package and keeps its traceback.
+# Errors of the user's making, reported in one line; any other is a fault of this package and keeps
+# its traceback.
 _USER_ERRORS = (ValueError, TypeError, OSError, ImportError)
 
 
-# Each module holds `add_arguments(parser)` and `run(args)`; `_USER_ERRORS` of `run` are reported in
-# one line. The docstring, "`name`: what it does", is the help.
+# A module's docstring, "`name`: what it does", is the help of its command.
 COMMANDS: dict[str, ModuleType] = {
     module.__name__.rpartition(".")[2]: module
     for module in (convert, list, info, extract, visualize, predict, export, deploy, doctor)
@@ -35,7 +35,7 @@ def build_parser(argv: Collection[str]) -> argparse.ArgumentParser:
     Commands that `argv` does not name get no arguments, which would import the library.
     """
     parser = OneLineParser(
-        prog=PROGRAM, description="ConvNeXt backbones: weights, features, checks."
+        prog=PROGRAM, description="ConvNeXt backbones: weights, features, prediction, deployment."
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

@@ -10,18 +10,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "inputs",
         nargs="+",
-        metavar="[CONFIG] CHECKPOINT IMAGE",
-        help="the config (default: the one that the run left beside the checkpoint), the "
-        "checkpoint, and image files, folders or globs",
+        metavar="FILE",
+        help="in this order: the config (default: the one that the run left beside the "
+        "checkpoint), the checkpoint, and image files, folders or globs",
     )
     add("--out", required=True, metavar="DIR", help="the folder to write")
-    add("--score", type=float, default=0.3, help="leave out objects below (default: 0.3)")
+    add("--score", type=float, default=0.3, help="lowest score of an object (default: 0.3)")
     add("--device", help="cpu, cuda, ... (default: the GPU where there is one)")
     add(
         "--on-error",
         choices=("skip", "raise"),
         default="skip",
-        help="about images that cannot be read or predicted (default: skip, and list them)",
+        help="what to do with images that fail (default: skip, and list them)",
     )
     add("--no-pictures", action="store_true", help="write json or label maps only")
     add("--cfg-options", nargs="+", default=(), metavar="KEY=VALUE", help="override the config")
@@ -30,10 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Predict, and print what was written and which images failed."""
     from ..openmmlab.tools.errors import UsageError
-    from ..openmmlab.tools.predict import predict
+    from ..openmmlab.tools.predict import predict_files
 
     try:
-        count, failures = predict(
+        count, failures = predict_files(
             args.inputs,
             args.out,
             score=args.score,

@@ -1,4 +1,4 @@
-"""`visualize`: draw the features of images into a PNG, or serve a page to look into them."""
+"""`visualize`: draw the features of images, to a file or on a local page."""
 
 import argparse
 from collections.abc import Mapping
@@ -21,35 +21,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `visualize`."""
     from ..features.pictures import METHODS
 
-    parser.add_argument("images", nargs="*", metavar="IMAGE", help="image files, folders or globs")
-    add_network_arguments(parser, features="every stage")
+    add = parser.add_argument
+    add("images", nargs="*", metavar="IMAGE", help="image files, folders or globs")
+    add_network_arguments(parser, features="every stage", size="native")
     parser.set_defaults(size="native")
-    parser.add_argument(
+    add(
         "--method",
         nargs="+",
         choices=tuple(METHODS),
         help="what to draw (default: pca and activation, and similarity where there is a point)",
     )
-    parser.add_argument(
+    add(
         "--point",
         nargs=2,
         type=float,
         metavar=("X", "Y"),
-        help="where similarity looks from, in pixels of the image as the network sees it",
+        help="reference point of similarity, in pixels of the image as the network sees it",
     )
-    parser.add_argument(
-        "--out", default="features.png", metavar="FILE", help="the .png or .jpg to write"
-    )
-    parser.add_argument(
-        "--serve", action="store_true", help="open a page on this machine instead of writing a file"
-    )
-    parser.add_argument("--port", type=int, default=8000, help="of the page; 0 takes a free one")
+    add("--out", default="features.png", metavar="FILE", help="the .png or .jpg to write")
+    add("--serve", action="store_true", help="serve a page on this machine instead of a file")
+    add("--port", type=int, default=8000, help="port of the page; 0 takes a free one")
 
 
 def run(args: argparse.Namespace) -> None:
     """Draw the images, or serve the page until it is stopped."""
     from ..features.server import MAX_SCENES
-    from ..images.lists import name_images
+    from ..images.files import name_images
     from ..utils.files import check_path
 
     if not args.images and not args.serve:

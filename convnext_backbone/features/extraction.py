@@ -1,4 +1,4 @@
-"""Features of many images into a folder, by one process or by Ray: safe against a kill.
+"""Features of many images into a folder, by an engine: safe against a kill.
 
 The images are split into shards of a fixed number, in their order, as they are listed. A shard is
 there once its JSON file is; `store` describes the files. A run leaves the shards that are there,
@@ -15,32 +15,27 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from itertools import chain, islice
+from dataclasses import dataclass, field
+from itertools import chain, islice, starmap
 from pathlib import Path
 from threading import get_ident
 from typing import Any, NamedTuple
 
-import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ..images.lists import ImageEntry
-from ..images.reading import load_image
-from ..images.sources import read_size
+from ..images.files import ImageEntry
+from ..images.reading import image_size_of
 from ..utils.checks import check_choice, check_min, shorten_list
-from ..utils.files import check_path, errors_naming, read_json, write_bytes
-from ..utils.parquet import import_parquet
-from .extractor import Failure, FeatureExtractor, Features
-from .formats import FORMATS, MAX_HEADER, Row, header_bytes
-from .ray_engine import run as run_ray
+from ..utils.files import check_path, encode_json, errors_naming, read_json, write_bytes
+from .engines import ENGINES
+from .extractor import Failure, FeatureExtractor
+from .formats import FORMATS, Row
 from .store import FORMAT, MANIFEST, PLAN, is_whole, open_file, read_shard, shard_name
 
-# engine -> the format of the files that it writes by default
-ENGINES = {"local": "safetensors", "ray": "parquet"}
 _SHARD_IMAGES = 512
 _SHARD_BYTES = 256 << 20
 _MAX_FAILURES = 1000  # that a result names
@@ -131,10 +126,16 @@ def extract_features(
     entries = iter(images)
     # Errors of the sources come before anything is written.
     entries = chain(list(islice(entries, 1)), entries)
-    own, engine_options = _place(extractor, engine, engine_options)
+    chosen = ENGINES[engine]
+    if not engine_options.keys() <= {*chosen.options}:
+        raise ValueError(
+            f"engine {engine!r} has the options {chosen.options}, got {tuple(engine_options)}"
+        )
+    own = copy.copy(extractor)
+    own.run_options = chosen.configure(extractor.run_options, engine_options)
     plan = {
         "format": FORMAT,
-        "files": ENGINES[engine],
+        "files": chosen.format,
         "shard_images": _SHARD_IMAGES,
         "shard_bytes": _SHARD_BYTES,
         "settings": json.loads(json.dumps(own.describe())),
@@ -142,27 +143,18 @@ def extract_features(
     given = {"files": format, "shard_images": shard_images, "shard_bytes": shard_bytes}
     plan = _write_or_compare_plan(out, plan, {k: v for k, v in given.items() if v is not None})
     _remove_partial(out)  # of a run that was killed
-    result, listed = ExtractionResult(), 0
+    result, writer = ExtractionResult(), ShardWriter(own, out, plan)
+    chunks = iter(lambda: list(islice(entries, plan["shard_images"])), [])
+    shards = starmap(Shard, enumerate(chunks))
     with tqdm(unit="image", disable=not progress) as bar:
-
-        def shards() -> Iterator[Shard]:
-            nonlocal listed
-            while chunk := list(islice(entries, plan["shard_images"])):
-                listed += 1
-                yield Shard(listed - 1, chunk)
-
-        writer = ShardWriter(own, out, plan)
-        if engine == "ray":
-            reports = run_ray(writer, shards(), bar.update, **engine_options)
-        else:
-            reports = (writer(shard, bar.update) for shard in shards())
-        for report in reports:
+        for report in chosen.run(writer, shards, bar.update, **engine_options):
             result.add(report)
     _remove_partial(out)  # of workers that were killed, whose shards others wrote
-    if (out / f"{shard_name(listed)}.json").exists():
-        raise ValueError(f"{out} holds features of other images (more of them): {_ANOTHER}")
-    counts = {"shards": listed, "images": result.images, "failures": result.failed}
-    _write_json(out / MANIFEST, {"format": FORMAT, **plan["settings"], **counts})
+    count = result.kept + result.written
+    if (out / f"{shard_name(count)}.json").exists():
+        raise _unusable(f"{out} was written from a different image list (it has more shards)")
+    counts = {"shards": count, "images": result.images, "failures": result.failed}
+    _write(out / MANIFEST, encode_json({"format": FORMAT, **plan["settings"], **counts}))
     result.seconds = time.perf_counter() - start
     return result
 
@@ -192,30 +184,7 @@ def _is_being_written(partial: Path) -> bool:
     return True
 
 
-def _place(
-    extractor: FeatureExtractor, engine: str, options: Mapping[str, Any]
-) -> tuple[FeatureExtractor, dict[str, Any]]:
-    """Return a copy of the extractor as the engine's processes run it, and the engine's options."""
-    own, run = copy.copy(extractor), extractor.run_options
-    if engine == "local":
-        if options:
-            raise ValueError(f"{', '.join(options)} need engine='ray', got engine='local'")
-        # The rounding of a feature must not depend on the number of threads.
-        workers = run.compute_workers or torch.get_num_threads()
-        own.run_options = replace(run, compute_workers=workers)
-        return own, {}
-    if run.device.type != "cpu":
-        raise ValueError(
-            f"with engine='ray', device must be 'cpu' and gpus_per_worker decides, got {run.device}"
-        )
-    kind = "cuda" if options.get("gpus_per_worker") else "cpu"
-    own.run_options = replace(run, device=torch.device(kind), compute_workers=1)
-    return own, dict(options)
-
-
 # ------------------------------------------------------------------------------ the plan
-
-_ANOTHER = "choose another folder, or remove it"
 
 
 def _write_or_compare_plan(
@@ -231,38 +200,37 @@ def _write_or_compare_plan(
         if out.exists() and not out.is_dir():
             raise NotADirectoryError(f"cannot write into {out}: it is a file, not a folder")
         if others:
-            text = f"{out} holds other {others[0].suffix[1:]} files: choose another folder"
+            text = f"{out} holds other {others[0].suffix[1:]} files: use another folder"
             raise ValueError(text)
         plan = {**plan, **given}
-        if plan["files"] == "parquet":
-            import_parquet()  # an error comes before anything is written
+        FORMATS[plan["files"]].check_installed()  # an error comes before anything is written
         out.mkdir(parents=True, exist_ok=True)
         _write_first(path, plan)
     before = read_json(path)
     if before.get("format") != FORMAT:
-        raise ValueError(f"{path} is damaged, or of another version of this package: {_ANOTHER}")
+        raise _unusable(f"{path} is damaged, or of another version of this package")
     damaged = [k for k, v in plan.items() if not isinstance(before.get(k), type(v))]
     if damaged:
-        raise ValueError(f"{path} is damaged, it lacks {', '.join(damaged)}: {_ANOTHER}")
+        raise _unusable(f"{path} is damaged, it lacks {', '.join(damaged)}")
     for name, value in given.items():
         if before[name] != value:
-            raise ValueError(f"{out} was begun with {name} {before[name]}, got {value}: {_ANOTHER}")
+            raise _unusable(f"{out} was begun with {name} {before[name]}, got {value}")
     new, old = _comparable(plan["settings"]), _comparable(before["settings"])
     changed = [name for name in new if new[name] != old.get(name)]
     if changed:
-        raise _other_settings(out, f"{', '.join(changed)} changed")
+        raise _unusable(f"{out} was written with other settings ({', '.join(changed)} changed)")
     return before
 
 
-def _other_settings(out: Path, what: str) -> ValueError:
-    return ValueError(f"{out} holds features of other settings ({what}): {_ANOTHER}")
+def _unusable(folder: str) -> ValueError:
+    return ValueError(f"{folder}; use another folder or delete it")
 
 
 def _write_first(path: Path, values: Mapping[str, Any]) -> None:
     """Write a JSON file in one step unless it is there."""
     partial = path.with_name(f".{path.name}.{get_ident()}.{os.getpid()}.part")
     with errors_naming(path):
-        write_bytes(partial, _encode_json(values))
+        write_bytes(partial, encode_json(values))
         try:
             os.link(partial, path)
         except OSError:  # it is there, or the drive has no hard links
@@ -291,9 +259,7 @@ class ShardWriter:
     """Brings shards into the folder; one runs in every process of an engine."""
 
     def __init__(self, extractor: FeatureExtractor, out: Path, plan: Mapping[str, Any]) -> None:
-        # The writer itself raises for a failed image, by its name in the folder.
-        self.extractor, self.on_error = copy.copy(extractor), extractor.run_options.on_error
-        self.extractor.run_options = replace(extractor.run_options, on_error="skip")
+        self.extractor = extractor
         self.out = out.absolute()
         self.plan = plan
         self.plan_hash = _hash(plan)
@@ -309,7 +275,7 @@ class ShardWriter:
         """
         Image.MAX_IMAGE_PIXELS = self.max_pixels
         run = self.extractor.run_options
-        self.extractor.model = run.place(self.extractor.model)
+        self.extractor.model = run.prepare_model(self.extractor.model)
         path = self.out / PLAN
         if not path.is_file() or read_json(path) != self.plan:
             raise OSError(f"{self.out} must be a folder that all machines share, {path} is not")
@@ -317,19 +283,6 @@ class ShardWriter:
         if here != self.plan["settings"]:
             wanted = self.plan["settings"]["versions"]
             raise ValueError(f"a worker must have the driver's {wanted}, got {here['versions']}")
-
-    def count_try(self, shard: Shard) -> int:
-        """Return how often a shard was begun in this run, this time included."""
-        with open(self._tries(shard), "ab") as file:
-            file.write(b".")
-            return file.tell()
-
-    def forget_tries(self, shard: Shard) -> None:
-        """Remove what `count_try` left."""
-        self._tries(shard).unlink(missing_ok=True)
-
-    def _tries(self, shard: Shard) -> Path:
-        return self.out / f".{shard_name(shard.number)}.tries.part"
 
     def __call__(self, shard: Shard, advance: Callable[[int], object]) -> ShardReport:
         """Write a shard unless it is there; call `advance` with numbers of images that are done."""
@@ -350,7 +303,7 @@ class ShardWriter:
             "plan": self.plan_hash,
             **self._write(shard, advance),
         }
-        _write_json(self.out / f"{shard_name(shard.number)}.json", record)
+        _write(self.out / f"{shard_name(shard.number)}.json", encode_json(record))
         return _report(record, kept=False)
 
     def _read_before(self, shard: Shard) -> dict[str, Any] | None:
@@ -362,26 +315,15 @@ class ShardWriter:
             before = read_shard(self.out, shard.number)
         except (OSError, ValueError):  # not written, or damaged since
             return None
-        # Earlier versions wrote no hash.
-        if before.get("plan", self.plan_hash) != self.plan_hash:
-            raise _other_settings(self.out, f"shard {shard.number}")
+        if before["plan"] != self.plan_hash:
+            raise _unusable(f"{self.out} was written with other settings (shard {shard.number})")
         self._check_names(shard, before)
         return before
 
     def _can_be_read(self, shard: Shard, failures: Mapping[str, str]) -> bool:
         """Return whether an image that failed before does not now, as with a higher limit."""
         failed = [entry for entry in shard.entries if entry.name in failures]
-        return any(result for _, result in self._stream(failed))
-
-    def _stream(
-        self, entries: Sequence[ImageEntry]
-    ) -> Iterator[tuple[ImageEntry, Features | Failure]]:
-        """Yield images with their results; ValueError for a failure with `on_error="raise"`."""
-        for result in self.extractor.stream(_Images(entries)):
-            entry = entries[result.index]
-            if isinstance(result, Failure) and self.on_error == "raise":
-                raise ValueError(str(replace(result, name=entry.name)))
-            yield entry, result
+        return any(self.extractor.stream(failed))
 
     def _is_whole(self, record: Mapping[str, Any]) -> bool:
         return all(is_whole(self.out / file["file"], file["sha256"]) for file in record["files"])
@@ -397,8 +339,8 @@ class ShardWriter:
                 continue
         changes = {"added": sorted(wanted - found), "gone": sorted(found - wanted)}
         text = "; ".join(f"{k}: {shorten_list(v)}" for k, v in changes.items() if v)
-        where = f"{self.out} holds features of other images"
-        raise ValueError(f"{where} ({text or 'in another order'}): {_ANOTHER}")
+        text = text or "in another order"
+        raise _unusable(f"{self.out} was written from a different image list ({text})")
 
     def _write(self, shard: Shard, advance: Callable[[int], object]) -> dict[str, Any]:
         """Write the files of a shard; return what is to be known of them."""
@@ -407,38 +349,38 @@ class ShardWriter:
         files: list[dict[str, Any]] = []
         rows: list[tuple[Row, Mapping[str, Tensor] | None]] = []
         failures: dict[str, str] = {}
-        size, header, retry = 0, 0, False
-        for entry, result in self._stream(entries):
+        size, share, retry = 0, 0.0, False
+        for result in self.extractor.stream(entries):
+            entry = entries[result.index]
             if isinstance(result, Failure):
                 failures[entry.name] = result.reason
                 rows.append((Row(entry.name, None, None, result.reason), None))
                 # An image that is not there has another version once it is.
-                retry |= result.passing and entry.version() != ()
+                retry |= result.transient and entry.version() != ()
             else:
                 height, width = result.original_size
                 rows.append((Row(entry.name, width, height, None), result))
                 size += sum(x.nbytes for x in result.values())
             row, features = rows[-1]
-            header += header_bytes(row, features or ())
+            share += self.format.share(row, features or ())
             advance(1)
-            if size >= self.plan["shard_bytes"] or header >= MAX_HEADER:
+            if size >= self.plan["shard_bytes"] or share >= 1:
                 files.append(self._write_file(shard, len(files), rows))
-                rows, size, header = [], 0, 0
+                rows, size, share = [], 0, 0.0
         if rows:
             files.append(self._write_file(shard, len(files), rows))
         self._remove_from(shard.number, len(files))
         return {"rows": len(entries), "retry": retry, "failures": failures, "files": files}
 
     def _by_size(self, entries: Sequence[ImageEntry]) -> list[ImageEntry]:
-        """Put images that make batches of one size beside each other."""
+        """Sort images by the size of their batches."""
         if self.extractor.has_one_size:
             return list(entries)
 
         def padded(entry: ImageEntry) -> tuple[int, int]:
-            try:
-                size = read_size(entry.open())
-            except (OSError, ValueError):  # it will fail once it is read
-                size = None
+            size = None
+            with suppress(OSError, ValueError):  # it will fail once it is read
+                size = image_size_of(entry.open())
             return self.extractor.padded_size(*(size or (1, 1)))
 
         return sorted(entries, key=padded)
@@ -463,20 +405,6 @@ class ShardWriter:
             index += 1
 
 
-class _Images:
-    """The images of a shard, opened where they are decoded: one that fails costs no other."""
-
-    def __init__(self, entries: Sequence[ImageEntry]) -> None:
-        self.entries = entries
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def __getitem__(self, index: int) -> Any:
-        entry = self.entries[index]
-        return entry.path if entry.length is None else load_image(entry.open(), entry.name)
-
-
 def _report(record: Mapping[str, Any], kept: bool) -> ShardReport:
     failures = record["failures"]
     return ShardReport(record["rows"] - len(failures), failures, kept)
@@ -493,20 +421,9 @@ def _digest(values: Iterable[Any]) -> str:
     return digest.hexdigest()
 
 
-# ------------------------------------------------------------------------------ files
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    _write(path, _encode_json(values))
-
-
-def _encode_json(values: Mapping[str, Any]) -> bytes:
-    return (json.dumps(values, indent=1) + "\n").encode()
-
-
 def _write(path: Path, data: bytes) -> None:
     try:
         write_bytes(path, data)
     except OSError as error:
-        text = "finished shards are kept, the same command goes on from there"
+        text = "finished shards are kept; rerun the same command to continue"
         raise OSError(f"cannot write {path}: {error.strerror or error}; {text}") from error

@@ -18,11 +18,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .._version import __version__
+from ..images.items import ImageItem, as_item, expand, is_single, iter_items
 from ..images.processor import ConvNextImageProcessor
-from ..images.sources import ImageItem, as_item, expand, is_single, iter_items
 from ..models.backbone import ConvNextBackbone
 from ..models.config import ConvNextConfig
-from ..utils.checks import check_min
 from .batching import Compute, batched_by, compute_with, prepare_ahead, stack_padded
 from .network import build_network
 from .options import (
@@ -31,9 +30,11 @@ from .options import (
     ImageOptions,
     OutputOptions,
     RunOptions,
-    read_device,
-    read_dtype,
-    read_size,
+    choose_options,
+    parse_device,
+    parse_dtype,
+    parse_size,
+    recorded_options,
 )
 
 _LOOKAHEAD = 8  # batches' worth of images among which those of one size are put together
@@ -65,7 +66,7 @@ class Failure:
     index: int
     name: str
     reason: str  # in one line
-    passing: bool = False  # its bytes could not be read, which may have passed another time
+    transient: bool = False  # its bytes could not be read, which may succeed another time
 
     def __bool__(self) -> bool:
         return False
@@ -165,25 +166,18 @@ class FeatureExtractor:
         **load_options: Any,
     ) -> None:
         # Each argument is named here, where help() shows it, and checked in the group it is of.
-        self.output_options = OutputOptions(out_features, out_indices, norm, pool, gem_p)
-        self.image_options = ImageOptions(processor, read_size(size), pad)
+        size, dtype, device = parse_size(size), parse_dtype(dtype), parse_device(device)
         if num_workers is None:
             num_workers = min(4, os.cpu_count() or 1)
-        self.run_options = RunOptions(
-            dtype=read_dtype(dtype),
-            device=read_device(device),
-            channels_last=channels_last,
-            batch_size=check_min("batch_size", batch_size, 1),
-            num_workers=check_min("num_workers", num_workers, 0),
-            compute_workers=check_min("compute_workers", compute_workers, 0),
-            on_error=on_error,
-            progress=progress,
-        )
+        arguments = locals()
+        self.output_options = choose_options(OutputOptions, arguments)
+        self.image_options = choose_options(ImageOptions, arguments)
+        self.run_options = choose_options(RunOptions, arguments)
         network = build_network(source, checkpoint, self.output_options, load_options, processor)
         self.source, self.licence = network.name, network.licence
         self.processor = self.image_options.build_processor(network.processor)
         self.names = (CLS,) if pool == CLS else tuple(network.model.config.out_features or ())
-        self.model = self.run_options.place(network.model)
+        self.model = self.run_options.prepare_model(network.model)
 
     # What it computes: names, channels and strides.
 
@@ -218,6 +212,10 @@ class FeatureExtractor:
     def describe(self) -> dict[str, Any]:
         """Return, ready for JSON, all that decides about the values of the features."""
         output, images, run = self.output_options, self.image_options, self.run_options
+        options = recorded_options(output) | recorded_options(images) | recorded_options(run)
+        options.update(dtype=str(run.dtype).removeprefix("torch."), device=run.device.type)
+        if output.pool != "gem":
+            del options["gem_p"]
         return {
             "weights": {
                 "source": self.source,
@@ -229,19 +227,8 @@ class FeatureExtractor:
                 name: {"channels": self.channels[name], "stride": self.strides[name]}
                 for name in self.names
             },
-            "norm": output.norm,
-            "pool": output.pool,
-            **({"gem_p": float(output.gem_p)} if output.pool == "gem" else {}),
-            "preprocessing": {
-                **self.processor.to_dict(),
-                "backend": self.processor.backend,
-                "size_mode": images.size,
-                "pad_to": self.stride if images.pad else None,
-            },
-            "dtype": str(run.dtype).removeprefix("torch."),
-            "device": run.device.type,
-            "channels_last": run.channels_last,
-            "batch_size": run.batch_size,
+            "preprocessing": {**self.processor.to_dict(), "backend": self.processor.backend},
+            **options,
             "versions": {
                 "convnext_backbone": __version__,
                 "python": platform.python_version(),
@@ -282,12 +269,13 @@ class FeatureExtractor:
 
         Args:
             images: A path, Pillow image, array or tensor gives one result. A folder, a glob, a
-                list, a batch (N, C, H, W), an iterator or a dataset gives a list, with a `Failure`
-                in the place of each image that was skipped.
+                `.tar`, a `.txt`, `.csv` or `.parquet` list of paths, a Python list, a batch
+                (N, C, H, W), an iterator, a dataset or an `ImageList` gives a list, with a
+                `Failure` in the place of each image that was skipped.
 
         Raises:
             ValueError: An image cannot be read and `on_error` is "raise", or it is the only one;
-                or a folder or a glob has no image. (An empty list gives an empty list.)
+                or a path holds no image. (An empty list gives an empty list.)
             TypeError: The source holds no images.
         """
         return self.run_one(images) if is_single(images) else list(self.stream(images))
@@ -326,16 +314,17 @@ class FeatureExtractor:
 
     def _prepare(self, item: ImageItem) -> _Prepared | Failure:
         try:
-            return self._prepare_item(item.fetch())
+            return self._prepare_item(item)
         except Exception as error:  # of a decoder or of the caller's dataset, about this image
-            passing = isinstance(error, OSError) and error.errno is not None
+            transient = isinstance(error, OSError) and error.errno is not None
             reason = " ".join(str(error).split()) or type(error).__name__
-            failure = Failure(item.index, item.name, reason, passing)
+            failure = Failure(item.index, item.name, reason, transient)
             if self.run_options.on_error == "raise":
                 raise ValueError(str(failure)) from error
             return failure
 
     def _prepare_item(self, item: ImageItem) -> _Prepared:
+        item = item.fetch()
         original = pixels = item.image
         if not item.ready:
             original = self.processor.to_tensor(pixels, num_channels=self.config.num_channels)
@@ -412,4 +401,4 @@ class FeatureExtractor:
             return x.clone(memory_format=torch.contiguous_format)
         if pool == CLS:
             return self.model.get_submodule("norm")(x.mean(dim=(-2, -1)))
-        return POOLS[pool](x, float(self.output_options.gem_p))
+        return POOLS[pool](x, self.output_options.gem_p)

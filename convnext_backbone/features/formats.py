@@ -1,4 +1,4 @@
-"""Files of features, one row an image, as safetensors or as Parquet.
+"""Files of features, one row an image; a format is a row of `FORMATS`.
 
 - safetensors: the tensors under `FEATURE/IMAGE`, each read alone, by name.
 - Parquet: the columns `file`, `width`, `height` and `error`; a vector is a fixed-size list under
@@ -22,10 +22,11 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ..images.reading import to_numpy
 from ..utils.parquet import import_parquet
 
 SETTINGS = "convnext_backbone"
-MAX_HEADER = 90_000_000  # bytes of rows' headers in a file: safetensors reads 100 MB
+_MAX_HEADER = 90_000_000  # bytes of rows in the header of safetensors, which reads 100 MB
 _ENTRY_BYTES = 128  # of a tensor in the header of safetensors at most, without its name
 _GROUP_BYTES = 1 << 19  # of a feature in a row group, which is read as a whole
 
@@ -40,12 +41,6 @@ class Row(NamedTuple):
 
 
 Rows = Sequence[tuple[Row, Mapping[str, Tensor] | None]]
-
-
-def header_bytes(row: Row, features: Iterable[str]) -> int:
-    """Return how many bytes, at most, a row with these features adds to the header of a file."""
-    names = [f"{name}/{row.file}" for name in features]
-    return len(json.dumps(json.dumps(row))) + sum(len(json.dumps(x)) + _ENTRY_BYTES for x in names)
 
 
 class FeatureFile(Protocol):
@@ -66,8 +61,14 @@ def _encode_safetensors(rows: Rows, settings: Mapping[str, Any]) -> bytes:
         for name, tensor in (features or {}).items()
     }
     header = {"rows": [row for row, _ in rows], "settings": settings}
-    # One entry: safetensors writes several in any order, and equal rows shall give equal bytes.
+    # One entry: safetensors writes several in any order, and equal rows must give equal bytes.
     return save(tensors, metadata={SETTINGS: json.dumps(header)})
+
+
+def _safetensors_share(row: Row, features: Iterable[str]) -> float:
+    names = [f"{name}/{row.file}" for name in features]
+    size = len(json.dumps(json.dumps(row))) + sum(len(json.dumps(x)) + _ENTRY_BYTES for x in names)
+    return size / _MAX_HEADER
 
 
 class SafetensorsFile:
@@ -106,7 +107,7 @@ def _encode_parquet(rows: Rows, settings: Mapping[str, Any]) -> bytes:
             kind = pa.list_(number)
             shapes = [x if x is None else list(x.shape) for x in tensors]
             columns[f"{name}_shape"] = pa.array(shapes, pa.list_(pa.int32()))
-        columns[name] = pa.array([x if x is None else _to_numpy(x) for x in tensors], kind)
+        columns[name] = pa.array([x if x is None else to_numpy(x).ravel() for x in tensors], kind)
     table = pa.table(columns).replace_schema_metadata({SETTINGS: json.dumps(settings)})
     sink = pa.BufferOutputStream()
     pq.write_table(
@@ -118,10 +119,6 @@ def _encode_parquet(rows: Rows, settings: Mapping[str, Any]) -> bytes:
         write_statistics=["file"],
     )
     return sink.getvalue().to_pybytes()
-
-
-def _to_numpy(x: Tensor) -> Any:
-    return (x.float() if x.dtype == torch.bfloat16 else x).flatten().numpy()
 
 
 class ParquetFile:
@@ -161,9 +158,15 @@ class FileFormat(NamedTuple):
     suffix: str
     encode: Callable[[Rows, Mapping[str, Any]], bytes]  # of rows and settings
     open: Callable[[str | os.PathLike[str]], FeatureFile]
+    # ImportError where a package is missing.
+    check_installed: Callable[[], object] = lambda: None
+    # Of a row and the names of its features: the part that they take of what one file may hold.
+    share: Callable[[Row, Iterable[str]], float] = lambda row, features: 0.0
 
 
 FORMATS = {
-    "safetensors": FileFormat(".safetensors", _encode_safetensors, SafetensorsFile),
-    "parquet": FileFormat(".parquet", _encode_parquet, ParquetFile),
+    "safetensors": FileFormat(
+        ".safetensors", _encode_safetensors, SafetensorsFile, share=_safetensors_share
+    ),
+    "parquet": FileFormat(".parquet", _encode_parquet, ParquetFile, import_parquet),
 }

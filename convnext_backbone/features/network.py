@@ -16,16 +16,9 @@ from ..models.backbone import ConvNextBackbone
 from ..models.classifier import ConvNextForImageClassification, ConvNextModel
 from ..models.config import ConvNextConfig
 from ..utils.checks import check_choice
-from ..weights import (
-    LOAD_OPTIONS,
-    OPEN_OPTIONS,
-    DownloadError,
-    NativeWeights,
-    build_blank,
-    load_native,
-    load_weights,
-    open_weights,
-)
+from ..weights.download import DownloadError
+from ..weights.load import LOAD_OPTIONS, OPEN_OPTIONS, build_blank, load_native, load_weights
+from ..weights.native import NativeWeights, open_weights
 from .options import CLS, OutputOptions
 
 _Model = ConvNextBackbone | ConvNextModel | ConvNextForImageClassification

@@ -1,12 +1,13 @@
 """The arguments of FeatureExtractor, described there, in three groups that check their values.
 
-A new option is a field here, an argument there and the code that reads the field.
+A new option is a field here, an argument there and the code that reads the field; what it changes
+of the features, `FeatureExtractor.describe` reports unless the field is `_UNRECORDED`.
 """
 
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -37,17 +38,30 @@ CLS = "cls"  # the pooling that uses a model's final norm instead of `POOLS`
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 Size = int | tuple[int, int] | str | None
+# Of a field that does not change the values of features, or that `describe` reports in other words.
+_UNRECORDED = {"recorded": False}
+_Group = TypeVar("_Group", bound="OutputOptions | ImageOptions | RunOptions")
+
+
+def choose_options(kind: type[_Group], arguments: Mapping[str, Any]) -> _Group:
+    """Build a group out of all arguments."""
+    return kind(**{f.name: arguments[f.name] for f in fields(kind)})
+
+
+def recorded_options(group: _Group) -> dict[str, Any]:
+    """Return what of a group changes the values of features."""
+    return {f.name: getattr(group, f.name) for f in fields(group) if f.metadata != _UNRECORDED}
 
 
 @dataclass(frozen=True)
 class OutputOptions:
     """Which features, and in which form; ValueError for a value out of its range."""
 
-    out_features: Sequence[str] | str | None = None
-    out_indices: Sequence[int] | None = None
-    norm: bool = True
-    pool: str | None = None
-    gem_p: float = 3.0
+    out_features: Sequence[str] | str | None = field(metadata=_UNRECORDED)
+    out_indices: Sequence[int] | None = field(metadata=_UNRECORDED)
+    norm: bool
+    pool: str | None
+    gem_p: float
 
     def __post_init__(self) -> None:
         check_choice("pool", self.pool, (None, *POOLS, CLS))
@@ -55,6 +69,7 @@ class OutputOptions:
         number = isinstance(p, int | float) and not isinstance(p, bool)
         if not number or not 0 < p <= sys.float_info.max:
             raise ValueError(f"gem_p must be positive and finite, got {p!r}")
+        object.__setattr__(self, "gem_p", float(p))
         if self.pool == CLS and self._chosen():
             raise ValueError(
                 f"pool='cls' is one vector and takes no choice of stages, got {self._chosen()}"
@@ -76,9 +91,9 @@ class OutputOptions:
 class ImageOptions:
     """How images are prepared; TypeError for a processor of another kind."""
 
-    processor: ConvNextImageProcessor | None = None
-    size: Size = None
-    pad: bool = True
+    processor: ConvNextImageProcessor | None = field(metadata=_UNRECORDED)
+    size: Size
+    pad: bool
 
     def __post_init__(self) -> None:
         if not isinstance(self.processor, ConvNextImageProcessor | None):
@@ -103,21 +118,23 @@ class RunOptions:
     device: torch.device
     channels_last: bool
     batch_size: int
-    num_workers: int
-    compute_workers: int
-    on_error: str
-    progress: bool
+    num_workers: int = field(metadata=_UNRECORDED)
+    compute_workers: int = field(metadata=_UNRECORDED)
+    on_error: str = field(metadata=_UNRECORDED)
+    progress: bool = field(metadata=_UNRECORDED)
 
     def __post_init__(self) -> None:
+        for name, least in {"batch_size": 1, "num_workers": 0, "compute_workers": 0}.items():
+            object.__setattr__(self, name, check_min(name, getattr(self, name), least))
         check_choice("on_error", self.on_error, ("raise", "skip"))
 
-    def place(self, model: ConvNextTrunk) -> ConvNextTrunk:
+    def prepare_model(self, model: ConvNextTrunk) -> ConvNextTrunk:
         """Return the network on the device and in the dtype, for inference only."""
         model = model.eval().requires_grad_(False).to(self.device, self.dtype)
         return model.to(memory_format=torch.channels_last) if self.channels_last else model
 
 
-def read_size(size: Any) -> Size:
+def parse_size(size: Any) -> Size:
     """Return None, "native", a side or (height, width); ValueError for anything else."""
     if isinstance(size, Sequence) and not isinstance(size, str) and len(size) == 2:
         height, width = (check_min("size", side, 1) for side in size)
@@ -130,7 +147,7 @@ def read_size(size: Any) -> Size:
     raise ValueError(f"size must be None, a number, (height, width) or 'native', got {size!r}")
 
 
-def read_dtype(dtype: torch.dtype | str) -> torch.dtype:
+def parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
     """Return a dtype of `DTYPES`, given itself or its name; ValueError for any other."""
     if isinstance(dtype, str):
         check_choice("dtype", dtype, tuple(DTYPES))
@@ -139,7 +156,7 @@ def read_dtype(dtype: torch.dtype | str) -> torch.dtype:
     return dtype
 
 
-def read_device(device: torch.device | str | None) -> torch.device:
+def parse_device(device: torch.device | str | None) -> torch.device:
     """Return a device that works; None takes CUDA where there is one.
 
     ValueError for one that does not work, TypeError for what names none.

@@ -9,8 +9,7 @@ The folder holds
 - `manifest.json`: what plan.json says of the values, and the number of shards and images; written
   last, so where it is nothing is missing.
 
-None of them but the rows themselves grows with the number of images. The folders of earlier
-versions, whose manifest.json and index.json name every image, are read as well.
+None of them but the rows themselves grows with the number of images.
 """
 
 import os
@@ -28,7 +27,10 @@ from .formats import FORMATS, FeatureFile
 
 FORMAT = "convnext_backbone features 2"
 PLAN, MANIFEST = "plan.json", "manifest.json"
-_FORMAT_1 = "convnext_backbone features 1"
+_SHARD_FIELDS = {
+    **{"plan": str, "names": str, "images": str, "rows": int},
+    **{"retry": bool, "failures": dict, "files": list},
+}
 _OPEN_FILES = 16  # handles that a reader keeps
 
 
@@ -46,14 +48,7 @@ class FeatureStore(Mapping[str, dict[str, Tensor]]):
         self._hashes: dict[str, str] = {}  # file -> SHA-256
         self._places: dict[str, tuple[str, int]] = {}  # image -> file, row
         self._open: OrderedDict[str, FeatureFile] = OrderedDict()
-        earlier = self.manifest["format"] == _FORMAT_1
-        if earlier:
-            self._read_format_1()
-        else:
-            self._read_shards()
-
-    def _read_shards(self) -> None:
-        for number in range(_field(self.directory / MANIFEST, self.manifest, "shards", int)):
+        for number in range(self.manifest["shards"]):
             shard = read_shard(self.directory, number)
             for file in shard["files"]:
                 self._hashes[file["file"]] = file["sha256"]
@@ -62,15 +57,6 @@ class FeatureStore(Mapping[str, dict[str, Tensor]]):
                         self._places[image.file] = (file["file"], row)
                     else:
                         self.failures[image.file] = image.error
-
-    def _read_format_1(self) -> None:
-        path, index = self.directory / MANIFEST, self.directory / "index.json"
-        shards = _field(path, self.manifest, "shards", list)
-        self._hashes = {shard["file"]: shard["sha256"] for shard in shards}
-        failures = _field(path, self.manifest, "failures", list)
-        self.failures = {failure["file"]: failure["reason"] for failure in failures}
-        files = _field(index, read_json(index), "files", dict)
-        self._places = {name: (shard, 0) for name, shard in files.items()}
 
     def __getstate__(self) -> dict[str, Any]:
         # Handles cannot be pickled; the worker of a data loader opens its own.
@@ -171,14 +157,11 @@ def read_shard(directory: Path, number: int) -> dict[str, Any]:
     """Read what is known of a finished shard; ValueError or OSError where it is not."""
     path = directory / f"{shard_name(number)}.json"
     shard = read_json(path)
-    kinds = {"names": str, "images": str, "rows": int, "retry": bool, "failures": dict}
-    for name, kind in kinds.items():
-        _field(path, shard, name, kind)
-    for file in _field(path, shard, "files", list):
+    _check_fields(path, shard, _SHARD_FIELDS)
+    for file in shard["files"]:
         if not isinstance(file, dict):
             raise ValueError(f"{path} is damaged: 'files' must hold objects")
-        _field(path, file, "file", str)
-        _field(path, file, "sha256", str)
+        _check_fields(path, file, {"file": str, "sha256": str})
     return shard
 
 
@@ -212,14 +195,13 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
             f"{directory} is not finished, {done} shards are: run the extraction again"
         )
     manifest = read_json(path)
-    check_choice(f"the format in {path}", manifest.get("format"), (FORMAT, _FORMAT_1))
-    for name, kind in {"features": dict, "weights": dict, "dtype": str}.items():
-        _field(path, manifest, name, kind)
+    check_choice(f"the format in {path}", manifest.get("format"), (FORMAT,))
+    _check_fields(path, manifest, {"features": dict, "weights": dict, "dtype": str, "shards": int})
     return manifest
 
 
-def _field(path: Path, values: Mapping[str, Any], name: str, kind: type) -> Any:
-    """Return a field of a JSON file; ValueError where it is not there or of another type."""
-    if not isinstance(values.get(name), kind):
-        raise ValueError(f"{path} is damaged: {name!r} must be {kind.__name__}")
-    return values[name]
+def _check_fields(path: Path, values: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
+    """Refuse a JSON file in which a field is not there or of another type."""
+    for name, kind in kinds.items():
+        if not isinstance(values.get(name), kind):
+            raise ValueError(f"{path} is damaged: {name!r} must be {kind.__name__}")

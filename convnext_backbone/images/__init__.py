@@ -1,1 +1,1 @@
-"""Images: where they come from, how they are read and prepared."""
+"""Images: on disk, as values, how they are read and prepared."""

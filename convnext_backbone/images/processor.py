@@ -468,17 +468,17 @@ def _center_crop(x: _Pixels, height: int, width: int) -> _Pixels:
 
 def _resize_pil(x: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:
     """Resize (C, H, W) with Pillow; values of 0 .. 1 pass through 8 bits, as in transformers."""
-    whole = x.dtype == np.uint8 or np.allclose(x, x.astype(int))
-    limit = 255 if whole else 1
+    integral = x.dtype == np.uint8 or np.allclose(x, x.astype(int))
+    limit = 255 if integral else 1
     if x.min() < 0 or x.max() > limit:
         raise ValueError(
             f"the pil backend needs values within 0 .. {limit}, got {x.min()} .. {x.max()}"
         )
-    levels = (x if whole else _rescaled(x, 255.0)).astype(np.uint8)
+    levels = (x if integral else _rescaled(x, 255.0)).astype(np.uint8)
     # Pillow has images of 1, 3 and 4 channels of one type; others are resized one by one.
     groups = [levels] if levels.shape[0] in (1, 3, 4) else np.split(levels, levels.shape[0])
     resized = np.concatenate([_resize_channels(group, size, resample) for group in groups])
-    return resized if whole else _rescaled(resized, 1 / 255)
+    return resized if integral else _rescaled(resized, 1 / 255)
 
 
 def _resize_channels(x: np.ndarray, size: tuple[int, int], resample: int) -> np.ndarray:

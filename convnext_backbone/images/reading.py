@@ -22,6 +22,8 @@ from ..utils.files import check_regular
 
 CHANNELS_FIRST, CHANNELS_LAST = "channels_first", "channels_last"
 _FEW = 1 << 12  # 16-bit values below have at most 16 levels in their high byte: cameras of 12 bits
+_ORIENTATION = 0x0112  # EXIF tag
+_TURNED = (5, 6, 7, 8)  # its values that swap height and width
 
 
 def load_image(source: str | os.PathLike[str] | BinaryIO, name: str | None = None) -> Image.Image:
@@ -38,6 +40,7 @@ def load_image(source: str | os.PathLike[str] | BinaryIO, name: str | None = Non
     try:
         if not isinstance(source, str | os.PathLike):
             return _decode(source)
+        source = os.path.expanduser(source)
         check_regular(source)
         # Given a path, Pillow maps an uncompressed TIFF into memory and takes its sides for those
         # of the upright image.
@@ -59,7 +62,7 @@ def load_image(source: str | os.PathLike[str] | BinaryIO, name: str | None = Non
 
 def _decode(file: BinaryIO) -> Image.Image:
     with Image.open(file) as image:
-        _check_claims(image)
+        _check_limits(image)
         return upright(image)
 
 
@@ -77,7 +80,21 @@ def read_exif(image: Image.Image) -> Image.Exif:
         return Image.Exif()
 
 
-def _check_claims(image: Image.Image) -> None:
+def image_size_of(source: str | os.PathLike[str] | BinaryIO) -> tuple[int, int] | None:
+    """Return the (height, width) of an upright image from its header, or None if unreadable."""
+    try:
+        if isinstance(source, str | os.PathLike):
+            check_regular(source)
+        with Image.open(source) as image:
+            width, height = image.size
+            # Pillow gives the size of a TIFF as it is upright.
+            turned = image.format != "TIFF" and read_exif(image).get(_ORIENTATION) in _TURNED
+    except Exception:  # as in `load_image`
+        return None
+    return (width, height) if turned else (height, width)
+
+
+def _check_limits(image: Image.Image) -> None:
     if image.format == "EPS":  # a program, which Pillow gives to Ghostscript
         raise ValueError("PostScript is not read; convert it to PNG")
     limit, pixels = Image.MAX_IMAGE_PIXELS, image.width * image.height
@@ -105,7 +122,8 @@ def as_tensor(image: Any) -> Tensor:
         if image.dtype.kind not in "uif":
             raise TypeError(f"an image must hold numbers, got an array of {image.dtype}")
         native = image.astype(image.dtype.newbyteorder("="), copy=False)
-        image = torch.from_numpy(np.ascontiguousarray(native))
+        # A tensor shares the memory, which must be contiguous and may be written to.
+        image = torch.from_numpy(np.require(native, requirements="CW"))
     if not isinstance(image, Tensor):
         raise TypeError(
             "an image must be a path, a Pillow image, an array or a tensor, "
@@ -121,7 +139,7 @@ def as_tensor(image: Any) -> Tensor:
         return _narrow(image.to(torch.int32))
     if image.dtype == torch.bool or image.is_complex():
         raise TypeError(f"an image must hold integers or real numbers, got {image.dtype}")
-    # torch takes 255 for -1 beside an int8, and finds no smallest value of uint32 and uint64.
+    # torch compares -1 with an int8 as 255, and finds no smallest value of uint32 and uint64.
     wide = image.to(torch.int64)
     if wide.numel() and (wide.min() < 0 or wide.max() > 255):
         raise ValueError(

@@ -1,1 +1,1 @@
-"""Argument checks and file writing, shared by every package."""
+"""What every package shares: checks, whole files, command lines, lazy and awaited imports."""

@@ -11,8 +11,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-# Suffixes of files that may hold weights.
-WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".h5", ".hdf5", ".keras")
+# Suffixes of files that count as images in a folder.
+IMAGE_SUFFIXES = frozenset(
+    (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp", ".avif")
+)
 # errno of a disk, a quota or a file that takes no more.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CHUNK = 1 << 22  # bytes read at a time
@@ -113,7 +115,12 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 def write_json(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
     """Write a JSON object in one step; see `atomic_write`."""
-    write_bytes(path, (json.dumps(values, indent=2) + "\n").encode())
+    write_bytes(path, encode_json(values))
+
+
+def encode_json(values: Mapping[str, Any]) -> bytes:
+    """Return the bytes of a JSON file."""
+    return (json.dumps(values, indent=2) + "\n").encode()
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:

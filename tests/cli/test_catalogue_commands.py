@@ -34,7 +34,6 @@ def test_list_without_a_pattern_prints_all_of_them_as_json(capsys):
     assert [entry["tag"] for entry in entries] == [*list_weights()]
     gated = [entry["tag"] for entry in entries if entry["gated"]]
     assert gated == [w for w in list_weights() if "b_dinov3" in w or "hf_dinov3" in w]
-    assert all(entry["is_backbone"] for entry in entries)
 
 
 def test_a_pattern_that_fits_nothing_is_one_line_with_what_was_meant(capsys):

@@ -6,8 +6,9 @@ import pytest
 
 from convnext_backbone.cli.arguments import image_size
 from convnext_backbone.cli.main import COMMANDS
-from convnext_backbone.deploy.graph_export import EXPORTERS, PRECISIONS
-from convnext_backbone.features.extraction import ENGINES
+from convnext_backbone.deploy.graph_export import EXPORTERS
+from convnext_backbone.deploy.targets import PRECISIONS, TARGETS
+from convnext_backbone.features.engines import ENGINES
 from convnext_backbone.features.formats import FORMATS
 from convnext_backbone.features.options import DTYPES, POOLS
 from convnext_backbone.features.pictures import METHODS
@@ -47,7 +48,7 @@ SURFACE = {
     "info": {"SRC", "--ema", "--prefix", "--max-inflation"},
     "list": {"PATTERN", "--json"},
     "predict": {
-        "[CONFIG] CHECKPOINT IMAGE",
+        "FILE",
         "--out",
         "--score",
         "--device",
@@ -103,7 +104,9 @@ def test_surface_is_this(command):
         ("extract", "engine", tuple(ENGINES)),
         ("visualize", "method", tuple(METHODS)),
         ("export", "to", tuple(EXPORTERS)),
-        ("export", "precision", (*PRECISIONS, "fp32", "fp16")),
+        ("export", "precision", ("float32", "float16", "fp32", "fp16")),
+        ("deploy", "to", tuple(TARGETS)),
+        ("deploy", "precision", (*PRECISIONS, "fp32", "fp16")),
     ],
 )
 def test_choices_are_those_of_the_library(command, flag, choices):

@@ -10,8 +10,7 @@ import torch
 
 from convnext_backbone import ConvNextBackbone, cli
 from convnext_backbone.cli import doctor_checks
-from convnext_backbone.cli.doctor import format_report
-from convnext_backbone.cli.doctor_checks import NOTE, OK, PROBLEM, CheckResult
+from convnext_backbone.cli.doctor_checks import NOTE, OK, PROBLEM, CheckResult, format_report
 
 # A made-up package stands in for one of the family that is installed here.
 ONEDL = "onedl-mmengine" in doctor_checks.installed_versions()

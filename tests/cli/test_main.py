@@ -39,7 +39,7 @@ def test_help_of_the_program_says_what_a_command_does(capsys):
         main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "info print the layout, architecture, size and licence of weights" in text
-    assert "visualize draw the features of images into a PNG" in text
+    assert "visualize draw the features of images, to a file or on a local page" in text
 
 
 def test_the_help_names_the_features_that_are_taken_by_default(tmp_path, capsys):
@@ -58,6 +58,14 @@ def test_the_help_names_the_features_that_are_taken_by_default(tmp_path, capsys)
             main([command, "--help"])
         assert f"(default: {text})" in " ".join(capsys.readouterr().out.split())
         assert is_true
+
+
+def test_the_help_names_the_size_that_is_taken_by_default(capsys):
+    for command, size in {"extract": "as the weights were trained", "visualize": "native"}.items():
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        text = " ".join(capsys.readouterr().out.split())
+        assert f"native, a side, or HEIGHTxWIDTH (default: {size})" in text
 
 
 def test_program_runs_as_it_is_installed():

@@ -18,12 +18,12 @@ from helpers.extraction import BROKEN, WHOLE, contents, extract, make_extractor
 from PIL import Image
 
 from convnext_backbone import cli
-from convnext_backbone.features import extraction
+from convnext_backbone.features import formats
 from convnext_backbone.features.extraction import ShardWriter, extract_features
 from convnext_backbone.features.extractor import FeatureExtractor
 from convnext_backbone.features.store import load_features
 from convnext_backbone.images import reading
-from convnext_backbone.images.lists import ImageEntry, ImageList
+from convnext_backbone.images.files import ImageEntry, ImageList
 
 FORMATS = pytest.mark.parametrize("format", ["safetensors", "parquet"])
 
@@ -235,7 +235,7 @@ def test_a_shard_of_fewer_files_leaves_none_of_the_earlier_ones(weights_file, tm
     assert sorted(load_features(out)) == ["a.png", "b.png", "c.png", "d.png"]
 
 
-def test_a_passing_error_is_tried_again_and_a_lasting_one_is_not(
+def test_a_transient_error_is_tried_again_and_a_lasting_one_is_not(
     weights_file, image_folder, whole, tmp_path, monkeypatch
 ):
     out, opened = tmp_path / "out", reading.Image.open
@@ -292,14 +292,21 @@ def test_other_settings_or_images_do_not_mix(weights_file, image_folder, tmp_pat
         r"added: new\.png; gone: 00\.png": moved,
         "in another order": [*listed[1:8], listed[0], *listed[8:]],
         r"gone: empty\.png\)": listed[:-1],
-        "more of them": listed[:40],
+        "it has more shards": listed[:40],
         r"added: new\.png\)": [*listed, ImageEntry("new.png", listed[0].path)],
     }.items():
-        with pytest.raises(ValueError, match=rf"other images \({change}"):
+        with pytest.raises(ValueError, match=rf"different image list \({change}"):
             extract_features(
                 make_extractor(weights_file), entries, out, shard_images=8, shard_bytes=20_000
             )
         assert contents(out) == before, change
+
+
+def test_options_of_another_engine_are_named(weights_file, image_folder, tmp_path):
+    for engine, option in (("local", "workers"), ("ray", "machines")):
+        with pytest.raises(ValueError, match=rf"^engine '{engine}' has the options .*'{option}'"):
+            extract(weights_file, image_folder, tmp_path / "o", engine=engine, **{option: 2})
+    assert not (tmp_path / "o").exists()
 
 
 def test_what_a_killed_run_had_begun_to_write_is_removed(weights_file, image_folder, tmp_path):
@@ -377,7 +384,7 @@ def test_a_file_is_closed_before_its_header_is_larger_than_safetensors_reads(
 
 @pytest.mark.parametrize("name", ["a", "写", "\U0001f40d", '"\\\n\x01', "é" * 50])
 def test_names_of_images_with_features_count_as_well(name, weights_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(extraction, "MAX_HEADER", 20_000)
+    monkeypatch.setattr(formats, "_MAX_HEADER", 20_000)
     path = tmp_path / "a.png"
     Image.new("RGB", (32, 32)).save(path)
     entries = [ImageEntry(f"{name}{i:03}", str(path)) for i in range(150)]
@@ -385,7 +392,8 @@ def test_names_of_images_with_features_count_as_well(name, weights_file, tmp_pat
     fx = make_extractor(weights_file, pool="avg")
     extract_features(fx, entries, out, shard_images=len(entries))
     headers = _headers(out)
-    settings = len(json.dumps((out / "plan.json").read_text()))
+    plan = json.loads((out / "plan.json").read_text())
+    settings = len(json.dumps(json.dumps(plan["settings"])))
     assert len(headers) > 1
     assert 10_000 < max(headers) - settings < 21_000
     assert len(load_features(out)) == 150
@@ -444,7 +452,7 @@ def test_command_line_reports_and_refuses_in_one_line(weights_file, image_folder
         "cannot read image": [
             *(str(image_folder), *base[:3], out + "2", "--quiet", "--on-error", "raise"),
         ],
-        "--address: options of --engine ray, got --engine local": [*pooled, "--address", "auto"],
+        "--address cannot be used with --engine local": [*pooled, "--address", "auto"],
         "--device cpu is for one process": [*pooled, "--device", "cpu", "--engine", "ray"],
     }
     for error, arguments in wrong.items():

@@ -1,7 +1,11 @@
 """FeatureExtractor: what goes in, what comes out, and what happens to images of no use."""
 
+import dataclasses
 import decimal
+import inspect
+import io
 import json
+import tarfile
 
 import numpy as np
 import pytest
@@ -14,9 +18,10 @@ from safetensors.torch import load_file, save_file
 
 from convnext_backbone import ConvNextBackbone, ConvNextConfig
 from convnext_backbone.features.extractor import Failure, FeatureExtractor
-from convnext_backbone.features.options import POOLS
+from convnext_backbone.features.options import POOLS, ImageOptions, OutputOptions, RunOptions
+from convnext_backbone.images.files import ImageList
+from convnext_backbone.images.items import expand, is_single
 from convnext_backbone.images.processor import ConvNextImageProcessor
-from convnext_backbone.images.sources import expand, is_single
 from convnext_backbone.models.classifier import ConvNextForImageClassification, ConvNextModel
 
 SHAPE = {"hidden_sizes": (8, 16, 24, 32), "depths": (1, 1, 2, 1)}
@@ -170,6 +175,100 @@ def test_every_kind_of_source_gives_the_same_features(backbone, folder):
         for result, want in zip(results, expected, strict=True):
             for name in want:
                 torch.testing.assert_close(result[name], want[name], atol=1e-6, rtol=1e-6)
+
+
+@pytest.fixture
+def packed(folder, tmp_path):
+    """The images of the folder, in a tar and in lists as well."""
+    paths = sorted(folder.rglob("*.png"))
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        for path in paths:
+            tar.add(path, path.relative_to(folder).as_posix())
+    names = [path.relative_to(tmp_path).as_posix() for path in paths]
+    (tmp_path / "list.txt").write_text("\n".join(names))
+    (tmp_path / "list.csv").write_text("\n".join(["n,file", *(f"1,{name}" for name in names)]))
+    return tmp_path
+
+
+def test_what_the_command_line_reads_the_extractor_reads(backbone, folder, packed):
+    fx = FeatureExtractor(backbone, size="native", batch_size=2)
+    expected = fx(folder)
+    relative = [result.name.removeprefix(f"{packed}/") for result in expected]
+    in_tar = [f"s.tar/{name.removeprefix('images/')}" for name in relative]
+    for source, names in {
+        packed / "s.tar": [f"{packed}/{name}" for name in in_tar],
+        str(packed / "*.tar"): [f"{packed}/{name}" for name in in_tar],
+        packed / "list.txt": relative,
+        str(packed / "list.csv"): relative,
+        ImageList([folder, packed / "s.tar"]): [*relative, *in_tar],
+    }.items():
+        results = fx(source)
+        assert [result.name for result in results] == names
+        assert [result.index for result in results] == list(range(len(names)))
+        for result, want in zip(results, [*expected, *expected], strict=False):
+            torch.testing.assert_close(dict(result), dict(want), atol=1e-6, rtol=1e-6)
+    entry = next(iter(ImageList([packed / "s.tar"])))
+    assert torch.equal(fx(entry)["stage4"], fx([entry])[0]["stage4"])
+    assert torch.equal(fx.prepare(entry), fx.prepare(folder / "0.png"))
+
+
+def test_a_tilde_is_the_home_folder(backbone, folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    fx = FeatureExtractor(backbone, size="native")
+    torch.testing.assert_close(dict(fx("~/0.png")), dict(fx(folder / "0.png")))
+    assert len(fx("~/sub")) == len(fx("~/sub/*.png")) == 3
+
+
+def test_an_array_that_may_not_be_written_to_is_an_image(backbone, folder):
+    fx = FeatureExtractor(backbone, size="native")
+    with Image.open(folder / "0.png") as image:
+        array = np.asarray(image)
+    assert not array.flags.writeable
+    torch.testing.assert_close(dict(fx(array)), dict(fx(folder / "0.png")))
+
+
+def test_names_are_paths_as_they_were_given(backbone, folder, packed, monkeypatch):
+    fx = FeatureExtractor(backbone, size=32)
+    monkeypatch.chdir(folder)
+    for source, name in {
+        ".": "0.png",
+        "./": "0.png",
+        "./*.png": "0.png",
+        "../images": "../images/0.png",
+        "../s.tar": "../s.tar/0.png",
+        "../list.txt": "images/0.png",
+    }.items():
+        assert fx(source)[0].name == name
+
+
+def test_an_image_in_a_dict_is_named_as_it_is_alone(backbone, folder):
+    fx = FeatureExtractor(backbone, size=32)
+    path = str(folder / "0.png")
+    for image, name in ((path, path), (Image.open(path), path), (_noise(32, 32), "1")):
+        assert [r.name for r in fx([{"img": path}, {"img": image}])] == [path, name]
+        assert [r.name for r in fx([path, image])] == [path, name]
+
+
+def test_images_of_a_tar_that_cannot_be_read_are_skipped_and_named(backbone, packed):
+    with tarfile.open(packed / "s.tar", "a") as tar:
+        info = tarfile.TarInfo("bad.png")
+        info.size = 4
+        tar.addfile(info, io.BytesIO(b"text"))
+    fx = FeatureExtractor(backbone, size=32, on_error="skip")
+    failure = fx(packed / "s.tar")[-1]
+    assert failure.reason == f"cannot read image '{packed}/s.tar/bad.png': not an image"
+    with pytest.raises(ValueError, match=r"s\.tar/bad\.png': not an image"):
+        FeatureExtractor(backbone, size=32)(packed / "s.tar")
+
+
+def test_a_glob_of_images_takes_lists_and_tars_beside_them_for_images(backbone, packed):
+    Image.fromarray(_noise(32, 32)).save(packed / "a.png")
+    (packed / "s.tar.gz").write_bytes(b"")
+    fx = FeatureExtractor(backbone, size=32, on_error="skip")
+    results = fx(str(packed / "[als]*"))
+    names = [result.name.rsplit("/", 1)[1] for result in results]
+    assert names == ["a.png", "list.csv", "list.txt", "s.tar", "s.tar.gz"]
+    assert [bool(result) for result in results] == [True, False, False, False, False]
 
 
 def test_ready_pixel_values_and_batches_are_taken(backbone):
@@ -516,6 +615,38 @@ def test_numbers_of_numpy_are_numbers(kind, backbone):
     assert FeatureExtractor(backbone, size=(kind(32), kind(64)))(image).image_size == (32, 64)
 
 
+def test_every_option_is_an_argument_and_of_one_group():
+    groups = (OutputOptions, ImageOptions, RunOptions)
+    names = [field.name for group in groups for field in dataclasses.fields(group)]
+    arguments = inspect.signature(FeatureExtractor).parameters
+    assert sorted(["source", "checkpoint", "load_options", *names]) == sorted(arguments)
+
+
+@pytest.mark.parametrize(
+    ("option", "changed"),
+    [
+        ({"out_features": ["stage1"]}, ["weights", "architecture", "features"]),
+        ({"out_indices": [1]}, ["weights", "architecture", "features"]),
+        ({"norm": False}, ["norm"]),
+        ({"pool": "max"}, ["pool"]),
+        ({"gem_p": 2}, []),
+        ({"pool": "gem"}, ["pool", "gem_p"]),
+        ({"processor": ConvNextImageProcessor(size=64)}, ["preprocessing"]),
+        ({"size": (32, 64)}, ["preprocessing", "size"]),
+        ({"pad": False}, ["pad"]),
+        ({"dtype": "float16"}, ["weights", "dtype"]),
+        ({"channels_last": True}, ["channels_last"]),
+        ({"batch_size": 3}, ["batch_size"]),
+        ({"num_workers": 0, "compute_workers": 2, "on_error": "skip", "progress": True}, []),
+    ],
+)
+def test_what_changes_the_features_is_described(option, changed, backbone):
+    before = FeatureExtractor(backbone, device="cpu").describe()
+    after = FeatureExtractor(backbone, device="cpu", **option).describe()
+    assert [k for k in {**before, **after} if before.get(k) != after.get(k)] == changed
+    assert before["device"] == "cpu"
+
+
 def test_no_images_give_no_features(backbone):
     fx = FeatureExtractor(backbone)
     assert fx([]) == fx(iter(())) == fx(np.zeros((0, 3, 8, 8), np.uint8)) == []
@@ -554,12 +685,20 @@ def test_wrong_sources_are_named(backbone, tmp_path):
     with pytest.raises(TypeError, match="source must be a ConvNextBackbone"):
         FeatureExtractor(torch.nn.Linear(2, 2))
     fx = FeatureExtractor(backbone)
-    with pytest.raises(ValueError, match="no images in folder"):
+    with pytest.raises(ValueError, match="no images in "):
         fx(tmp_path)
     with pytest.raises(ValueError, match=r"no file matches .*\*\.jpg"):
         fx(str(tmp_path / "*.jpg"))
     with pytest.raises(ValueError, match="no such image"):
         fx(tmp_path / "missing.jpg")
+    with pytest.raises(FileNotFoundError, match=r"no such image or folder: .*missing\.tar"):
+        fx(tmp_path / "missing.tar")
+    (tmp_path / "s.tgz").touch()
+    with pytest.raises(ValueError, match=r"s\.tgz is compressed"):
+        fx(tmp_path / "s.tgz")
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(ValueError, match=r"no images in .*empty\.txt"):
+        fx(tmp_path / "empty.txt")
     with pytest.raises(ValueError, match="must not hold NaN"):
         fx(torch.full((3, 40, 40), torch.nan))
     with pytest.raises(TypeError, match="images must be"):

@@ -21,7 +21,7 @@ from convnext_backbone.features.pictures import (
     similarity_map,
     visualize,
 )
-from convnext_backbone.images.lists import name_images
+from convnext_backbone.images.files import name_images
 
 SHAPE = {"hidden_sizes": (8, 16, 24, 32), "depths": (1, 1, 2, 1)}
 STAGES = ("stage1", "stage2", "stage3", "stage4")

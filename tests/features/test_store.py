@@ -1,4 +1,4 @@
-"""The reader of a folder of features: lazy, by name, of this format and the earlier one."""
+"""The reader of a folder of features: lazy and by name."""
 
 import json
 import pickle
@@ -6,11 +6,9 @@ import shutil
 
 import pytest
 import torch
-from helpers.extraction import BROKEN, WHOLE, extract
-from safetensors.torch import save_file
+from helpers.extraction import WHOLE, extract
 
 from convnext_backbone.features.store import FeatureStore, load_features
-from convnext_backbone.utils.files import file_sha256
 
 
 @pytest.fixture(scope="module", params=["safetensors", "parquet"])
@@ -69,41 +67,6 @@ def test_a_manifest_without_a_pooling_is_shown(weights_file, image_folder, tmp_p
     del manifest["pool"]
     path.write_text(json.dumps(manifest))
     assert "stage4 (32, H, W)" in repr(load_features(tmp_path / "out"))
-
-
-def test_folders_of_the_earlier_version_are_read(weights_file, image_folder, tmp_path):
-    new, old = tmp_path / "new", tmp_path / "old"
-    extract(weights_file, image_folder, new)
-    store = load_features(new)
-    old.mkdir()
-    # What version 1 wrote: tensors under FEATURE/IMAGE without rows, and all names as JSON.
-    tensors = {f"{f}/{name}": x for name in store for f, x in store[name].items()}
-    save_file(tensors, old / "features-00000.safetensors", metadata={"format": "pt"})
-    shards = [
-        {
-            "file": "features-00000.safetensors",
-            "sha256": file_sha256(old / "features-00000.safetensors"),
-        }
-    ]
-    manifest = {
-        **store.manifest,
-        "format": "convnext_backbone features 1",
-        "failures": [{"file": k, "reason": v} for k, v in store.failures.items()],
-        "shards": shards,
-    }
-    index = {"files": dict.fromkeys(store, "features-00000.safetensors")}
-    (old / "manifest.json").write_text(json.dumps(manifest))
-    (old / "index.json").write_text(json.dumps(index))
-    again = load_features(old)
-    again.verify()
-    assert list(again) == list(store)
-    assert again.failures.keys() == BROKEN.keys()
-    for name in store:
-        torch.testing.assert_close(again[name], store[name], atol=0, rtol=0)
-    for text in ("{}", "[]", '{"files": 3}'):
-        (old / "index.json").write_text(text)
-        with pytest.raises(ValueError, match=r"index\.json"):
-            load_features(old)
 
 
 @pytest.mark.parametrize(

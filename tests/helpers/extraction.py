@@ -5,7 +5,7 @@ from PIL import Image
 
 from convnext_backbone.features.extraction import extract_features
 from convnext_backbone.features.extractor import FeatureExtractor
-from convnext_backbone.images.lists import ImageList
+from convnext_backbone.images.files import ImageList
 
 SHAPE = {"hidden_sizes": (8, 16, 24, 32), "depths": (1, 1, 2, 1)}
 WHOLE = 40  # images that can be read

@@ -13,8 +13,8 @@ from convnext_backbone import ConvNextBackbone
 from convnext_backbone.cli.main import main
 from convnext_backbone.features.extractor import Failure, FeatureExtractor, Features
 from convnext_backbone.images.processor import ConvNextImageProcessor
-from convnext_backbone.images.reading import load_image
-from convnext_backbone.images.sources import IMAGE_SUFFIXES, read_size
+from convnext_backbone.images.reading import image_size_of, load_image
+from convnext_backbone.utils.files import IMAGE_SUFFIXES
 
 FORMATS = ("png", "jpg", "webp", "bmp", "tiff", "gif")
 SUFFIXES = sorted(IMAGE_SUFFIXES - ({".avif"} if not features.check("avif") else set()))
@@ -115,7 +115,7 @@ def test_a_damaged_file_of_any_format_is_one_failure(suffix, tmp_path):
     outcomes = set()
     for damaged in _damaged(data):
         path.write_bytes(damaged)
-        read_size(path)
+        image_size_of(path)
         (result,) = fx.stream([path])
         outcomes.add(type(result))
         assert result or "\n" not in result.reason
@@ -155,7 +155,7 @@ def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(ValueError, match="is a FIFO"):
         load_image(tmp_path / "pipe.png")
-    assert read_size(tmp_path / "pipe.png") is None
+    assert image_size_of(tmp_path / "pipe.png") is None
 
 
 TURNED = {0x0112: 6}  # EXIF orientation: rotate by 90 degrees to the right
@@ -174,7 +174,7 @@ def test_a_rotated_grey_tiff_is_read_upright(dtype, compression, tmp_path):
     path = tmp_path / "a.tif"
     Image.fromarray(stored).save(path, exif=_exif(TURNED), compression=compression)
     np.testing.assert_array_equal(np.array(load_image(path)), np.rot90(stored, -1))
-    assert read_size(path) == (50, 40)
+    assert image_size_of(path) == (50, 40)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
@@ -182,7 +182,7 @@ def test_the_size_of_a_rotated_image_is_that_of_the_upright_one(suffix, tmp_path
     path = tmp_path / f"a.{suffix}"
     Image.new("RGB", (50, 40)).save(path, exif=_exif(TURNED))
     assert load_image(path).size == (40, 50)
-    assert read_size(path) == (50, 40)
+    assert image_size_of(path) == (50, 40)
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp", "jpg"])
@@ -190,6 +190,6 @@ def test_an_image_with_damaged_exif_is_taken_as_it_is_stored(suffix, tmp_path):
     path = tmp_path / f"a.{suffix}"
     Image.new("RGB", (50, 40), "red").save(path, exif=b"Exif\0\0no header of a TIFF")
     assert load_image(path).size == (50, 40)
-    assert read_size(path) == (40, 50)
+    assert image_size_of(path) == (40, 50)
     processor = ConvNextImageProcessor(do_resize=False)
     assert processor.to_tensor(Image.open(path)).shape == (3, 40, 50)

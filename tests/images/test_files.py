@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from convnext_backbone.images.lists import ImageList, name_images, output_names
+from convnext_backbone.images.files import ImageList, name_images, output_names
 from convnext_backbone.images.reading import load_image
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from helpers.extraction import BROKEN, WHOLE, contents, extract, make_extractor
 
+from convnext_backbone.features.engines import _Worker
 from convnext_backbone.features.extraction import Shard, ShardWriter, extract_features
-from convnext_backbone.features.ray_engine import _Worker
-from convnext_backbone.images.lists import ImageList
+from convnext_backbone.images.files import ImageList
 
 
 def _children(pid):
@@ -37,13 +37,12 @@ def test_a_shard_that_ends_every_worker_is_named(weights_file, image_folder, tmp
     worker = _Worker()
     worker._writer = ShardWriter(make_extractor(weights_file), tmp_path, plan)
     shard = Shard(0, entries)
-    for tries in range(1, 4):  # begun, and never finished
-        assert worker._writer.count_try(shard) == tries
+    tries = tmp_path / ".features-0000000.tries.part"
+    tries.write_bytes(b"...")  # begun three times, and never finished
     assert worker.write([], shard).kept
-    assert worker._writer.count_try(shard) == 1
-    for _ in range(3):
-        worker._writer.count_try(shard)
-    with pytest.raises(ChildProcessError, match=r"shard 0 \(00\.png to .*\) ended its worker 4"):
+    assert not tries.exists()
+    tries.write_bytes(b"....")
+    with pytest.raises(ChildProcessError, match=r"shard 0 \(00\.png to .*\) crashed its worker 4"):
         worker.write([], shard)
 
 

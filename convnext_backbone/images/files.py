@@ -1,10 +1,12 @@
-"""Images by name, of any number: folders, globs, files, tars and lists, read as they are used.
+"""Images on disk: files, folders, globs, tars and lists of paths, read as they are used.
 
-What is held is the names of the folder or the tar that is being read and the files that globs
-match; a list of any length passes through.
+`ImageList` reads several sources, each image once; `find_entries` one, for `FeatureExtractor`. A
+new kind of list is a row of `_LISTS`. What an `ImageList` holds is the names of the folder or the
+tar that is being read and the files that globs match; a list of any length passes through.
 """
 
 import csv
+import glob
 import io
 import os
 import posixpath
@@ -16,16 +18,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..utils.checks import shorten_list
-from ..utils.files import check_path, check_regular
-from .sources import IMAGE_SUFFIXES, iter_folder, iter_glob
+from ..utils.files import IMAGE_SUFFIXES, check_path, check_regular
+from ..utils.parquet import import_parquet
 
 PathLike = str | os.PathLike[str]
-# In the place of a length, of what has no bytes of its own in a tar -> what `open` says of it.
-_NOWHERE, _SPARSE = -1, -2
-_REASONS = {
-    _NOWHERE: "it links to no file of the tar",
-    _SPARSE: "it is stored as a sparse file; pack the tar without --sparse",
-}
+# Why the data of a member of a tar cannot be read.
+_NOWHERE = "it links to no file of the tar"
+_SPARSE = "it is stored as a sparse file; pack the tar without --sparse"
 _MAX_LINKS = 40  # that lead from one to another, as Linux follows them
 # Of tars that would have to be read from their start for every image.
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
@@ -37,8 +36,8 @@ class ImageEntry(NamedTuple):
     name: str
     path: str  # of the file, or of the tar that holds it
     start: int = 0
-    # Of its bytes inside a tar, or one of `_REASONS`; None is the whole file.
-    length: int | None = None
+    # Of its bytes inside a tar, or why they cannot be read; None is the whole file.
+    length: int | str | None = None
 
     def open(self) -> str | io.BytesIO:
         """Return what Pillow opens: the path, or the bytes inside the tar.
@@ -47,8 +46,8 @@ class ImageEntry(NamedTuple):
         """
         if self.length is None:
             return self.path
-        if self.length in _REASONS:
-            raise ValueError(f"cannot read image {self.name!r}: {_REASONS[self.length]}")
+        if isinstance(self.length, str):
+            raise ValueError(f"cannot read image {self.name!r}: {self.length}")
         with open(self.path, "rb") as file:
             file.seek(self.start)
             return io.BytesIO(file.read(self.length))
@@ -93,17 +92,10 @@ class ImageList:
         if not sources:
             raise ValueError("sources must not be empty")
         self.column = column
-        self._sources = [path for source in sources for path in _expand(source)]
-        for path in self._sources:
-            if path.lower().endswith(_COMPRESSED) and not os.path.isdir(path):
-                raise ValueError(f"{path} is compressed, and only plain .tar files are read")
-        lists = [path for path in self._sources if _kind(path) in _LISTS]
+        found = [path for source in sources for path in _match_paths(source)]
+        self._sources = [os.path.abspath(path) for path in found]
+        _check_sources(self._sources)
         roots = {path if os.path.isdir(path) else os.path.dirname(path) for path in self._sources}
-        if lists and (len(lists) < len(self._sources) or len(roots) > 1):
-            raise ValueError(
-                "lists of images must lie in one folder and cannot be mixed with images, got "
-                + shorten_list(self._sources)
-            )
         self._prefix = os.path.join(os.path.commonpath(roots), "")
         # The entries of one folder are different, and in its order rather than their names'.
         self._once = len(self._sources) == 1 and os.path.isdir(self._sources[0])
@@ -124,23 +116,11 @@ class ImageList:
             count, last = count + 1, entry.name
             yield entry
         if not count:
-            raise ValueError(f"no images in {shorten_list(self._sources)}")
+            raise _no_images(self._sources)
 
     def _entries(self) -> Iterator[ImageEntry]:
         for source in self._sources:
-            if os.path.isdir(source):
-                for path in iter_folder(source):
-                    yield ImageEntry(self._name(path), path)
-            elif _kind(source) == ".tar":
-                yield from _tar_entries(source, self._name(source))
-            elif _kind(source) in _LISTS:
-                for name in _read_list(source, self.column):
-                    yield ImageEntry(name, os.path.join(self._prefix, name))
-            else:
-                yield ImageEntry(self._name(source), source)
-
-    def _name(self, path: str) -> str:
-        return path.removeprefix(self._prefix).replace(os.sep, "/")
+            yield from _iter_entries(source, self.column, self._prefix)
 
 
 def name_images(sources: Sequence[PathLike]) -> dict[str, Path]:
@@ -171,38 +151,142 @@ def output_names(images: Mapping[str, Path], suffix: str) -> dict[str, str]:
     return {name: short[name] if taken[short[name]] == 1 else long[name] for name in images}
 
 
-def _kind(path: str) -> str:
+# ------------------------------------------------------------------------------ one source
+
+
+def holds_many(path: PathLike) -> bool:
+    """Return whether a path names a collection of images: a folder, a glob, a tar or a list.
+
+    ValueError if it is empty.
+    """
+    check_path(path)
+    text = os.path.expanduser(path)
+    if os.path.isdir(text) or text.lower().endswith((".tar", *_COMPRESSED, *_LISTS)):
+        return True
+    return not os.path.exists(text) and glob.has_magic(text)
+
+
+def find_entries(source: PathLike) -> list[ImageEntry]:
+    """Return the images of a collection, named by their paths, in a list as they are written.
+
+    Raises: as `ImageList`. A glob that matches an image takes whatever it matches for images.
+    """
+    paths = [os.fspath(Path(path)) for path in _match_paths(source)]
+    if not all(map(holds_many, paths)):
+        return [ImageEntry(path, path) for path in paths]
+    _check_sources(paths)
+    here = os.path.join(os.curdir, "")
+    entries = [entry for path in paths for entry in _iter_entries(path, "file", here)]
+    if not entries:
+        raise _no_images(paths)
+    return entries
+
+
+def _match_paths(source: PathLike) -> list[str]:
+    """Return the path of what is there, else the files that a glob matches, sorted."""
+    check_path(source)
+    pattern = os.path.expanduser(source)
+    if os.path.exists(pattern):
+        return [pattern]
+    if not glob.has_magic(pattern):
+        raise FileNotFoundError(f"no such image or folder: {pattern!r}")
+    found = sorted(glob.iglob(pattern, recursive=True))
+    found = [path for path in found if os.path.isfile(path) or not os.path.exists(path)]
+    if not found:
+        raise ValueError(f"no file matches {pattern!r}")
+    return found
+
+
+def _check_sources(paths: Sequence[str]) -> None:
+    """Refuse what cannot be read, or not together."""
+    files = [path for path in paths if not os.path.isdir(path)]
+    for path in files:
+        if path.lower().endswith(_COMPRESSED):
+            raise ValueError(f"{path} is compressed, and only plain .tar files are read")
+    lists = [path for path in files if _suffix(path) in _LISTS]
+    if lists and (len(lists) < len(paths) or len(set(map(os.path.dirname, lists))) > 1):
+        raise ValueError(
+            "lists of images must lie in one folder and cannot be mixed with images, got "
+            + shorten_list(paths)
+        )
+
+
+def _iter_entries(path: str, column: str, prefix: str) -> Iterator[ImageEntry]:
+    """Yield the images of a path, named without the prefix; those of a list as it names them."""
+    if os.path.isdir(path):
+        for image in _iter_folder(path):
+            yield ImageEntry(_name(image, prefix), image)
+    elif _suffix(path) in _LISTS:
+        folder = os.path.dirname(path)
+        for name in _read_list(path, column):
+            yield ImageEntry(name, os.path.join(folder, name))
+    elif _suffix(path) == ".tar":
+        yield from _tar_entries(path, _name(path, prefix))
+    else:
+        yield ImageEntry(_name(path, prefix), path)
+
+
+def _no_images(sources: Sequence[str]) -> ValueError:
+    suffixes = " ".join(sorted(IMAGE_SUFFIXES))
+    return ValueError(f"no images in {shorten_list(sources)} (looked for {suffixes})")
+
+
+def _suffix(path: str) -> str:
     return os.path.splitext(path)[1].lower()
 
 
-def _expand(source: PathLike) -> list[str]:
-    """Return the absolute path of a source, or those that a glob matches."""
-    check_path(source)
-    found = [source] if os.path.exists(source) else iter_glob(os.fspath(source))
-    return [os.path.abspath(path) for path in found]
+def _name(path: str, prefix: str) -> str:
+    return path.removeprefix(prefix).replace(os.sep, "/")
+
+
+def _iter_folder(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """Yield the paths of the images in a folder and below it, each folder's entries by name.
+
+    Files count as images by their suffix. Linked folders are followed, except back to one that they
+    lie in. Dangling symlinks are included; the reader raises for them.
+    """
+    above = (*above, os.path.realpath(folder))
+    with os.scandir(folder) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    for entry in entries:
+        if _is_folder(entry):
+            if not entry.is_symlink() or os.path.realpath(entry.path) not in above:
+                yield from _iter_folder(entry.path, above)
+        elif _suffix(entry.name) in IMAGE_SUFFIXES and (entry.is_symlink() or entry.is_file()):
+            yield entry.path
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+# ------------------------------------------------------------------------------ tars
 
 
 def _tar_entries(path: str, name: str) -> Iterator[ImageEntry]:
     members = _tar_members(path)
-    has_links = any(isinstance(place, str) for place in members.values())
+    has_links = any(isinstance(found, str) for found in members.values())
     paths = {posixpath.normpath(member): member for member in members} if has_links else {}
-    for member, place in members.items():
-        if _kind(member) not in IMAGE_SUFFIXES:
+    for member, found in members.items():
+        if _suffix(member) not in IMAGE_SUFFIXES:
             continue
         for _ in range(_MAX_LINKS):
-            if isinstance(place, str):
-                place = members.get(paths.get(place, ""), (0, _NOWHERE))
-        start, length = (0, _NOWHERE) if isinstance(place, str) else place
+            if isinstance(found, str):
+                found = members.get(paths.get(found, ""), (0, _NOWHERE))
+        start, length = (0, _NOWHERE) if isinstance(found, str) else found
         yield ImageEntry(f"{name}/{member}", path, start, length)
 
 
-def _tar_members(path: str) -> dict[str, tuple[int, int] | str]:
+def _tar_members(path: str) -> dict[str, tuple[int, int | str] | str]:
     """Return the start and length of a tar's files, and the paths that links lead to, by name.
 
     Of members of one name the last counts, as where a tar is unpacked. ValueError for damage.
     """
     check_regular(path)
-    members: dict[str, tuple[int, int] | str] = {}
+    members: dict[str, tuple[int, int | str] | str] = {}
     try:
         with tarfile.open(path, "r:") as tar:
             while (member := tar.next()) is not None:
@@ -234,7 +318,7 @@ def _tar_members(path: str) -> dict[str, tuple[int, int] | str]:
 def _read_list(path: str, column: str) -> Iterator[str]:
     check_regular(path)
     try:
-        for number, name in enumerate(_LISTS[_kind(path)](path, column)):
+        for number, name in enumerate(_LISTS[_suffix(path)](path, column)):
             if not isinstance(name, str) or not name:
                 raise ValueError(f"{path}: entry {number} must be a path, got {name!r}")
             yield name
@@ -255,8 +339,6 @@ def _csv_names(path: str, column: str) -> Iterator[str]:
 
 
 def _parquet_names(path: str, column: str) -> Iterator[str]:
-    from ..utils.parquet import import_parquet
-
     with import_parquet().ParquetFile(path) as file:
         _check_column(path, column, file.schema_arrow.names)
         for batch in file.iter_batches(columns=[column]):
