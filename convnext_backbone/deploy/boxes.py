@@ -57,10 +57,9 @@ class Limits:
 def clip_boxes(boxes: Tensor, size: Size) -> Tensor:
     """Move corners (..., 4) that lie outside the image to its border."""
     height, width = size
-    x1, y1, x2, y2 = boxes.unbind(-1)
-    xs, ys = (x.clamp(0, width) for x in (x1, x2)), (y.clamp(0, height) for y in (y1, y2))
-    (x1, x2), (y1, y2) = xs, ys
-    return torch.stack([x1, y1, x2, y2], dim=-1)
+    ends = (width, height, width, height)
+    sides = zip(boxes.unbind(-1), ends, strict=True)
+    return torch.stack([side.clamp(0, end) for side, end in sides], dim=-1)
 
 
 def decode_deltas(coder: Any, priors: Tensor, deltas: Tensor, size: Size) -> Tensor:
@@ -112,11 +111,14 @@ def decode_boxes(coder: Any, priors: Tensor, predicted: Tensor, size: Size) -> T
 
 
 class Suppression:
-    """NMS with the settings of a head's `test_cfg`: boxes of other groups do not suppress.
+    """NMS with the settings of a head's `test_cfg`, among the boxes of each group.
 
     Args:
         where: The name of `test_cfg` in the config, for errors.
-        test_cfg: Holds `nms` and `max_per_img`.
+        test_cfg: Holds `nms`, `max_per_img` and, of a detector, `score_thr`.
+
+    Attributes:
+        limits: Where a detector with this NMS cuts its candidates.
 
     Raises:
         ValueError: The settings ask for something else, such as soft-NMS.
@@ -139,11 +141,8 @@ class Suppression:
         if self.max_kept <= 0:
             raise ValueError(f"{where}.max_per_img must be positive, got {self.max_kept}")
         self.min_size = float(test_cfg.get("min_bbox_size", -1))
-
-    def limits(self, test_cfg: Mapping[str, Any]) -> Limits:
-        """Return where a detector with this NMS and a `score_thr` cuts its candidates."""
         threshold = float(test_cfg.get("score_thr", 0))
-        return Limits(threshold, self.iou_threshold, self.max_kept)
+        self.limits = Limits(threshold, self.iou_threshold, self.max_kept)
 
     def __call__(
         self, boxes: Tensor, scores: Tensor, groups: Tensor

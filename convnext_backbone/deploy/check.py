@@ -1,4 +1,4 @@
-"""Compare a deployed network with the predictions of the library that trained it.
+"""Compare a deployed detector or segmentor with the predictions of the library that trained it.
 
 Boxes whose scores or overlaps lie closer to a threshold than the rounding error may be kept by one
 and dropped by the other: such ties are counted, and everything else has to agree. So may a pixel
@@ -21,13 +21,14 @@ Run = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
 
 class DisagreementError(RuntimeError):
-    """The deployed network does not give what the trained model gives."""
+    """A written network does not give what the original gives."""
 
 
 @dataclass(frozen=True)
 class Tolerance:
     """The largest differences that are accepted."""
 
+    features: float = 1e-4  # of a backbone's maps, as a share of the largest value of one
     boxes: float = 0.1  # pixels
     scores: float = 1e-4
     masks: float = 1e-3  # of probabilities
@@ -130,7 +131,7 @@ def _compare_label_maps(
     place: str,
 ) -> None:
     logits, labels, ours = expected["logits"], expected["label_map"], got["label_map"]
-    _check_shape("label_map", ours, labels, place)
+    check_shape("label_map", ours, labels, place)
     different = ours != labels
     scores = {"logits": logits, "probabilities": logits.softmax(0) if len(logits) > 1 else logits}
     compared = [name for name in scores if name in got]
@@ -156,7 +157,7 @@ def _compare_scores(
     report: Report, name: str, expected: Tensor, got: Tensor, tolerance: Tolerance, place: str
 ) -> None:
     """Compare logits or probabilities (C, H, W), which each pixel's class is chosen by."""
-    _check_shape(name, got, expected, place)
+    check_shape(name, got, expected, place)
     largest = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
     difference = (got - expected).abs().amax(0) / largest
     report.note(name, float(difference.max()))
@@ -168,7 +169,8 @@ def _compare_scores(
         )
 
 
-def _check_shape(name: str, got: Tensor, expected: Tensor, place: str) -> None:
+def check_shape(name: str, got: Tensor, expected: Tensor, place: str) -> None:
+    """Refuse an output of another shape, with a `DisagreementError` that says where it was."""
     if got.shape != expected.shape:
         shapes = tuple(got.shape), tuple(expected.shape)
         raise DisagreementError(f"{place}: {name} has shape {shapes[0]}, it must be {shapes[1]}")
@@ -206,11 +208,11 @@ def _compare_boxes(
                 continue
             if not _is_tie(one, row, other, tolerance, limits):
                 who = ("the trained model", "the deployed network")[side]
-                raise DisagreementError(_describe(place, who, one, row, other))
+                raise DisagreementError(_describe_box(place, who, one, row, other))
             ties += 1
         report.ties += ties
         if ties > max(1, tolerance.ties * len(pairs)):
-            raise DisagreementError(f"{place}: {ties} boxes differ beside {len(pairs)} that agree")
+            raise DisagreementError(f"{place}: {ties} of {ties + len(pairs)} boxes differ")
     if tolerance.refuse and not report.worst.get("masks", 0.0) <= tolerance.masks:  # also nan
         raise DisagreementError(
             f"{place}: masks differ by {report.worst['masks']:.2g}, allowed is {tolerance.masks:g}"
@@ -271,7 +273,7 @@ def _is_tie(
     return bool((near | (equal & apart & (overlaps > limits.iou_threshold))).any())
 
 
-def _describe(
+def _describe_box(
     place: str, who: str, one: Mapping[str, Tensor], row: int, other: Mapping[str, Tensor]
 ) -> str:
     label, score = int(one["labels"][row]), float(one["scores"][row])

@@ -1,4 +1,4 @@
-"""Detectors with one dense head: anchors or points on every level of a pyramid, then NMS.
+"""Heads on anchors or points of every level of a pyramid, then NMS; detectors with one such head.
 
 The letters are those of `boxes.py`.
 """
@@ -35,7 +35,7 @@ def _expected_distance(head: Any, level: int, predicted: Tensor) -> Tensor:
 
 
 # Heads by the name of their class: from what one predicts for a box to what its coder decodes.
-HEADS: dict[str, Callable[[Any, int, Tensor], Tensor]] = {
+DENSE_HEADS: dict[str, Callable[[Any, int, Tensor], Tensor]] = {
     "RetinaHead": _as_predicted,
     "FCOSHead": _as_predicted,
     "ATSSHead": _as_predicted,
@@ -45,34 +45,53 @@ HEADS: dict[str, Callable[[Any, int, Tensor], Tensor]] = {
 }
 
 
-class DenseHead(nn.Module):
-    """A head of `HEADS` with the steps after it.
+class PriorHead(nn.Module):
+    """A head on the priors of every level, with the steps after it.
+
+    Dense heads and proposals differ in how they choose the candidates of a level, in `_level`.
 
     Args:
-        head: The detector's `bbox_head`.
+        where: The name of the head in the config.
+        test_cfg: The name of its `test_cfg`.
+        head: The head.
 
     Raises:
         ValueError: A setting of the head is not reproduced.
     """
 
-    def __init__(self, head: Any) -> None:
+    _level: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
+
+    def __init__(self, where: str, test_cfg: str, head: Any) -> None:
         super().__init__()
-        check_coder("model.bbox_head", head.bbox_coder)
+        check_coder(where, head.bbox_coder)
+        self.head = head
+        self.suppress = Suppression(test_cfg, head.test_cfg)
+        self.max_candidates = read_max_candidates(test_cfg, head.test_cfg)
+
+    def forward(self, features: Sequence[Tensor], size: Size) -> tuple[Tensor, ...]:
+        """Return the boxes (N, K, 4) that NMS keeps, their scores and groups (N, K)."""
+        maps = self.head(features)  # scores, boxes and, of some heads, factors of each level
+        sizes = [level.shape[-2:] for level in maps[0]]
+        priors = self.head.prior_generator.grid_priors(sizes, maps[0][0].dtype, maps[0][0].device)
+        levels = map(self._level, range(len(priors)), priors, *maps)
+        scores, groups, priors, predicted = (torch.cat(x, dim=1) for x in zip(*levels, strict=True))
+        boxes = decode_boxes(self.head.bbox_coder, priors, predicted, size)
+        return self.suppress(boxes, scores, groups)
+
+
+class DenseHead(PriorHead):
+    """A head of `DENSE_HEADS`, the `bbox_head` of a detector, with the steps after it."""
+
+    def __init__(self, head: Any) -> None:
+        super().__init__("model.bbox_head", "model.test_cfg", head)
         if getattr(head.loss_cls, "custom_cls_channels", False):
             raise ValueError(f"loss_cls {type(head.loss_cls).__name__!r} cannot be deployed")
-        self.head = head
-        self.adapt = HEADS[type(head).__name__]
-        self.suppress = Suppression("model.test_cfg", head.test_cfg)
-        self.max_candidates = read_max_candidates("model.test_cfg", head.test_cfg)
-        self.limits = self.suppress.limits(head.test_cfg)
+        self.adapt = DENSE_HEADS[type(head).__name__]
+        self.limits = self.suppress.limits
 
-    def forward(self, features: Sequence[Tensor], size: Size) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, features: Sequence[Tensor], size: Size) -> tuple[Tensor, ...]:
         """Return boxes (N, K, 4), scores (N, K) and labels (N, K)."""
-        maps = self.head(features)  # scores, boxes and, of some heads, factors of each level
-        levels = map(self._level, range(len(maps[0])), level_priors(self.head, maps[0]), *maps)
-        scores, labels, priors, predicted = (torch.cat(x, dim=1) for x in zip(*levels, strict=True))
-        boxes = decode_boxes(self.head.bbox_coder, priors, predicted, size)
-        return finish(*self.suppress(boxes, scores, labels))
+        return finish(*super().forward(features, size))
 
     def _level(
         self,
@@ -93,12 +112,6 @@ class DenseHead(nn.Module):
             best = torch.where(best >= 0, best * factors, NO_BOX)
         predicted = gather_rows(priors_last(boxes, boxes.shape[1] // head.num_base_priors), rows)
         return best, labels, priors[rows], self.adapt(head, level, predicted)
-
-
-def level_priors(head: Any, maps: Sequence[Tensor]) -> list[Tensor]:
-    """Return the anchors (A, 4) or points (A, 2) of each level's map."""
-    sizes = [level.shape[-2:] for level in maps]
-    return head.prior_generator.grid_priors(sizes, maps[0].dtype, maps[0].device)
 
 
 def level_scores(head: Any, maps: Tensor) -> Tensor:

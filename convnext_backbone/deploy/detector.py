@@ -42,7 +42,7 @@ def _heads(model: Any, inputs: InputLayer) -> nn.Module:
     if getattr(model, "roi_head", None) is not None:
         return two_stage.TwoStageHeads(model)
     head = getattr(model, "bbox_head", None)
-    check_part("model.bbox_head", head, dense.HEADS)
+    check_part("model.bbox_head", head, dense.DENSE_HEADS)
     if getattr(model, "mask_head", None) is not None:
         raise ValueError(f"model.mask_head {type(model.mask_head).__name__!r} cannot be deployed")
     return dense.DenseHead(head)

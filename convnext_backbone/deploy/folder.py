@@ -1,4 +1,4 @@
-"""`deploy_model`: a trained detector or segmentor as one folder that runs without PyTorch.
+"""`deploy_model`: a whole detector or segmentor as one folder that runs without PyTorch.
 
 - `model.onnx`: from RGB images to boxes, masks or label maps; see `detector` and `segmentor`.
 - `deploy.json`: what a program needs to know to prepare images and to read the outputs.
@@ -10,7 +10,8 @@ Axes: N batch, H height, W width, in pixels.
 import copy
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -29,16 +30,16 @@ from ..models.backbone import ConvNextBackbone
 from ..utils.checks import check_choice, check_min
 from ..utils.files import atomic_files, check_outputs, check_path, file_sha256, write_json
 from ..weights.catalogue import WEIGHTS
-from .boxes import Limits, Size
-from .check import Report, Run, Tolerance, compare, load_images
+from . import predict
+from .boxes import Size
+from .check import Report, Tolerance, compare, load_images
 from .detector import Detector
 from .inputs import pad_for_neck
-from .onnx_file import DEFAULT_OPSET, SHORT_NAMES, read_before, require_onnx, write_onnx
-from .openvino_file import MODEL as OPENVINO_MODEL
-from .openvino_file import calibration_inputs, require_openvino, write_openvino
+from .onnx_file import load_with_logits, write_onnx
 from .ops import onnx_translations
 from .pipeline import fixed_size, read_pipeline
 from .segmentor import Segmentor
+from .targets import PRECISIONS, SHORT_NAMES, TARGETS, naming_extra
 
 if TYPE_CHECKING:
     from ..openmmlab.trained_model import TrainedModel
@@ -47,23 +48,6 @@ INPUT = "image"
 MODEL, DESCRIPTION, PROGRAM = "model.onnx", "deploy.json", "predict.py"
 INPUT_DTYPES = {"float32": torch.float32, "uint8": torch.uint8}
 FREE = "free"
-# What `to` may be, and the files that it adds.
-TARGETS: Mapping[str, tuple[str, ...]] = {"onnx": (), "openvino": (OPENVINO_MODEL, "model.bin")}
-# What each precision is held to; a network in int8 is described, and judged by its accuracy.
-PRECISIONS = {
-    "float32": Tolerance(),
-    "float16": Tolerance(
-        boxes=2.0,
-        scores=2e-2,
-        masks=5e-2,
-        overlaps=5e-2,
-        ties=0.1,
-        labels=1e-2,
-        logits=2e-2,
-        margin=1e-3,
-    ),
-    "int8": Tolerance(boxes=8.0, scores=0.1, refuse=False),
-}
 # Height and width of the comparison: square, odd, and wide.
 _CHECK_SIZES: tuple[Size, ...] = ((256, 256), (287, 395), (320, 480))
 _CHECK_IMAGES = 4
@@ -138,26 +122,23 @@ def deploy_model(
     """
     check_path(out, "out")
     check_choice("to", to, TARGETS)
-    written = [Path(out, name) for name in (MODEL, DESCRIPTION, PROGRAM, *TARGETS[to])]
+    written = [Path(out, name) for name in (MODEL, DESCRIPTION, PROGRAM, *TARGETS[to].files)]
     check_outputs(written, [config, checkpoint, *(images or ()), *(calibration or ())])
     precision = SHORT_NAMES.get(precision, precision)
     check_choice("input_dtype", input_dtype, INPUT_DTYPES)
-    given = Given(_read_size(size), batch, INPUT_DTYPES[input_dtype])
+    given = Given(_check_size(size), batch, INPUT_DTYPES[input_dtype])
     if batch is not None:
         check_min("batch", batch, 1)
-    _check_engine(to, precision, calibration)
-    try:
+    _check_precision(precision, to, calibration)
+    target, kind = TARGETS[to], PRECISIONS[precision]
+    target.require(precision)
+    with naming_extra("openmmlab"):
         from ..openmmlab.trained_model import load_trained_model
-    except ImportError as error:
-        raise ImportError(
-            f"{error.name} is missing: pip install 'convnext_backbone[openmmlab]'"
-        ) from error
     trained = load_trained_model(config, checkpoint, options)
     pad_for_neck(trained.model)
-    network = build_network(trained, probabilities)
-    if precision == "float16":
-        network.features.to(torch.float16)
-    description = describe(trained, network, given)
+    network = build_deployed(trained, probabilities)
+    network.features.to(kind.dtype)
+    description = _describe(trained, network, given)
     description["precision"] = precision
     description["checkpoint"] = {
         "name": Path(checkpoint).name,
@@ -165,32 +146,35 @@ def deploy_model(
         "config": Path(config).name,
     }
     paths = _check_images(trained, images) if check else []
-    to_calibrate = [os.fspath(path) for path in calibration or ()]
     # An error of an image comes before the network is written, and is not one of the folder.
-    for path in (*paths, *to_calibrate):
-        load_image(path)
-    limits = getattr(network.heads, "limits", None)
-    check_run = partial(_check, trained, given, paths, limits)
+    for path in (*paths, *(calibration or ())):
+        load_image(os.fspath(path))
+    check_run = partial(_check, trained, network, given, paths)
     with atomic_files(out, DESCRIPTION) as folder:
-        run = _write_network(network, given, folder / MODEL)
-        # An int8 network comes from the one in float32.
-        tolerance = PRECISIONS["float32" if precision == "int8" else precision]
-        checked = _with_logits(network, run, folder / MODEL) if paths else run
-        description["check"] = check_run(checked, tolerance)
-        if to == "openvino":
-            inputs = None
-            if to_calibrate:
-                rules, repeat = description["preprocessing"], given.batch or 1
-                inputs = calibration_inputs(to_calibrate, rules, repeat, given.dtype_name)
-            run = write_openvino(folder / MODEL, folder / OPENVINO_MODEL, INPUT, inputs)
-            description["check_openvino"] = check_run(run, PRECISIONS[precision])
-            description["file"] = OPENVINO_MODEL
+        run = write_onnx(
+            network,
+            given.example(),
+            folder / MODEL,
+            output_names=network.output_names,
+            free_sides=given.free_sides(),
+            translations=onnx_translations(),
+        )
+        if paths and isinstance(network, Segmentor):  # label maps alone show little
+            run = load_with_logits(folder / MODEL)
+        description["check"] = check_run(run, kind.tolerance)
+        if target.write:
+            rules = description["preprocessing"]
+            inputs = calibration_inputs(calibration, rules, given) if calibration else None
+            description["file"] = file = target.files[0]
+            target.write(folder / MODEL, folder / file, inputs)
+            run = predict.load_network(str(folder / file))
+            description[f"check_{to}"] = check_run(run, kind.quantized or kind.tolerance)
         write_json(folder / DESCRIPTION, description)
         shutil.copyfile(Path(__file__).with_name(PROGRAM), folder / PROGRAM)
     return DeployResult(Path(out), description)
 
 
-def _read_size(size: Sequence[int] | None) -> Size | None:
+def _check_size(size: Sequence[int] | None) -> Size | None:
     if size is None:
         return None
     sides = tuple(check_min("size", side, 32) for side in size)
@@ -199,16 +183,15 @@ def _read_size(size: Sequence[int] | None) -> Size | None:
     return sides[0], sides[1]
 
 
-def _check_engine(to: str, precision: str, calibration: Sequence[Any] | None) -> None:
+def _check_precision(precision: str, to: str, calibration: Sequence[Any] | None) -> None:
     check_choice("precision", precision, PRECISIONS)
-    int8 = precision == "int8"
-    if int8 and (to != "openvino" or not calibration):
-        raise ValueError("precision 'int8' is for to='openvino', and needs images as calibration")
-    if calibration and not int8:
+    quantized = PRECISIONS[precision].quantized is not None
+    if precision not in TARGETS[to].precisions or (quantized and not calibration):
+        able = " or ".join(f"to={t!r}" for t in TARGETS if precision in TARGETS[t].precisions)
+        needs = ", and needs images as calibration" if quantized else ""
+        raise ValueError(f"precision {precision!r} is for {able}{needs}")
+    if calibration and not quantized:
         raise ValueError(f"calibration is for precision 'int8', got precision {precision!r}")
-    require_onnx()
-    if to == "openvino":
-        require_openvino(quantize=int8)
 
 
 @dataclass(frozen=True)
@@ -232,12 +215,8 @@ class Given:
 
     def free_sides(self) -> dict[int, Any]:
         """Return the axes of the input that stay open, for torch.export."""
-        sides: dict[int, Any] = {}
-        if self.batch is None:
-            sides[0] = "batch"
-        if self.size is None:
-            sides |= {2: "height", 3: "width"}
-        return sides
+        sides = {0: ("batch", self.batch), 2: ("height", self.size), 3: ("width", self.size)}
+        return {axis: name for axis, (name, fixed) in sides.items() if fixed is None}
 
     def check_shapes(self) -> list[tuple[int, Size]]:
         """Return the batches and sizes to compare at."""
@@ -246,10 +225,24 @@ class Given:
         return [(batch, size) for size in sizes for batch in batches]
 
 
+def calibration_inputs(
+    paths: Sequence[str | os.PathLike[str]], rules: dict[str, Any], given: Given
+) -> list[dict[str, np.ndarray]]:
+    """Return the network's inputs for images to quantize with, prepared as predict.py does.
+
+    `rules` are "resize" and "pad" of deploy.json. With a fixed batch each image is repeated.
+    """
+    prepared = (predict.prepare(predict.read_image(Path(path)), rules)[0] for path in paths)
+    return [
+        {INPUT: x.transpose(2, 0, 1)[None].repeat(given.batch or 1, 0).astype(given.dtype_name)}
+        for x in prepared
+    ]
+
+
 # ------------------------------------------------------------------------------ the network
 
 
-def build_network(trained: "TrainedModel", probabilities: bool) -> nn.Module:
+def build_deployed(trained: "TrainedModel", probabilities: bool) -> Detector | Segmentor:
     """Return a copy of a model from images to results, with a folded backbone.
 
     Raises:
@@ -261,38 +254,15 @@ def build_network(trained: "TrainedModel", probabilities: bool) -> nn.Module:
     if trained.task == "segmentation":
         return Segmentor(model, probabilities).eval()
     if probabilities:
-        raise ValueError("probabilities are of a segmentor, and this model is a detector")
+        raise ValueError("probabilities are for segmentors, and this model is a detector")
     return Detector(model).eval()
-
-
-def _write_network(network: Any, given: Given, path: Path) -> Run:
-    names = list(network.output_names)
-    session = write_onnx(
-        network,
-        given.example(),
-        str(path),
-        input_name=INPUT,
-        output_names=names,
-        free_sides=given.free_sides(),
-        opset=DEFAULT_OPSET,
-        translations=onnx_translations(),
-    )
-    return lambda batch: dict(zip(names, session.run(names, {INPUT: batch}), strict=True))
-
-
-def _with_logits(network: nn.Module, run: Run, path: Path) -> Run:
-    """Let a segmentor's file give what its labels are chosen by, too: they alone show little."""
-    if not isinstance(network, Segmentor):
-        return run
-    read = read_before(str(path), "label_map", ("ArgMax", "Greater"))
-    return lambda batch: {**run(batch), "logits": read({INPUT: batch})}
 
 
 # ------------------------------------------------------------------------------ deploy.json
 
 
-def describe(trained: "TrainedModel", network: Any, given: Given) -> dict[str, Any]:
-    """Return what deploy.json says of a network, but for its files and the check.
+def _describe(trained: "TrainedModel", network: Any, given: Given) -> dict[str, Any]:
+    """Return what deploy.json says of a network, but for the checkpoint and the check.
 
     Raises:
         ValueError: The test pipeline cannot be reproduced.
@@ -345,10 +315,7 @@ OUTPUTS = {
 def _describe_detector(network: Detector) -> dict[str, Any]:
     heads: Any = network.heads
     limits = heads.limits
-    described = {
-        "score_threshold": limits.score_threshold,
-        "max_boxes": limits.max_per_image,
-    }
+    described = {"score_threshold": limits.score_threshold, "max_boxes": limits.max_per_image}
     if "masks" in network.output_names:
         described["mask_threshold"] = heads.mask_threshold
     return described
@@ -391,10 +358,8 @@ def _licence(source: str | None) -> dict[str, str | None]:
 def _versions() -> dict[str, str]:
     found = {}
     for name in _VERSIONS:
-        try:
+        with suppress(PackageNotFoundError):  # the other library, or the other family
             found[name] = version(name)
-        except PackageNotFoundError:  # the other library, or the other family
-            continue
     return found
 
 
@@ -403,10 +368,10 @@ def _versions() -> dict[str, str]:
 
 def _check(
     trained: "TrainedModel",
+    network: Detector | Segmentor,
     given: Given,
     paths: Sequence[str],
-    limits: Limits | None,
-    run: Run,
+    run: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     tolerance: Tolerance,
 ) -> dict[str, Any] | str:
     """Compare a written network with the model on images; return what deploy.json says of it.
@@ -414,7 +379,7 @@ def _check(
     Raises:
         DisagreementError: They differ by more than the tolerance.
     """
-    from ..openmmlab.trained_model import predict
+    from ..openmmlab.trained_model import predict as predict_in_torch
 
     if not paths:
         return "not done"
@@ -424,10 +389,10 @@ def _check(
         compare(
             report,
             load_images(chosen, size),
-            lambda images: run(images.astype(given.dtype_name)),
-            lambda images: predict(trained, list(images)),
+            lambda images: run({INPUT: images.astype(given.dtype_name)}),
+            lambda images: predict_in_torch(trained, list(images)),
             tolerance,
-            limits,
+            getattr(network.heads, "limits", None),
         )
     return report.as_json()
 
@@ -447,5 +412,5 @@ def _check_images(
         for place in (found and found.submodule_search_locations) or ():
             paths += map(str, sorted(Path(place, "datasets", "images").glob("*.jpg")))
     if not paths:
-        raise ValueError("no image of the test set is there: give images to compare on (--images)")
+        raise ValueError("found no image of the test set: give images to compare on (--images)")
     return paths

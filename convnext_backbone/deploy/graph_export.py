@@ -1,7 +1,8 @@
-"""A network as a file that runs without this package: ONNX, or torch's exported program.
+"""A backbone or a classifier alone as a file that runs without this package.
 
-Batch, height and width stay free. The outputs carry the names of the features, and every file is
-run and compared with the network before it is moved to its place.
+ONNX, or torch's exported program. Batch, height and width stay free. The outputs carry the names of
+the features, and every file is run and compared with the network before it is moved to its place.
+`folder` writes whole detectors and segmentors.
 
 Axes: N batch, C channels, H height, W width, in pixels.
 """
@@ -9,7 +10,7 @@ Axes: N batch, C channels, H height, W width, in pixels.
 import copy
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,29 +22,13 @@ from ..models.backbone import ConvNextBackbone
 from ..models.classifier import ConvNextForImageClassification, ConvNextModel
 from ..utils.checks import check_choice
 from ..utils.files import atomic_files, check_path, errors_naming
-from .onnx_file import DEFAULT_OPSET, OPSETS, SHORT_NAMES, require_onnx, write_onnx
+from .check import DisagreementError, check_shape
+from .onnx_file import DEFAULT_OPSET, OPSETS, write_onnx
+from .targets import PRECISIONS, SHORT_NAMES, TARGETS, Precision
 
-INPUT = "pixel_values"
+_INPUT = "pixel_values"
 _Network = ConvNextBackbone | ConvNextModel | ConvNextForImageClassification
-
-
-@dataclass(frozen=True)
-class Precision:
-    """A dtype to export in.
-
-    Attributes:
-        dtype: Of the weights and the values.
-        tolerance: The largest error that is accepted, over the largest value of the output.
-    """
-
-    dtype: torch.dtype
-    tolerance: float
-
-
-PRECISIONS = {
-    "float32": Precision(torch.float32, 1e-4),
-    "float16": Precision(torch.float16, 2e-2),
-}
+_Run = Callable[[Tensor], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -70,7 +55,7 @@ def export_onnx(
     opset: int = DEFAULT_OPSET,
     precision: str = "float32",
 ) -> ExportResult:
-    """Write a network as ONNX, and compare it with the network on onnxruntime at three sizes.
+    """Write a backbone or classifier alone as ONNX, compared on onnxruntime at three sizes.
 
     The input is `pixel_values` (N, C, H, W), the outputs are those of the network by name.
 
@@ -98,30 +83,25 @@ def export_onnx(
     """
     check_choice("opset", opset, OPSETS)
     precision = SHORT_NAMES.get(precision, precision)
-    check_choice("precision", precision, PRECISIONS)
-    require_onnx()
-    network = _TupleNetwork(model, PRECISIONS[precision])
-    check_path(path, "path")
-    path = Path(path)
-    with errors_naming(path), atomic_files(path.parent, path.name) as folder:
-        session = write_onnx(
+    check_choice("precision", precision, TARGETS["onnx"].precisions)
+    TARGETS["onnx"].require(precision)
+
+    def write(network: _TupleNetwork, file: Path) -> _Run:
+        run = write_onnx(
             network,
             network.example(),
-            str(folder / path.name),
-            input_name=INPUT,
+            file,
             output_names=network.names,
             free_sides=network.free_sides(),
             opset=opset,
         )
+        return lambda images: run({_INPUT: images.numpy()})
 
-        def run(images: Tensor) -> Sequence[Any]:
-            return session.run(list(network.names), {INPUT: images.numpy()})
-
-        return _compare(network, run, path, "the ONNX file")
+    return _export(model, path, PRECISIONS[precision], write)
 
 
 def export_program(model: nn.Module, path: str | os.PathLike[str]) -> ExportResult:
-    """Write a network as torch's exported program, and compare it with the network.
+    """Write a backbone or classifier alone as torch's exported program, and compare it.
 
     `torch.export.load(path).module()(pixel_values)` gives the outputs as a tuple, in the order of
     their names.
@@ -135,18 +115,18 @@ def export_program(model: nn.Module, path: str | os.PathLike[str]) -> ExportResu
         RuntimeError: The file does not compute what the network does.
         OSError: The file cannot be written.
     """
-    network = _TupleNetwork(model, PRECISIONS["float32"])
-    check_path(path, "path")
-    path = Path(path)
-    with errors_naming(path), atomic_files(path.parent, path.name) as folder:
+
+    def write(network: _TupleNetwork, file: Path) -> _Run:
         program = torch.export.export(
-            network, (network.example(),), dynamic_shapes={INPUT: network.free_sides()}
+            network, (network.example(),), dynamic_shapes={_INPUT: network.free_sides()}
         )
         buffer = io.BytesIO()  # given a path, torch ends the process where the disk is full
         torch.export.save(program, buffer)
-        (folder / path.name).write_bytes(buffer.getvalue())
-        loaded = torch.export.load(folder / path.name).module()
-        return _compare(network, loaded, path, "the exported program")
+        file.write_bytes(buffer.getvalue())
+        loaded = torch.export.load(file).module()
+        return lambda images: dict(zip(network.names, loaded(images), strict=True))
+
+    return _export(model, path, PRECISIONS["float32"], write)
 
 
 # A new target is one function and one entry; `export --to` takes its choices from here.
@@ -211,38 +191,43 @@ class _TupleNetwork(nn.Module):
 # ------------------------------------------------------------------------------ the comparison
 
 
-def _compare(
-    network: _TupleNetwork, run: Callable[[Tensor], Sequence[Any]], path: Path, what: str
+def _export(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    precision: Precision,
+    write: Callable[[_TupleNetwork, Path], _Run],
 ) -> ExportResult:
-    """Run the written file beside the network.
+    """Write a network with `write`, and move the file to its place if it agrees."""
+    network = _TupleNetwork(model, precision)
+    check_path(path, "path")
+    path = Path(path)
+    with errors_naming(path), atomic_files(path.parent, path.name) as folder:
+        run = write(network, folder / path.name)
+        return _compare(network, run, path)
+
+
+def _compare(network: _TupleNetwork, run: _Run, path: Path) -> ExportResult:
+    """Run a written file and the network on the same images.
 
     Raises:
-        RuntimeError: An output has another shape, or is off by more than the tolerance.
+        DisagreementError: An output has another shape, or is off by more than the tolerance.
     """
     least = network.min_size
     # The smallest, one that no stride divides, one larger and wider.
     sizes = ((1, least, least), (3, least + 5, 2 * least + 1), (2, 4 * least, 3 * least))
-    worst = 0.0
+    tolerance, worst = network.precision.tolerance.features, 0.0
     for size in sizes:
         images = network.images(size)
         with torch.inference_mode():
-            pairs = zip(network.names, network(images), run(images), strict=True)
-        for name, expected, got in pairs:
-            place = f"{what} gives {name}", f"for images of {tuple(images.shape)}"
-            worst = max(worst, _error(expected, torch.as_tensor(got), network.precision, place))
+            expected, got = network(images), run(images)
+        for name, theirs in zip(network.names, expected, strict=True):
+            ours, place = torch.as_tensor(got[name]), f"for images of {tuple(images.shape)}"
+            check_shape(name, ours, theirs, place)
+            scale = max(1.0, float(theirs.abs().max()))
+            error = float((ours.float() - theirs.float()).abs().max()) / scale
+            if not error <= tolerance:  # also when it is nan
+                raise DisagreementError(
+                    f"the file gives {name} off by {error:.2g} {place}, allowed is {tolerance:g}"
+                )
+            worst = max(worst, error)
     return ExportResult(path, network.names, sizes, worst)
-
-
-def _error(expected: Tensor, got: Tensor, precision: Precision, place: tuple[str, str]) -> float:
-    output, images = place
-    if got.shape != expected.shape:
-        raise RuntimeError(
-            f"{output} of shape {tuple(got.shape)} {images}, it must be {tuple(expected.shape)}"
-        )
-    scale = max(1.0, float(expected.abs().max()))
-    error = float((got.float() - expected.float()).abs().max()) / scale
-    if not error <= precision.tolerance:  # also when it is nan
-        raise RuntimeError(
-            f"{output} off by {error:.2g} {images}, allowed is {precision.tolerance:g}"
-        )
-    return error

@@ -77,14 +77,7 @@ def roi_align_levels(
 
 @roi_align_levels.register_fake
 def _(
-    features: Sequence[Tensor],
-    boxes: Tensor,
-    images: Tensor,
-    levels: Tensor,
-    scales: Sequence[float],
-    size: Sequence[int],
-    sampling_ratio: int,
-    aligned: bool,
+    features: Any, boxes: Tensor, images: Any, levels: Any, scales: Any, size: Any, *_: Any
 ) -> Tensor:
     return boxes.new_empty(boxes.shape[0], features[0].shape[1], *size)
 

@@ -28,10 +28,10 @@ def main() -> None:
     """Read the command line, and predict; an error is one line and the exit code 2."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("images", nargs="+", type=Path, help="images, or folders of them")
-    parser.add_argument("--out", type=Path, default=Path("predictions"))
-    parser.add_argument("--min-score", type=float, default=0.3, help="of a box that is drawn")
-    parser.add_argument("--provider", default=CPU, help="of onnxruntime; openvino's device")
-    parser.add_argument("--no-pictures", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("predictions"), help="folder to write")
+    parser.add_argument("--min-score", type=float, default=0.3, help="lowest score of a drawn box")
+    parser.add_argument("--provider", default=CPU, help="onnxruntime's provider, openvino's device")
+    parser.add_argument("--no-pictures", action="store_true", help="write the predictions only")
     try:
         parser.exit(1 if predict_files(parser.parse_args()) else 0)
     except Exception as error:

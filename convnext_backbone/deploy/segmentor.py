@@ -64,7 +64,7 @@ def _forward(head: Any, features: Sequence[Tensor], size: Size) -> Tensor:
 
 
 # Decode heads by the name of their class: from features to logits (N, C, H, W) at a size.
-HEADS: dict[str, Callable[[Any, Sequence[Tensor], Size], Tensor]] = {
+DECODE_HEADS: dict[str, Callable[[Any, Sequence[Tensor], Size], Tensor]] = {
     "UPerHead": _forward,
     "FCNHead": _forward,
     "LinearHead": _forward,
@@ -92,7 +92,7 @@ class Segmentor(nn.Module):
 
     def __init__(self, model: Any, probabilities: bool = False) -> None:
         super().__init__()
-        check_part("model.decode_head", model.decode_head, HEADS)
+        check_part("model.decode_head", model.decode_head, DECODE_HEADS)
         replace_adaptive_pooling(model)
         if hasattr(model.decode_head, "pixel_decoder"):
             model.decode_head.pixel_decoder = PixelDecoder(model.decode_head.pixel_decoder)
@@ -109,7 +109,7 @@ class Segmentor(nn.Module):
         height, width = image.shape[-2:]
         features = self.features(self.inputs(image))
         size = self.inputs.padded((height, width))
-        logits = HEADS[type(self.heads).__name__](self.heads, features, size)
+        logits = DECODE_HEADS[type(self.heads).__name__](self.heads, features, size)
         logits = logits[..., :height, :width]
         if logits.shape[1] == 1:
             probabilities = logits.sigmoid()

@@ -19,9 +19,8 @@ from .boxes import (
     decode_boxes,
     finish,
     gather_rows,
-    read_max_candidates,
 )
-from .dense import level_priors, level_scores, priors_last
+from .dense import PriorHead, level_scores, priors_last
 from .ops import roi_align_levels
 
 # The parts that are reproduced, by the names of their classes.
@@ -32,24 +31,16 @@ MASK_HEADS = ("FCNMaskHead",)
 EXTRACTORS = ("SingleRoIExtractor",)
 
 
-class ProposalHead(nn.Module):
+class ProposalHead(PriorHead):
     """A region proposal network (arXiv 1506.01497) with the steps after it."""
 
     def __init__(self, head: Any) -> None:
-        super().__init__()
         check_part("model.rpn_head", head, RPN_HEADS)
-        check_coder("model.rpn_head", head.bbox_coder)
-        self.head = head
-        self.suppress = Suppression("model.test_cfg.rpn", head.test_cfg)
-        self.max_candidates = read_max_candidates("model.test_cfg.rpn", head.test_cfg)
+        super().__init__("model.rpn_head", "model.test_cfg.rpn", head)
 
-    def forward(self, features: Sequence[Tensor], size: Size) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Sequence[Tensor], size: Size) -> tuple[Tensor, ...]:
         """Return proposals (N, P, 4) and whether each is one, (N, P)."""
-        maps = self.head(features)  # scores and deltas of each level
-        levels = map(self._level, range(len(maps[0])), level_priors(self.head, maps[0]), *maps)
-        scores, groups, anchors, deltas = (torch.cat(x, dim=1) for x in zip(*levels, strict=True))
-        boxes = decode_boxes(self.head.bbox_coder, anchors, deltas, size)
-        boxes, scores, _ = self.suppress(boxes, scores, groups)
+        boxes, scores, _ = super().forward(features, size)
         return boxes, scores >= 0
 
     def _level(
@@ -107,18 +98,16 @@ class BoxStage(nn.Module):
         check_coder("model.roi_head.bbox_head", head.bbox_coder)
         if head.custom_cls_channels or not (head.with_cls and head.with_reg):
             raise ValueError(
-                "a roi_head.bbox_head with other losses or one branch cannot be deployed"
+                "a roi_head.bbox_head with a custom loss or without a branch cannot be deployed"
             )
         self.extract = RoIExtractor("model.roi_head.bbox_roi_extractor", extractor)
         self.head = head
 
     def forward(self, features: Sequence[Tensor], boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (N, P, C + 1) and deltas (N, P, C or 1, 4) of boxes (N, P, 4)."""
-        logits, deltas = self.head(self.extract(features, boxes))
-        count = boxes.shape[1]
-        return logits.unflatten(0, (-1, count)), deltas.unflatten(0, (-1, count)).unflatten(
-            -1, (-1, 4)
-        )
+        predicted = self.head(self.extract(features, boxes))
+        logits, deltas = (x.unflatten(0, (-1, boxes.shape[1])) for x in predicted)
+        return logits, deltas.unflatten(-1, (-1, 4))
 
     def decode(self, boxes: Tensor, deltas: Tensor, size: Size) -> Tensor:
         """Return the boxes (N, P, C or 1, 4) that deltas of the same shape make of (N, P, 4)."""
@@ -177,7 +166,7 @@ class TwoStageHeads(nn.Module):
         self.masks = nn.ModuleList(map(MaskStage, *map(_listed, parts)))
         self.suppress = Suppression("model.test_cfg.rcnn", roi.test_cfg)
         self.mask_threshold = float(roi.test_cfg.get("mask_thr_binary", 0.5))
-        self.limits = self.suppress.limits(roi.test_cfg)
+        self.limits = self.suppress.limits
 
     def forward(self, features: Sequence[Tensor], size: Size) -> tuple[Tensor, ...]:
         """Return boxes (N, K, 4), scores, labels (N, K) and, with a mask head, masks."""

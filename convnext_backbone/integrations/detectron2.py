@@ -12,7 +12,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from torch import Tensor
 
-from .source import Source, as_backbone
+from .backbone import Source, as_backbone
 
 
 class ConvNextDetectron2(Backbone):

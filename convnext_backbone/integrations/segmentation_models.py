@@ -16,11 +16,11 @@ from ..archs import list_archs
 from ..models.backbone import ConvNextBackbone
 from ..models.config import ConvNextConfig, resolve_config
 from ..utils.checks import check_choice
-from ..weights.load import STEM, adapt_input_channels, build_blank
+from ..weights.load import STEM_KEY, adapt_input_channels, build_blank
 
 _DEPTHS = (2, 3, 4, 5)
 _STEM_STRIDE = 4
-_STEM_CONV = STEM.removesuffix(".weight")
+_STEM_CONV = STEM_KEY.removesuffix(".weight")
 _GEOMETRY = ("stride", "padding", "dilation")  # what `output_stride` decides of a convolution
 
 
@@ -30,8 +30,8 @@ class ConvNextEncoder(nn.Module):
     Args:
         config: The architecture, with a stem of stride 4.
         output_norm: Whether every map passes the LayerNorm of its output.
-        depth: The number of halvings, 2 to 5. Stages beyond it are neither run nor trained, but
-            there, so that published weights fit.
+        depth: The number of halvings, 2 to 5. Stages beyond it exist, so that published weights
+            fit, but are neither run nor trained.
         output_stride: The largest stride; stages that would exceed it are dilated.
 
     Attributes:

@@ -20,7 +20,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 from torchvision.ops.poolers import LevelMapper
 
 from ..models.backbone import ConvNextBackbone
-from .source import Source, as_backbone
+from .backbone import Source, as_backbone
 
 _STAGES = ("stage1", "stage2", "stage3", "stage4")
 _ANCHOR_SCALE = 8  # side of an anchor over the stride of its level, as in Mask R-CNN's paper

@@ -18,9 +18,9 @@ from transformers.modeling_outputs import BackboneOutput
 from ..models.backbone import ConvNextBackbone
 from ..models.config import ConvNextConfig
 from ..utils.checks import shorten_list
-from ..weights import LoadReport, load_weights
-from ..weights.load import build_blank
-from .source import Source
+from ..weights.load import build_blank, load_weights
+from ..weights.report import LoadReport
+from .backbone import Source
 
 
 class ConvNextAutoBackboneConfig(BackboneConfigMixin, PreTrainedConfig):

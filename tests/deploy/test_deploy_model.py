@@ -4,6 +4,7 @@
 import json
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.openmmlab
 from mmengine.config import Config
 
 from convnext_backbone import cli
-from convnext_backbone.deploy import DisagreementError, deploy_model, folder, segmentor
+from convnext_backbone.deploy import DisagreementError, deploy_model, folder, segmentor, targets
 from convnext_backbone.deploy.inputs import pad_for_neck
 from convnext_backbone.openmmlab.tools.config import build_model
 from convnext_backbone.openmmlab.trained_model import load_trained_model, predict
@@ -255,7 +256,7 @@ def assert_agrees(got, expected, task):
 def test_the_graph_of_a_family_computes_what_the_library_predicts(name, photographs, tmp_path):
     trained = load_trained_model(*write_model(tmp_path, name, (FAMILIES | OTHERS)[name]))
     pad_for_neck(trained.model)
-    network = folder.build_network(trained, False)
+    network = folder.build_deployed(trained, False)
     for size in ((181, 135), (128, 160)):  # width and height
         images = load_images(photographs, size)
         with torch.inference_mode():
@@ -386,14 +387,14 @@ def test_a_detector_in_float16_keeps_its_boxes(photographs, tmp_path):
 def test_nothing_is_written_where_the_network_differs(
     linear, photographs, tmp_path, monkeypatch, spoil
 ):
-    build = folder.build_network
+    build = folder.build_deployed
 
     def build_wrong(trained, *options):
         network = build(trained, *options)
         spoil(network.heads.conv_seg.weight)
         return network
 
-    monkeypatch.setattr(folder, "build_network", build_wrong)
+    monkeypatch.setattr(folder, "build_deployed", build_wrong)
     with pytest.raises(DisagreementError, match="of the pixels logits differ by more"):
         deploy_model(*linear, tmp_path / "out", images=photographs)
     assert list(tmp_path.iterdir()) == []
@@ -435,7 +436,7 @@ def test_an_image_that_cannot_be_read_is_named_before_anything_is_written(
     option, linear, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(folder, "write_onnx", None)
-    monkeypatch.setattr(folder, "require_openvino", lambda quantize: None)
+    monkeypatch.setattr(targets.Target, "require", lambda *_: None)
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(b"no image")
     options = {
@@ -450,7 +451,7 @@ def test_an_image_that_cannot_be_read_is_named_before_anything_is_written(
 
 
 def test_a_head_that_is_not_in_the_table_is_named(linear, tmp_path, monkeypatch):
-    monkeypatch.delitem(segmentor.HEADS, "LinearHead")
+    monkeypatch.delitem(segmentor.DECODE_HEADS, "LinearHead")
     with pytest.raises(ValueError, match=r"model\.decode_head 'LinearHead' cannot be deployed"):
         deploy_model(*linear, tmp_path / "out", check=False)
 
@@ -458,6 +459,26 @@ def test_a_head_that_is_not_in_the_table_is_named(linear, tmp_path, monkeypatch)
 def test_a_detectors_config_is_sent_from_export_to_deploy(linear, tmp_path, capsys):
     assert cli.main(["export", str(linear[0]), str(tmp_path / "x.onnx"), "--to", "onnx"]) == 2
     assert "convnext-backbone deploy CONFIG CHECKPOINT --out DIR" in capsys.readouterr().err
+
+
+def test_a_runtime_is_one_row_of_the_table(linear, photographs, tmp_path, monkeypatch):
+    def write(onnx_path, path, calibration):
+        assert calibration is None
+        shutil.copyfile(onnx_path, path)
+
+    row = targets.Target("none", {"float32": ()}, files=("copy.onnx",), write=write)
+    monkeypatch.setitem(targets.TARGETS, "copy", row)
+    out = tmp_path / "out"
+    options = ["--to", "copy", "--size", "256", "320", "--batch", "1", "--images", *photographs]
+    assert cli.main(["deploy", *map(str, linear), "--out", str(out), *options]) == 0
+    written = json.loads((out / "deploy.json").read_text())
+    assert written["file"] == "copy.onnx"
+    assert written["check_copy"]["compared_pixels"] == written["check"]["compared_pixels"]
+    image = np.array(Image.open(photographs[0]))
+    model = program_module(out / "predict.py").Model(out)
+    assert model(image)["label_map"].shape == image.shape[:2]
+    with pytest.raises(ValueError, match=r"'float16' is for to='onnx' or to='openvino'$"):
+        deploy_model(*linear, out, to="copy", precision="float16")
 
 
 @pytest.mark.parametrize("precision", ["float16", "int8"])

@@ -20,17 +20,15 @@ def random_boxes(n=N, m=M, side=100.0):
 
 
 def run_onnx(network, inputs, path, free):
-    session = write_onnx(
+    run = write_onnx(
         network.eval(),
         inputs,
-        str(path),
-        input_name="x",
+        path,
         output_names=["y"],
         free_sides=free,
-        opset=18,
         translations=onnx_translations(),
     )
-    return lambda x: session.run(["y"], {"x": x.numpy()})[0]
+    return lambda x: run({"x": x.numpy()})["y"]
 
 
 def test_nms_keeps_what_torchvision_keeps_of_each_class():

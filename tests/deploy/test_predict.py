@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from convnext_backbone.deploy import predict
-from convnext_backbone.deploy.openvino_file import calibration_inputs
+from convnext_backbone.deploy.folder import Given, calibration_inputs
 from convnext_backbone.images.reading import load_image, to_eight_bits, to_rgb
 
 
@@ -151,8 +151,10 @@ def test_sixteen_bit_grey_is_read_as_images_reading_and_mmcv_do(suffix, tmp_path
     np.testing.assert_array_equal(ours, np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, 2))
     np.testing.assert_array_equal(ours, np.asarray(to_rgb(to_eight_bits(load_image(path)))))
     np.testing.assert_array_equal(ours, mmcv.imread(path))
-    (calibrated,) = calibration_inputs([str(path)], {"resize": None, "pad": None}, 1, "uint8")
-    np.testing.assert_array_equal(calibrated[0], ours.transpose(2, 0, 1))
+    rules = {"resize": None, "pad": None}
+    (calibrated,) = calibration_inputs([str(path)], rules, Given(None, 2, torch.uint8))
+    assert calibrated["image"].dtype == np.uint8
+    np.testing.assert_array_equal(calibrated["image"], [ours.transpose(2, 0, 1)] * 2)
 
 
 def test_a_rotated_grey_tiff_is_read_upright(tmp_path):

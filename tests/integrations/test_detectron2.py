@@ -59,7 +59,7 @@ class FPN(Backbone):
 
 
 @pytest.fixture
-def neighbour(monkeypatch):
+def adapter(monkeypatch):
     package, layers, modeling = (
         types.ModuleType(name)
         for name in ("detectron2", "detectron2.layers", "detectron2.modeling")
@@ -76,17 +76,17 @@ def backbone(**fields):
     return ConvNextBackbone(hidden_sizes=WIDTHS, depths=DEPTHS, out_features=STAGES, **fields)
 
 
-def test_a_pyramid_trains_the_stem(neighbour):
-    body = neighbour.ConvNextDetectron2(backbone())
+def test_a_pyramid_trains_the_stem(adapter):
+    body = adapter.ConvNextDetectron2(backbone())
     levels = FPN(body, list(body.output_shape()), 8)(torch.randn(2, 3, 64, 96))
     assert [tuple(level.shape[2:]) for level in levels] == [(16, 24), (8, 12), (4, 6), (2, 3)]
     sum(level.sum() for level in levels).backward()
     assert body.body.downsample_layers[0][0].weight.grad.abs().sum() > 0
 
 
-def test_maps_are_the_backbones_by_name_and_shapes_describe_them(neighbour):
+def test_maps_are_the_backbones_by_name_and_shapes_describe_them(adapter):
     plain = backbone(output_stride=16).eval()
-    body = neighbour.ConvNextDetectron2(plain)
+    body = adapter.ConvNextDetectron2(plain)
     x = torch.randn(1, 3, 64, 96)
     maps, shapes = body(x), body.output_shape()
     assert [*maps] == [*shapes] == [*STAGES]
@@ -99,10 +99,10 @@ def test_maps_are_the_backbones_by_name_and_shapes_describe_them(neighbour):
     assert body.padding_constraints == {"size_divisibility": 16}
 
 
-def test_weights_of_a_directory_make_the_body(neighbour, tmp_path):
+def test_weights_of_a_directory_make_the_body(adapter, tmp_path):
     source = backbone()
     source.save_pretrained(tmp_path)
-    body = neighbour.ConvNextDetectron2(tmp_path, out_features=["stage3"], frozen_stages=1)
+    body = adapter.ConvNextDetectron2(tmp_path, out_features=["stage3"], frozen_stages=1)
     assert list(body.output_shape()) == ["stage3"]
     assert body.body.frozen_stages == 1
     torch.testing.assert_close(body.body.stages.state_dict(), source.stages.state_dict())
