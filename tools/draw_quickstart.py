@@ -17,9 +17,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torchvision.ops import nms
 
 from convnext_backbone.openmmlab.tools.arguments import ConfigOptions
-from convnext_backbone.openmmlab.tools.checkpoint_checks import check_checkpoint
+from convnext_backbone.openmmlab.tools.checks.checkpoint import check_checkpoint
+from convnext_backbone.openmmlab.tools.checks.files import check_files
 from convnext_backbone.openmmlab.tools.config import NEEDED, load_config
-from convnext_backbone.openmmlab.tools.config_checks import check_files
 from convnext_backbone.openmmlab.tools.errors import BUILD_ERRORS, UsageError, describe_error
 from convnext_backbone.utils.commandline import OneLineParser, print_error
 from convnext_backbone.utils.files import atomic_write

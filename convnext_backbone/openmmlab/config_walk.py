@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # `backbone_config` has an error of its own where mmengine is missing
     from mmengine.config import ConfigDict
 
-# Heads that have classes of their own: objects and background, borders, stuff beside things, words.
+SEGMENTORS = ("EncoderDecoder", "CascadeEncoderDecoder")  # mmsegmentation's
+# Heads that have classes of their own: objects and background, borders, stuff and things, words.
 _OTHER_CLASSES = (
     "RPNHead",
     "STDCHead",
@@ -27,6 +28,22 @@ def type_name(part: Mapping[str, Any]) -> str:
     return name.rpartition(".")[2]
 
 
+def as_list(value: Any) -> list[Any]:
+    """Return the items of a setting that may be one value, several or none."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return list(value)
+    return [] if value is None else [value]
+
+
+def is_pair(value: Any) -> bool:
+    """Return whether a setting is two integers, as a size is."""
+    return (
+        isinstance(value, Sequence)
+        and len(value) == 2
+        and all(isinstance(side, int) and not isinstance(side, bool) for side in value)
+    )
+
+
 def iter_dicts(value: Any) -> Iterator["ConfigDict"]:
     """Yield every dict inside `value`, itself included, outer ones first."""
     return (part for part, _ in iter_named_dicts(value, ""))
@@ -44,10 +61,19 @@ def iter_named_dicts(value: Any, where: str) -> Iterator[tuple["ConfigDict", str
         yield from iter_named_dicts(item, f"{where}.{key}")
 
 
-def iter_heads(model: Mapping[str, Any]) -> Iterator[tuple["ConfigDict", str]]:
-    """Yield every part of a model that predicts the classes of the data, with its name."""
-    # --tta wraps the model of the config.
-    for part, where in iter_named_dicts(model.get("module", model), "model"):
+def inner_model(cfg: Any) -> "ConfigDict":
+    """Return the model of a config, which --tta wraps."""
+    return cfg.model.get("module", cfg.model)
+
+
+def find_preprocessor(cfg: Any) -> Mapping[str, Any]:
+    """Return the settings of the data preprocessor: the model's, or else those of the top level."""
+    return inner_model(cfg).get("data_preprocessor") or cfg.get("data_preprocessor") or {}
+
+
+def iter_heads(cfg: Any) -> Iterator[tuple["ConfigDict", str]]:
+    """Yield every part of the model that predicts the classes of the data, with its name."""
+    for part, where in iter_named_dicts(inner_model(cfg), "model"):
         own = type_name(part) not in _OTHER_CLASSES and "rpn_head" not in where
         if class_count_key(part) in part and own:
             yield part, where
@@ -87,10 +113,12 @@ def choose_indices(items: Sequence[Any], dataset: Mapping[str, Any]) -> Sequence
     return [items[index] for index in indices]
 
 
-def split_datasets(cfg: Mapping[str, Any], split: str) -> list[tuple["ConfigDict", str]]:
-    """List the data sets of "train", "val" or "test" as `iter_datasets` yields them."""
-    loader = cfg.get(f"{split}_dataloader") or {}
-    return list(iter_datasets(loader.get("dataset"), f"{split}_dataloader.dataset"))
+def split_datasets(cfg: Mapping[str, Any], *splits: str) -> list[tuple["ConfigDict", str]]:
+    """List the data sets of "train", "val", "test" or by default all as `iter_datasets` does."""
+    found: list[tuple[ConfigDict, str]] = []
+    for name in (f"{split}_dataloader" for split in splits or ("train", "val", "test")):
+        found += iter_datasets((cfg.get(name) or {}).get("dataset"), f"{name}.dataset")
+    return found
 
 
 def iter_metrics(evaluator: Any, where: str = "") -> Iterator[tuple["ConfigDict", str]]:

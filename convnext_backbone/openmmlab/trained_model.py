@@ -15,11 +15,12 @@ import torch
 from mmengine.config import Config
 from torch import Tensor
 
+from ..utils.files import IMAGE_SUFFIXES
 from .config_walk import split_datasets
-from .tools.checkpoint_checks import check_checkpoint
+from .tools.checks.checkpoint import check_checkpoint
 from .tools.config import load_config
-from .tools.errors import BUILD_ERRORS, UsageError, describe_error
-from .tools.predict import load_model
+from .tools.errors import UsageError, naming_config
+from .tools.loading import load_model
 
 DETECTION, SEGMENTATION = "detection", "segmentation"
 _TASKS = {"mmdet": DETECTION, "mmseg": SEGMENTATION}
@@ -58,8 +59,7 @@ class TrainedModel:
         cfg = dict(datasets[0][0])
         folder = dict(cfg.get("data_prefix") or {})
         path = Path(cfg.get("data_root") or "", folder.get("img") or folder.get("img_path") or "")
-        suffixes = (".jpg", ".jpeg", ".png")
-        found = sorted(p for p in path.glob("*") if p.suffix.lower() in suffixes)
+        found = sorted(p for p in path.glob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
         return [str(p) for p in found[:count]]
 
 
@@ -84,15 +84,13 @@ def load_trained_model(
         if cfg.default_scope not in _TASKS:
             raise UsageError(f"default_scope must be one of {tuple(_TASKS)}: {cfg.default_scope!r}")
         check_checkpoint(checkpoint, "checkpoint")
-        init = cfg.model.get("backbone", {}).get("init_cfg") or {}
-        with warnings.catch_warnings():
+        with naming_config(config, options), warnings.catch_warnings():
             # The libraries warn about their own future and about losses, which play no part.
             warnings.simplefilter("ignore")
+            init = cfg.model.get("backbone", {}).get("init_cfg") or {}
             model, meta = load_model(cfg, checkpoint, "cpu")
     except UsageError as error:
         raise ValueError(str(error)) from error
-    except BUILD_ERRORS as error:
-        raise ValueError(f"config {config!r} cannot be built: {describe_error(error)}") from error
     model = model.eval().requires_grad_(False)
     trained_from = init.get("checkpoint") if isinstance(init, Mapping) else None
     return TrainedModel(model, cfg, _TASKS[cfg.default_scope], meta, trained_from)

@@ -30,7 +30,7 @@ from mmengine.runner import Runner
 
 import convnext_backbone  # noqa: F401 - registers the hook
 from convnext_backbone.openmmlab.checkpoint_hook import AtomicCheckpointHook
-from convnext_backbone.openmmlab.tools.checkpoint_checks import find_resumable
+from convnext_backbone.openmmlab.tools.checks.checkpoint import find_resumable
 
 pytestmark = pytest.mark.openmmlab
 EPOCHS, BATCHES = 4, 3

@@ -12,7 +12,7 @@ from .replace import replace_function
 
 
 def repair(module: ModuleType) -> None:
-    """Let `get_model_complexity_info` take the shape of its input beside the input."""
+    """Let `get_model_complexity_info` take the shape of its input besides the input."""
     original = module.get_model_complexity_info
 
     @wraps(original)

@@ -1,6 +1,6 @@
 """The types in mmengine's checkpoints that `torch.load(weights_only=True)` may build.
 
-Beside tensors, a checkpoint of mmengine holds the histories of its logs: `HistoryBuffer` objects
+Besides tensors, a checkpoint of mmengine holds the histories of its logs: `HistoryBuffer` objects
 (`mmengine/logging/history_buffer.py`) with numpy arrays and scalars in them. torch >= 2.6 refuses
 these unless they are on its allow-list. They are put there only while mmengine loads. Goes when
 mmengine does so itself; onedl-mmengine does, but with the real `getattr` among them.

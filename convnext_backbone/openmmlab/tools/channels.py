@@ -16,7 +16,7 @@ from torch import nn
 
 from ...models.backbone import ConvNextBackbone
 from ...utils.commandline import one_line
-from ..config_walk import iter_named_dicts, type_name
+from ..config_walk import as_list, inner_model, iter_named_dicts, type_name
 from .datasets import find_class, is_published
 from .errors import UsageError
 from .processes import print_once
@@ -81,8 +81,7 @@ class _Maps:
 
 def find_backbone(cfg: Config) -> ConfigDict | None:
     """Return the config of the model's backbone, if it is a `ConvNextBackbone`."""
-    model = cfg.model.get("module", cfg.model)  # --tta wraps the model of the config
-    backbone = model.get("backbone") or {}
+    backbone = inner_model(cfg).get("backbone") or {}
     return backbone if type_name(backbone) == ConvNextBackbone.__name__ else None
 
 
@@ -107,14 +106,13 @@ def fit_channels(cfg: Config, typed: TypedOptions) -> None:
     # Strides that fit show that the indices are right, whatever ResNet's channels are left over.
     known = _check_strides(cfg.model, backbone, named=named) or named
     maps = _Maps(backbone, None if known else _count_from_zero(backbone), typed)
-    neck = cfg.model.get("neck")
-    if not neck:
+    necks = _list_named(cfg.model.get("neck"), "model.neck")
+    if not necks:
         _fit_readers(cfg.model, maps, (*_READERS, *(_DETECTOR_READERS if _is_plain(cfg) else ())))
         if _is_plain(cfg):
             _fit_roi_head(cfg.model.get("roi_head") or {}, maps)
         return
-    several = isinstance(neck, Sequence)
-    first, where = (neck[0], "model.neck.0") if several else (neck, "model.neck")
+    first, where = necks[0]
     if "in_channels" in first:
         maps.fill_in(first, "in_channels", where, lambda all_: _neck_channels(first, all_))
 
@@ -183,7 +181,7 @@ def _fit_roi_head(roi_head: Mapping[str, Any], maps: _Maps) -> None:
 def _list_named(value: Any, name: str) -> list[tuple[ConfigDict, str]]:
     """List one part of a model, or each of several, with its name."""
     if isinstance(value, Mapping):
-        return [(value, name)]
+        return [(value, name)] if value else []
     return [(part, f"{name}.{index}") for index, part in enumerate(value or ())]
 
 
@@ -224,7 +222,7 @@ def check_built_maps(cfg: Config, model: nn.Module) -> None:
     backbone = next((part for part in model.modules() if isinstance(part, ConvNextBackbone)), None)
     if settings is None or backbone is None:
         return
-    own = cfg.model.get("module", cfg.model)
+    own = inner_model(cfg)
     if not own.get("neck") and _is_plain(cfg):
         _check_shared_head(model, own, backbone)
     compared = _compare_strides(_iter_built_strides(model), own, backbone)
@@ -259,7 +257,8 @@ def _compare_strides(
     found: Iterable[tuple[str, list[int]]], model: ConfigDict, backbone: ConvNextBackbone
 ) -> bool:
     """Return whether there were strides to compare."""
-    neck, compared = _first_neck(model.get("neck")), False
+    neck: Mapping[str, Any] = next(iter(as_list(model.get("neck"))), {})
+    compared = False
     strides = _level_strides(neck, backbone)
     if strides is None:
         return False
@@ -301,10 +300,6 @@ def _iter_built_strides(model: nn.Module) -> Iterator[tuple[str, list[int]]]:
             strides = _plain_strides(value)
             if strides:
                 yield f"{where}.{name}", strides
-
-
-def _first_neck(neck: Any) -> Mapping[str, Any]:
-    return (neck[0] if isinstance(neck, Sequence) and neck else neck) or {}
 
 
 def _level_strides(neck: Mapping[str, Any], backbone: ConvNextBackbone) -> list[int] | None:

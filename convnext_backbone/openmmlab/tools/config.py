@@ -1,5 +1,6 @@
 """Reading a config, finding out whether it is mmdet's or mmseg's, and building its model."""
 
+import copy
 import importlib
 import os
 from collections.abc import Mapping, Sequence
@@ -7,14 +8,14 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, DefaultScope, init_default_scope
 
 from ...utils.checks import check_choice
 from ...utils.commandline import one_line
 from ..config_walk import split_datasets
+from .checks.options import check_option_names, check_windows
 from .config_options import apply_options
 from .errors import BUILD_ERRORS, CONFIG_ERRORS, UsageError, describe_error, naming_config
-from .option_checks import check_option_names
 
 SCOPES = ("mmdet", "mmseg")
 # The keys that a command needs.
@@ -27,19 +28,10 @@ NEEDED: Mapping[str, Sequence[str]] = {
 def load_config(
     path: str, options: Mapping[str, Any] | None, needed: Sequence[str], launcher: str = "none"
 ) -> Config:
-    """Read a config, merge `--cfg-options` into it and find its scope.
-
-    Args:
-        path: The config file.
-        options: The parsed `--cfg-options`.
-        needed: Keys that it must have.
-        launcher: What started the processes of the run, which share each epoch.
-
-    Returns:
-        The config with `default_scope` and `launcher` set.
+    """Read a config, merge `--cfg-options` into it, and set its `default_scope` and `launcher`.
 
     Raises:
-        UsageError: The config is missing, broken, incomplete or of no known scope.
+        UsageError: The config is missing, broken, of no known scope, or lacks a `needed` key.
     """
     if not os.path.isfile(path):
         raise UsageError(f"config {path!r} not found")
@@ -60,6 +52,7 @@ def load_config(
     cfg.launcher = launcher
     with naming_config(path, options):
         apply_options(cfg, options)
+        check_windows(cfg)
     return cfg
 
 
@@ -69,21 +62,13 @@ def find_scope(cfg: Mapping[str, Any], path: str) -> str:
     `default_scope` decides; without one, the model and then the data sets do: by the prefix of
     their type ("mmdet.MaskRCNN") or by being registered in only one of the two packages.
 
-    Args:
-        cfg: The config.
-        path: Its file, for the message.
-
-    Returns:
-        "mmdet", "mmseg", or another default scope that the config names.
-
     Raises:
         UsageError: There is no default scope, and the types fit both packages or none.
     """
     if cfg.get("default_scope"):
         return cfg["default_scope"]
     types = [("MODELS", cfg["model"].get("type"))]
-    for split in ("train", "val", "test"):
-        types += [("DATASETS", dataset.get("type")) for dataset, _ in split_datasets(cfg, split)]
+    types += [("DATASETS", dataset.get("type")) for dataset, _ in split_datasets(cfg)]
     for registry, type_ in types:
         scopes = scopes_of(registry, type_)
         if len(scopes) == 1:
@@ -95,12 +80,7 @@ def find_scope(cfg: Mapping[str, Any], path: str) -> str:
 
 
 def scopes_of(registry: str, type_: Any) -> list[str]:
-    """List the scopes that a type of a config belongs to.
-
-    Args:
-        registry: Name of the registry, "MODELS" or "DATASETS".
-        type_: The type: a class, or a name with or without the prefix of its scope.
-    """
+    """List the scopes that a type belongs to: a class, or a name with or without its scope."""
     if not isinstance(type_, str):
         name = getattr(type_, "__module__", "")
     elif "." in type_:
@@ -118,7 +98,7 @@ def _is_own_type(scope: str, registry: str, name: str) -> bool:
 
 
 def build_model(cfg: Config, device: str = "meta") -> Any:
-    """Build the model of a config on `device`, by default without any storage.
+    """Build the model of a config on `device`, by default without any storage, to evaluate it.
 
     Raises:
         ValueError: The config's `default_scope` is neither mmdet nor mmseg.
@@ -126,8 +106,16 @@ def build_model(cfg: Config, device: str = "meta") -> Any:
     """
     register_models(cfg.default_scope)
     init_default_scope(cfg.default_scope)
-    with torch.device(device):
-        return MODELS.build(cfg.model).eval()
+    return build_as_run(cfg, device).eval()
+
+
+def build_as_run(cfg: Config, device: str) -> Any:
+    """Build the model of a config as mmengine's `Runner` does, and leave the config as it is."""
+    model = copy.deepcopy(cfg.model)
+    if cfg.get("data_preprocessor") is not None:
+        model.setdefault("data_preprocessor", copy.deepcopy(cfg.data_preprocessor))
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device(device):
+        return MODELS.build(model)
 
 
 def register_models(scope: str) -> None:

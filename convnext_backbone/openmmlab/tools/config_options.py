@@ -24,12 +24,11 @@ from ..config_walk import (
     type_name,
 )
 from .channels import find_backbone, fit_channels
-from .coco import category_names, read_coco
+from .coco_file import category_names, read_coco
 from .datasets import count_training_images, find_class, is_published
-from .errors import UsageError
+from .errors import UsageError, check_count
 from .image_size import apply_image_size
 from .schedule import LENGTHS, fit_schedule, length_key
-from .segmentor_checks import check_windows
 from .typed import TypedOptions
 
 _REQUIRED = ("train_ann", "train_img", "val_ann", "val_img")
@@ -45,9 +44,7 @@ _PATHS = ("root", *_REQUIRED, "test_ann", "test_img", "img_suffix", "seg_map_suf
 def apply_options(cfg: Config, typed: Mapping[str, Any] | None = None) -> None:
     """Apply `from_scratch`, `custom_dataset` and the backbone's channels to the whole config.
 
-    Args:
-        cfg: The config, with `--cfg-options` merged.
-        typed: The parsed `--cfg-options`.
+    `typed` are the parsed `--cfg-options`, which are merged into it.
 
     Raises:
         UsageError: An option is incomplete, its annotation file is not readable, or it disagrees
@@ -57,7 +54,6 @@ def apply_options(cfg: Config, typed: Mapping[str, Any] | None = None) -> None:
     apply_from_scratch(cfg, options)
     apply_custom_dataset(cfg, options)
     fit_channels(cfg, options)
-    check_windows(cfg)
 
 
 def apply_from_scratch(cfg: Config, typed: TypedOptions) -> None:
@@ -109,8 +105,7 @@ def apply_custom_dataset(cfg: Config, typed: TypedOptions) -> None:
         _set_classes(cfg, classes, typed)
     if "batch_size" in options:
         size, option = options["batch_size"], "custom_dataset.batch_size"
-        if not isinstance(size, int) or size < 1:
-            raise UsageError(f"{option} must be an integer of at least 1, got {size!r}")
+        check_count(option, size)
         loader = cfg.train_dataloader
         typed.fill_in(loader, "batch_size", size, where="train_dataloader", option=option)
     if "image_size" in options:
@@ -133,8 +128,7 @@ def _typed_zero_label(cfg: Config, typed: TypedOptions) -> Any:
     """Return the `reduce_zero_label` that was typed for a part of one split: it holds for all."""
     parts = (
         typed.get(f"{place}.reduce_zero_label")
-        for split in ("train", "val", "test")
-        for dataset, where in split_datasets(cfg, split)
+        for dataset, where in split_datasets(cfg)
         for _, place in iter_named_dicts(dataset, where)
     )
     return next((value for value in parts if value is not None), None)
@@ -257,14 +251,13 @@ def _class_name(name: Any, known: Sequence[str]) -> str:
 
 
 def _set_classes(cfg: Config, classes: tuple[str, ...], typed: TypedOptions) -> None:
-    for split in ("train", "val", "test"):
-        for dataset, where in split_datasets(cfg, split):
-            palette = (dataset.get("metainfo") or {}).get("palette") or ()
-            metainfo = ConfigDict(classes=classes)
-            if len(palette) == len(classes):
-                metainfo.palette = palette
-            typed.fill_in(dataset, "metainfo", metainfo, where=where)
-    for head, where in list(iter_heads(cfg.model)):
+    for dataset, where in split_datasets(cfg):
+        palette = (dataset.get("metainfo") or {}).get("palette") or ()
+        metainfo = ConfigDict(classes=classes)
+        if len(palette) == len(classes):
+            metainfo.palette = palette
+        typed.fill_in(dataset, "metainfo", metainfo, where=where)
+    for head, where in list(iter_heads(cfg)):
         key = class_count_key(head)
         before = head[key]
         typed.fill_in(head, key, len(classes), where=where)

@@ -11,7 +11,7 @@ from mmengine.fileio import list_dir_or_file
 from mmengine.registry import DATASETS, DefaultScope, Registry
 
 from ..config_walk import choose_indices, is_local, is_remote, type_name
-from .coco import Annotation, kept_categories, read_coco
+from .coco_file import Annotation, kept_categories, read_coco
 from .errors import CONFIG_ERRORS, UsageError
 
 COCO, LABEL_MAPS = "CocoDataset", "BaseSegDataset"  # the classes whose files are checked
@@ -106,6 +106,11 @@ class CocoSet(DataSource):
     """
 
     coco: Mapping[str, Any]
+
+    @property
+    def file(self) -> str:
+        """The annotation file, as messages name it."""
+        return f"annotation file {self.ann_file!r}"
 
     @property
     def trains(self) -> bool:
@@ -215,9 +220,7 @@ def _overrides(type_: type, base: type) -> bool:
 def count_training_images(cfg: Config, *, build: bool = False) -> int | None:
     """Return the number of images of an epoch; None where files are missing or it is not known.
 
-    Args:
-        cfg: The config.
-        build: Build the data set where its class is not known, and ask it.
+    With `build`, a data set of a class that is not known is built and asked.
     """
     dataset = cfg.train_dataloader.get("dataset")
     with DefaultScope.overwrite_default_scope(cfg.default_scope):

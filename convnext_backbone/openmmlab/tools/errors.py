@@ -4,6 +4,7 @@ import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from yaml import YAMLError
 
@@ -36,16 +37,27 @@ def describe_error(error: BaseException) -> str:
     return f"{text} [{Path(frames[-1].filename).name}:{frames[-1].lineno}]"
 
 
+def check_count(name: str, value: Any) -> None:
+    """Check that a setting is an integer of at least 1.
+
+    Raises:
+        UsageError: It is not; the message has its name.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UsageError(f"{name} must be an integer of at least 1, got {value!r}")
+
+
+def cannot_build(path: str, error: BaseException) -> UsageError:
+    """Return the error for a config whose model, data or runner cannot be built."""
+    return UsageError(f"config {path!r} cannot be built: {describe_error(error)}")
+
+
 @contextmanager
 def naming_config(path: str, options: Iterable[str] | None = None) -> Iterator[None]:
     """Turn what a setting of another kind than the checks expect raises into one line.
 
-    Args:
-        path: The config.
-        options: The names of what was typed in `--cfg-options`.
-
     Raises:
-        UsageError: It names the config and what was typed.
+        UsageError: It names the config and the `options` that were typed.
     """
     try:
         yield

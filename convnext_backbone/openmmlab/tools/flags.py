@@ -16,9 +16,9 @@ from mmengine.registry import HOOKS, METRICS, DefaultScope
 
 from ..checkpoint_hook import AtomicCheckpointHook
 from ..config_walk import iter_datasets, iter_metrics, own_evaluator, split_datasets, type_name
+from .checks.options import check_folders
 from .datasets import COCO, LABEL_MAPS, DataSource, find_class, load_coco, resolve_dataset
 from .errors import UsageError
-from .option_checks import check_folders
 from .processes import print_once
 
 # Devices on which OpenMMLab's AmpOptimWrapper refuses to work.
@@ -176,7 +176,7 @@ def dump_detections(cfg: Config, out: str) -> None:
 
 
 def write_label_maps(cfg: Config, out: str) -> None:
-    """Write a segmentor's predictions as label maps beside computing its metrics.
+    """Write a segmentor's predictions as label maps besides computing its metrics.
 
     Raises:
         UsageError: `out` is a file, no metric writes label maps, or two of them have one name.

@@ -6,7 +6,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from ..config_walk import iter_named_dicts, split_datasets, type_name
+from ..config_walk import is_pair, iter_dicts, iter_named_dicts, split_datasets, type_name
 from .errors import UsageError
 from .typed import TypedOptions
 
@@ -14,22 +14,19 @@ _RESIZING = ("scale", "scales", "img_scale")
 _CROPPING = ("crop_size", "size")
 _PIPELINES = ("train_dataloader", "val_dataloader", "test_dataloader", "tta_pipeline")
 _MULTIPLE = 32  # crops are a multiple of the last stage's stride
-Size = tuple[int, int]
+Size = tuple[int, int]  # (width, height) in pixels; what crops is (height, width)
 
 
 def apply_image_size(cfg: Config, image_size: Any, typed: TypedOptions) -> None:
     """Resize images to another size, and crop in proportion, wherever the config does either.
 
-    Args:
-        cfg: The config.
-        image_size: The box that images are fitted into, `(width, height)` in pixels, or the side of
-            a square box.
-        typed: What the user typed; it stays.
+    `image_size` is the box that images are fitted into, `(width, height)` in pixels, or the side of
+    a square one. What the user typed stays.
 
     Raises:
-        UsageError: `image_size` is no size, or the test pipeline has no step that resizes.
+        UsageError: `image_size` is no size.
     """
-    box = _read_size(image_size)
+    box = _parse_size(image_size)
     # The long side of a published size such as (1333, 800) or (2048, 512) is a limit only.
     factor = min(box) / min(_published_size(cfg, box))
     for step, where in _iter_steps(cfg):
@@ -51,9 +48,9 @@ def apply_image_size(cfg: Config, image_size: Any, typed: TypedOptions) -> None:
         _crop_all(part, where, ("size", "random_size_range"), factor, typed)  # of whole batches
 
 
-def _read_size(value: Any) -> Size:
+def _parse_size(value: Any) -> Size:
     sides = (value, value) if isinstance(value, int) else value
-    if not _is_size(sides) or min(sides) < _MULTIPLE:
+    if not is_pair(sides) or min(sides) < _MULTIPLE:
         raise UsageError(
             "custom_dataset.image_size must be a side or (width, height) in pixels, at least "
             f"{_MULTIPLE}, got {value!r}"
@@ -61,17 +58,9 @@ def _read_size(value: Any) -> Size:
     return (int(sides[0]), int(sides[1]))
 
 
-def _is_size(value: Any) -> bool:
-    return (
-        isinstance(value, Sequence)
-        and len(value) == 2
-        and all(isinstance(side, int) and not isinstance(side, bool) for side in value)
-    )
-
-
 def _add_resize(pipeline: Any, box: Size, split: str) -> None:
     """Give a pipeline that keeps images at their own size a step that resizes them."""
-    steps = [step for step, _ in iter_named_dicts(pipeline or (), "")]
+    steps = list(iter_dicts(pipeline or ()))
     if not isinstance(pipeline, list) or any(key in step for step in steps for key in _RESIZING):
         return
     kept = next((step for step in steps if type_name(step) == "Resize"), None)
@@ -89,7 +78,7 @@ def _add_resize(pipeline: Any, box: Size, split: str) -> None:
 def _published_size(cfg: Config, box: Size) -> Size:
     """Return the size that the config tests at, or else trains at."""
     for place in ("val_dataloader", "test_dataloader", "train_dataloader"):
-        sizes = [s["scale"] for s, _ in _iter_steps(cfg, (place,)) if _is_size(s.get("scale"))]
+        sizes = [s["scale"] for s, _ in _iter_steps(cfg, (place,)) if is_pair(s.get("scale"))]
         if sizes:
             return sizes[0]
     return box
@@ -108,11 +97,11 @@ def _map_sizes(value: Any, function: Callable[[Size], Size]) -> Any:
     """Apply `function` to one size, or to each of a list of sizes; an integer is a square."""
     if isinstance(value, int):
         value = (value, value)
-    if _is_size(value):
+    if is_pair(value):
         return function(value)
     if not isinstance(value, Sequence) or isinstance(value, str):
         return value
-    return [function(size) if _is_size(size) else size for size in value]
+    return [function(size) if is_pair(size) else size for size in value]
 
 
 def _fit(size: Size, factor: float, box: Size, whole: bool) -> Size:
@@ -135,10 +124,10 @@ def _crop_all(
     part: ConfigDict, where: str, keys: Sequence[str], factor: float, typed: TypedOptions
 ) -> None:
     for key in keys:
-        if _is_size(part.get(key)):
+        if is_pair(part.get(key)):
             typed.fill_in(part, key, _crop(part[key], factor), where=where)
 
 
-def _crop(size: Sequence[int], factor: float) -> Size:
+def _crop(size: Sequence[int], factor: float) -> tuple[int, int]:
     height, width = (max(_MULTIPLE, int(side * factor) // _MULTIPLE * _MULTIPLE) for side in size)
     return (height, width)

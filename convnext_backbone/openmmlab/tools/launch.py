@@ -20,12 +20,13 @@ from mmengine.runner import FlexibleRunner, Runner
 from ...utils.commandline import EXIT_USAGE, print_error
 from ...utils.files import DISK_FULL
 from .arguments import test_parser, train_parser
-from .checkpoint_checks import check_checkpoint, check_classes, check_start, find_resumable
-from .coco import forget_coco
+from .checks.checkpoint import check_checkpoint, check_start, find_resumable
+from .checks.options import check_folders
+from .checks.report import Report
+from .checks.table import run_checks
+from .coco_file import forget_coco
 from .config import NEEDED, load_config
-from .config_checks import check_files, check_model, check_types
-from .data_checks import check_data_contents
-from .errors import CONFIG_ERRORS, UsageError, describe_error, naming_config
+from .errors import CONFIG_ERRORS, UsageError, cannot_build, naming_config
 from .flags import (
     KEEP_PREDICTIONS,
     check_scope,
@@ -37,13 +38,9 @@ from .flags import (
     protect_checkpoints,
     set_run,
 )
-from .metric_checks import check_metrics
-from .option_checks import check_folders, check_loop, check_optimizer
 from .processes import is_main_process, leave_processes, prepare_processes, print_once, set_launcher
 from .run_hook import RunHook
-from .schedule import check_length
-from .segmentor_checks import check_heads
-from .terminal import QUIET_RUNNERS, hold_back_chatter
+from .terminal import QUIET_RUNNERS, filter_log_noise
 from .typed import TypedOptions
 
 # Which data loaders and evaluators a command uses.
@@ -69,7 +66,7 @@ def _run(
     if args.launcher != "none":  # others, such as accelerate, take it for a distributed run
         os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     set_launcher(args.launcher)
-    hold_back_chatter()
+    filter_log_noise()
     cfg = Config()
     try:
         with late_warnings():
@@ -104,7 +101,7 @@ def _run(
 
 
 def check_before_run(cfg: Config, args: argparse.Namespace, command: str) -> None:
-    """Check files, data and model in the main process, and print what is odd.
+    """Check settings, and in the main process files, data and model; print what is odd.
 
     mmengine finds a missing image only when a worker opens it, and a wrong type only after the work
     directory and the log exist.
@@ -112,19 +109,10 @@ def check_before_run(cfg: Config, args: argparse.Namespace, command: str) -> Non
     Raises:
         UsageError: A check found a mistake.
     """
-    if is_main_process() and not args.no_check:
-        splits = SPLITS[command]
-        check_files(cfg, splits)
-        check_types(cfg, splits)
-        check_metrics(cfg, splits)
-        if command == "test" or cfg.get("resume"):  # a training may begin with other classes
-            check_classes(cfg, splits[0])
-        report = check_data_contents(cfg, splits)
-        check_model(cfg)
-        if command == "train":
-            check_heads(cfg)
-        for warning in report.warnings:
-            print_once(f"warning: {warning}")
+    report = Report(cfg, SPLITS[command], TypedOptions(args.cfg_options))
+    run_checks(command, report, every=is_main_process() and not args.no_check)
+    for warning in report.warnings:
+        print_once(f"warning: {warning}")
     forget_coco()
 
 
@@ -141,7 +129,7 @@ def advise_to_resume(cfg: Config, command: str) -> str:
 
 @contextmanager
 def late_warnings() -> Iterator[None]:
-    """Show warnings only once all checks have passed: beside an error, they would hide it."""
+    """Show warnings only once all checks have passed: they would hide an error."""
     with warnings.catch_warnings(record=True) as caught:
         yield
     for warning in caught:
@@ -162,9 +150,6 @@ def prepare_training(cfg: Config, args: argparse.Namespace) -> None:
         enable_auto_scale_lr(cfg, args.config)
     if args.resume is not None:
         start_from_resumed(cfg, args.resume)
-    check_loop(cfg)
-    check_length(cfg, TypedOptions(args.cfg_options))
-    check_optimizer(cfg)
     check_folders(work_dir=cfg.work_dir)
     check_start(cfg, "--resume" if args.resume is not None and cfg.resume else "load_from")
 
@@ -218,7 +203,7 @@ def build_errors(path: str, hook: RunHook) -> Iterator[None]:
     except CONFIG_ERRORS as error:
         if hook.started:
             raise
-        raise UsageError(f"config {path!r} cannot be built: {describe_error(error)}") from error
+        raise cannot_build(path, error) from error
 
 
 def build_runner(cfg: Config) -> Runner | FlexibleRunner:

@@ -6,27 +6,59 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import DATASETS
+from mmengine.runner import CheckpointLoader
 from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from ...utils.checks import shorten_list
 from ...weights.report import LoadReport
 from ...weights.torch_files import unwrap
-from .errors import UsageError
+from ..config_walk import iter_datasets
+from .config import build_model
+from .errors import BUILD_ERRORS, UsageError, cannot_build
 
 # torch names the tensors of another shape in the text of its error only.
-_MISFIT = re.compile(r"size mismatch for (\S+): .*?\[(.*?)\].*?\[(.*?)\]")
+_MISMATCH = re.compile(r"size mismatch for (\S+): .*?\[(.*?)\].*?\[(.*?)\]")
 # Counters of batch norm, which files of old releases lack and no result depends on.
 _UNIMPORTANT = "num_batches_tracked"
+
+
+def load_model(cfg: Config, checkpoint: str, device: str) -> tuple[Any, dict[str, Any]]:
+    """Build the model of a config and load it whole; return it with classes and palette.
+
+    Raises:
+        UsageError: Model or data set cannot be built, or the checkpoint leaves a part of the model
+            without trained values.
+    """
+    for owner in (cfg.model, cfg.model.get("backbone") or {}):
+        owner.pop("init_cfg", None)  # all weights come from the checkpoint
+    dataset = next(iter_datasets(cfg.test_dataloader.dataset))[0]
+    try:
+        model = revert_sync_batchnorm(build_model(cfg, "cpu"))
+        metainfo = dict(DATASETS.build({**dataset, "lazy_init": True}).metainfo)
+    except BUILD_ERRORS as error:
+        raise cannot_build(str(cfg.filename), error) from error
+    loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location="cpu")
+    report = load_and_report(model, loaded, checkpoint)
+    refuse_incomplete(report, loaded, str(cfg.filename))
+    print(report)
+    trained, others = trained_classes(loaded), metainfo.get("classes") or ()
+    if first_other_class(trained, others) is not None:
+        names = shorten_list([repr(name) for name in others])
+        print(f"warning: named by the checkpoint's classes, not the config's {names}")
+    metainfo.update((loaded.get("meta") or {}).get("dataset_meta") or {})
+    metainfo.update({"classes": tuple(trained)} if trained else {})
+    return model.to(device).eval(), metainfo
 
 
 def load_and_report(model: nn.Module, checkpoint: Mapping[str, Any], source: str) -> LoadReport:
     """Load what fits of a checkpoint, as mmengine does, and return what became of every tensor.
 
-    Args:
-        model: A detector or segmentor; keys are renamed by the modules' own hooks.
-        checkpoint: As read from the file: with a "state_dict" or any known wrapper, or bare.
-        source: The file, for the report.
+    The checkpoint is as read from the file `source`: with a "state_dict" or any known wrapper, or
+    bare. Keys are renamed by the hooks of the model's modules.
 
     Raises:
         ValueError: The checkpoint holds no tensors.
@@ -39,18 +71,18 @@ def load_and_report(model: nn.Module, checkpoint: Mapping[str, Any], source: str
     found: list[_IncompatibleKeys] = []
     # A root's hook runs after those of all children, and before torch raises for shapes.
     handle = model.register_load_state_dict_post_hook(lambda _, keys: found.append(keys))
-    misfits: list[tuple[str, ...]] = []
+    mismatches: list[tuple[str, ...]] = []
     try:
         model.load_state_dict(tensors, strict=False)
     except RuntimeError as error:
-        misfits = [match.groups() for match in _MISFIT.finditer(str(error))]
-        if not misfits:
+        mismatches = [match.groups() for match in _MISMATCH.finditer(str(error))]
+        if not mismatches:
             raise
     finally:
         handle.remove()
     own = model.state_dict()
-    unfilled = [*found[0].missing_keys, *(key for key, _, _ in misfits)]
-    notes += [f"{k} is ({there}) in the file, ({here}) in the model" for k, there, here in misfits]
+    unfilled = [*found[0].missing_keys, *(key for key, _, _ in mismatches)]
+    notes += [f"{k} is ({old}) in the file, ({new}) in the model" for k, old, new in mismatches]
     return LoadReport(
         source=source,
         layout=type(model).__name__,

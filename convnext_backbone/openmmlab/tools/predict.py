@@ -11,30 +11,21 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.device import get_device
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import DATASETS, VISUALIZERS
-from mmengine.runner import CheckpointLoader
+from mmengine.registry import VISUALIZERS
 from PIL import Image
 from tqdm import tqdm
 
-from ...images.lists import name_images, output_names
+from ...images.files import name_images, output_names
 from ...images.reading import load_image, to_eight_bits, to_rgb
 from ...utils.checks import first_line
 from ...utils.files import atomic_write, check_outputs, check_path, errors_naming
 from ..config_walk import iter_datasets
 from .arguments import read_options
-from .checkpoint_checks import check_checkpoint
-from .config import build_model, load_config
-from .data_report import list_quoted
-from .errors import BUILD_ERRORS, UsageError, describe_error
-from .loading import (
-    configs_beside,
-    first_other_class,
-    load_and_report,
-    refuse_incomplete,
-    trained_classes,
-)
-from .terminal import hold_back_chatter
+from .checks.checkpoint import check_checkpoint
+from .config import load_config
+from .errors import UsageError
+from .loading import configs_beside, load_model
+from .terminal import filter_log_noise
 
 CONFIG_SUFFIXES = (".py", ".yml", ".yaml", ".json")
 DRAWERS = {"mmdet": "DetLocalVisualizer", "mmseg": "SegLocalVisualizer"}
@@ -45,7 +36,7 @@ _VOID = 255  # of mmsegmentation's `label_map`: a class that is not among the ch
 _ANNOTATIONS = "Annotations"  # in the type of each transform that loads a truth
 
 
-def predict(
+def predict_files(
     inputs: Sequence[str],
     out: str,
     *,
@@ -54,7 +45,6 @@ def predict(
     device: str | None = None,
     pictures: bool = True,
     options: Sequence[str] = (),
-    progress: bool = True,
 ) -> tuple[int, dict[str, str]]:
     """Write the predictions of a run's model for image files below the folder `out`.
 
@@ -71,7 +61,6 @@ def predict(
         device: Where to compute; the GPU where there is one.
         pictures: Whether to draw.
         options: `key=value` pairs that override settings of the config.
-        progress: Show a bar.
 
     Returns:
         The number of images predicted, and the reason for each that failed, by name.
@@ -84,7 +73,7 @@ def predict(
     if not 0 <= score <= 1:
         raise ValueError(f"score must lie in 0 .. 1, got {score!r}")
     check_path(out, "out")
-    hold_back_chatter()
+    filter_log_noise()
     config, checkpoint, sources = _split_inputs(inputs)
     images = name_images(sources)
     targets = output_names(images, ".png")
@@ -103,7 +92,7 @@ def predict(
     writer = writer_class(folder, metainfo, score, dataset)
     failures: dict[str, str] = {}
     try:
-        for name, path in tqdm(images.items(), unit="image", disable=not progress):
+        for name, path in tqdm(images.items(), unit="image"):
             try:
                 data, image = read_image(pipeline, path)
                 with torch.no_grad():
@@ -139,34 +128,6 @@ def _split_inputs(inputs: Sequence[str]) -> tuple[str, str, Sequence[str]]:
     return str(beside[0]), checkpoint, sources
 
 
-def load_model(cfg: Config, checkpoint: str, device: str) -> tuple[Any, dict[str, Any]]:
-    """Build the model of a config and load it whole; return it with classes and palette.
-
-    Raises:
-        UsageError: Model or data set cannot be built, or the checkpoint leaves a part of the model
-            without trained values.
-    """
-    for owner in (cfg.model, cfg.model.get("backbone") or {}):
-        owner.pop("init_cfg", None)  # all weights come from the checkpoint
-    dataset = next(iter_datasets(cfg.test_dataloader.dataset))[0]
-    try:
-        model = revert_sync_batchnorm(build_model(cfg, "cpu"))
-        metainfo = dict(DATASETS.build({**dataset, "lazy_init": True}).metainfo)
-    except BUILD_ERRORS as error:
-        text = f"config {cfg.filename!r} cannot be built: {describe_error(error)}"
-        raise UsageError(text) from error
-    loaded = CheckpointLoader.load_checkpoint(checkpoint, map_location="cpu")
-    report = load_and_report(model, loaded, checkpoint)
-    refuse_incomplete(report, loaded, str(cfg.filename))
-    print(report)
-    trained, others = trained_classes(loaded), metainfo.get("classes") or ()
-    if first_other_class(trained, others) is not None:
-        print(f"warning: named by the checkpoint's classes, not the config's {list_quoted(others)}")
-    metainfo.update((loaded.get("meta") or {}).get("dataset_meta") or {})
-    metainfo.update({"classes": tuple(trained)} if trained else {})
-    return model.to(device).eval(), metainfo
-
-
 def read_image(
     pipeline: Callable[[dict[str, Any]], dict[str, Any]], path: Path
 ) -> tuple[dict[str, Any], np.ndarray | None]:
@@ -180,7 +141,7 @@ def read_image(
         image = np.array(to_rgb(to_eight_bits(load_image(path))))
     data = pipeline({"img_path": str(path), "img_id": 0, "seg_fields": []})
     if data is None:
-        raise ValueError("the config's pipeline drops it")
+        raise ValueError("the test pipeline returned None for it")
     return data, image
 
 

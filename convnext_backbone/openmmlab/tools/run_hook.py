@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from ...models.trunk import ConvNextTrunk
 from ...utils.checks import shorten_list
 from ...weights.report import LoadReport
-from ..config_walk import type_name
+from ..config_walk import as_list, type_name
 from .errors import UsageError
 from .loading import load_and_report, refuse_incomplete
 
@@ -138,8 +138,6 @@ def summarise(runner: Runner, cfg: Config, loaded: LoadReport | None) -> Iterato
     if isinstance(loop, EpochBasedTrainLoop):
         length = f"{loop.max_epochs} epochs of {len(loader)} steps"
     optimizer = cfg.optim_wrapper.get("optimizer") or {}
-    schedulers = cfg.get("param_scheduler") or []
-    schedulers = [schedulers] if isinstance(schedulers, Mapping) else schedulers
-    names = ", ".join(type_name(scheduler) for scheduler in schedulers)
+    names = ", ".join(map(type_name, as_list(cfg.get("param_scheduler"))))
     yield "schedule", f"{length}, {type_name(optimizer)} at {optimizer.get('lr')}, {names}"
     yield "files", f"{runner.work_dir}; log: {runner.logger.log_file}"

@@ -8,8 +8,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 
 from ..config_walk import iter_named_dicts, type_name
-from .config_checks import check_files
-from .errors import UsageError
+from .errors import UsageError, check_count
 from .processes import count_processes
 from .typed import TypedOptions
 
@@ -20,7 +19,6 @@ _BY_METRIC = "ReduceOnPlateau"  # such a scheduler waits for validations, whatev
 _DURATIONS = ("T_max", "step_size", "total_steps")  # of a scheduler
 _MAX_WARM_UP = 500  # iterations
 _MAX_WARM_UP_PART = 0.05
-_ODD_WARM_UP_PART = 0.2
 _HOOK_EPOCHS = ("switch_epoch", "num_last_epochs")  # of hooks that end the heavy augmentation
 
 
@@ -30,10 +28,7 @@ def iterations_per_epoch(cfg: Config, num_images: int) -> int:
     share = math.ceil(num_images / count_processes(cfg))
     rounded = math.floor if loader.get("drop_last") else math.ceil
     size = loader.get("batch_size", 1)  # torch's default
-    if not isinstance(size, int) or size < 1:
-        raise UsageError(
-            f"train_dataloader.batch_size must be an integer of at least 1, got {size!r}"
-        )
+    check_count("train_dataloader.batch_size", size)
     number = max(1, rounded(share / size))
     return min(number, loader.get("num_batch_per_epoch") or number)
 
@@ -51,11 +46,7 @@ def fit_schedule(
     Every step, cosine and interval keeps its place relative to the whole; the warm-up is at most
     5 % of the training and 500 iterations.
 
-    Args:
-        cfg: The config.
-        options: `custom_dataset`, with `epochs` or `iters`.
-        num_images: The number of images of the training set.
-        typed: What the user typed; it stays.
+    `options` are those of `custom_dataset`; what the user typed stays.
 
     Raises:
         UsageError: Both were given, or one of them and another length of the loop.
@@ -101,7 +92,7 @@ def _scale_hooks(cfg: Config, ratio: float, typed: TypedOptions, *, by_epoch: bo
 
 def _last_end(cfg: Config, by_epoch: bool) -> int | None:
     """Return where the schedulers end that count epochs, or those that count iterations."""
-    schedulers = [s for s, _ in _iter_schedulers(cfg) if "end" in s and not is_warm_up(s)]
+    schedulers = [s for s, _ in iter_schedulers(cfg) if "end" in s and not is_warm_up(s)]
     found = [s["end"] for s in schedulers if s.get("by_epoch", True) == by_epoch]
     return max(found, default=None)
 
@@ -120,8 +111,7 @@ def _set_length(
         raise UsageError("custom_dataset takes epochs or iters, not both")
     (name,) = asked
     length = options[name]
-    if not isinstance(length, int) or length < 1:
-        raise UsageError(f"custom_dataset.{name} must be an integer of at least 1, got {length!r}")
+    check_count(f"custom_dataset.{name}", length)
     if name != unit:
         length = length * per_epoch if unit == "iters" else max(1, math.ceil(length / per_epoch))
     typed.fill_in(cfg.train_cfg, key, length, where="train_cfg", option=f"custom_dataset.{name}")
@@ -140,7 +130,7 @@ def _scale_schedulers(
     """
     schedulers = [
         scheduler
-        for scheduler, where in _iter_schedulers(cfg)
+        for scheduler, where in iter_schedulers(cfg)
         if not typed.covers(where) and not type_name(scheduler).startswith(_BY_METRIC)
     ]
     warm_ups = [scheduler for scheduler in schedulers if is_warm_up(scheduler)]
@@ -148,7 +138,7 @@ def _scale_schedulers(
     warm_up_ends: dict[int, int] = {}  # the published one -> the new one
     most = max(1, min(_MAX_WARM_UP, int(total * _MAX_WARM_UP_PART)))
     for scheduler in warm_ups:
-        end = _in_iterations(scheduler, scheduler.end, per_epoch)
+        end = in_iterations(scheduler, scheduler.end, per_epoch)
         warm_up_ends[end] = scheduler.end = min(end, most)
         factor = _FIRST_FACTORS.get(type_name(scheduler))
         if scheduler.end == 1 and factor:  # mmengine would stay at it
@@ -169,7 +159,7 @@ def _scale_scheduler(
 ) -> None:
     by_epoch = scheduler.get("by_epoch", True)
 
-    def place(value: int) -> int:
+    def rescale(value: int) -> int:
         # What begins where the warm-up ends still does.
         after_warm_up = not by_epoch and value in warm_up_ends
         return warm_up_ends[value] if after_warm_up else round(value / before * total)
@@ -177,19 +167,19 @@ def _scale_scheduler(
     begin, end = scheduler.get("begin", 0), min(scheduler.get("end", before), before)
 
     def length(value: int) -> int:
-        return max(1, place(begin + value) - place(begin))
+        return max(1, rescale(begin + value) - rescale(begin))
 
     for key in _DURATIONS:
         if scheduler.get(key) is not None:
             scheduler[key] = length(scheduler[key])
     if "milestones" in scheduler:
-        scheduler.milestones = [place(milestone) for milestone in scheduler.milestones]
+        scheduler.milestones = [rescale(milestone) for milestone in scheduler.milestones]
     if "periods" in scheduler:
         ends = [length(value) for value in itertools.accumulate(scheduler.periods)]
         scheduler.periods = [b - a for a, b in itertools.pairwise([0, *ends])]
     if type_name(scheduler).startswith("Exponential") and end > begin:
-        scheduler.gamma **= (end - begin) / max(1, place(end) - place(begin))  # of each step
-    scheduler.begin, scheduler.end = place(begin), place(end)
+        scheduler.gamma **= (end - begin) / max(1, rescale(end) - rescale(begin))  # of each step
+    scheduler.begin, scheduler.end = rescale(begin), rescale(end)
     _count_iterations(scheduler)
 
 
@@ -198,7 +188,8 @@ def _count_iterations(scheduler: ConfigDict) -> None:
     scheduler.pop("convert_to_iter_based", None)
 
 
-def _iter_schedulers(cfg: Config) -> Iterator[tuple[ConfigDict, str]]:
+def iter_schedulers(cfg: Config) -> Iterator[tuple[ConfigDict, str]]:
+    """Yield the schedulers of a config, each with its name."""
     for scheduler, where in iter_named_dicts(cfg.get("param_scheduler") or (), "param_scheduler"):
         if "type" in scheduler:
             yield scheduler, where
@@ -215,57 +206,6 @@ def is_warm_up(scheduler: Mapping[str, Any]) -> bool:
     )
 
 
-def _in_iterations(scheduler: Mapping[str, Any], value: int, per_epoch: int) -> int:
+def in_iterations(scheduler: Mapping[str, Any], value: int, per_epoch: int) -> int:
+    """Return a number of a scheduler, which may be of epochs, as iterations."""
     return value * per_epoch if scheduler.get("by_epoch", True) else value
-
-
-def check_length(cfg: Config, typed: TypedOptions) -> None:
-    """Refuse a length that was typed and could not be applied, rather than train for another.
-
-    Raises:
-        UsageError: There is one: the files are missing, or their number is not known.
-    """
-    options = cfg.get("custom_dataset") or {}
-    for name in LENGTHS:
-        value = typed.get(f"custom_dataset.{name}")
-        if value is not None and options.get(name) is not None:
-            if length_key(cfg) is None:
-                raise UsageError(
-                    f"custom_dataset.{name}={value}: train_cfg ({type_name(cfg.train_cfg)}) has "
-                    "neither max_epochs nor max_iters"
-                )
-            check_files(cfg, ("train",))
-            raise UsageError(
-                f"custom_dataset.{name}={value}: the number of images of train_dataloader.dataset "
-                f"({type_name(cfg.train_dataloader.dataset)}) is not known; set the length of "
-                "train_cfg and param_scheduler"
-            )
-
-
-def schedule_warnings(cfg: Config, num_images: int) -> list[str]:
-    """List what is odd about a schedule: a warm-up that hardly ends, steps that never come."""
-    key = length_key(cfg)
-    if key is None:
-        return []
-    per_epoch = iterations_per_epoch(cfg, num_images)
-    total = cfg.train_cfg[key] * (per_epoch if key == "max_epochs" else 1)
-    advice = "custom_dataset.epochs or custom_dataset.iters fits the schedule to the training"
-    found = []
-    for scheduler, where in _iter_schedulers(cfg):
-        name = f"{where} ({scheduler['type']})"
-        if is_warm_up(scheduler):
-            end = _in_iterations(scheduler, scheduler["end"], per_epoch)
-            if end > _ODD_WARM_UP_PART * total:
-                found.append(
-                    f"{name}: the warm-up takes {end} of the {total} iterations of the training; "
-                    f"{advice}"
-                )
-            continue
-        last = max(scheduler.get("milestones") or [scheduler.get("T_max", 0)])
-        last = _in_iterations(scheduler, last, per_epoch)
-        if last > total:
-            found.append(
-                f"{name}: its end or last step, at iteration {last}, lies behind the end of the "
-                f"training at {total}; {advice}"
-            )
-    return found

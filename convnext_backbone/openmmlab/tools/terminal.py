@@ -58,7 +58,7 @@ _NOT_ACTIONABLE_PATTERNS = (
     r"The prefix is not set in metric class \w+\.",
 )
 _PATTERNS = [*map(re.escape, _NOT_ACTIONABLE), *_NOT_ACTIONABLE_PATTERNS]
-_HELD_BACK = re.compile("|".join(rf"(?:{pattern})\s*\Z" for pattern in _PATTERNS))
+_NOISE = re.compile("|".join(rf"(?:{pattern})\s*\Z" for pattern in _PATTERNS))
 _PRINTING_MODULES = ("pycocotools.coco", "pycocotools.cocoeval")
 
 
@@ -68,7 +68,7 @@ class TerminalFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether a record is printed."""
         text = record.getMessage()
-        return not (text.startswith(_FILE_ONLY) or _HELD_BACK.match(text))
+        return not (text.startswith(_FILE_ONLY) or _NOISE.match(text))
 
 
 class QuietRunner(Runner):
@@ -102,7 +102,7 @@ def _filter_terminal(logger: MMLogger) -> MMLogger:
     return logger
 
 
-def hold_back_chatter() -> None:
+def filter_log_noise() -> None:
     """Drop the warnings above and the prints of pycocotools, in this process."""
     for pattern in _PATTERNS:
         warnings.filterwarnings("ignore", message=rf"{pattern}\s*\Z")

@@ -30,25 +30,17 @@ class TypedOptions:
     def fill_in(
         self, part: Any, key: str, value: Any, *, where: str, option: str | None = None
     ) -> None:
-        """Set `part[key]`, unless the user typed it.
-
-        Args:
-            part: A dict of the config.
-            key: The key to set.
-            value: Its value.
-            where: The name of `part` in the config.
-            option: The option that asks for this value.
+        """Set `part[key]`, unless the user typed it; `where` is the name of `part` in the config.
 
         Raises:
-            UsageError: The option and the setting were both typed, and they disagree.
+            UsageError: The `option` that asks for this value was typed as well, and they disagree.
         """
         name = f"{where}.{key}"
         if not self.covers(name):
             part[key] = value
         elif option is not None and self.get(option) is not None and part.get(key) != value:
             raise UsageError(
-                f"{name}={part.get(key)!r} and {option}={self.get(option)!r} ask for different "
-                "things; give one of the two"
+                f"{name}={part.get(key)!r} contradicts {option}={self.get(option)!r}; give only one"
             )
 
 

@@ -15,8 +15,8 @@ pytestmark = [
 
 import torch
 
+from convnext_backbone.openmmlab.tools.checks.model import check_model
 from convnext_backbone.openmmlab.tools.config import build_model, load_config
-from convnext_backbone.openmmlab.tools.config_checks import check_model
 from convnext_backbone.openmmlab.tools.errors import UsageError
 
 WIDTHS = [8, 16, 24, 32]

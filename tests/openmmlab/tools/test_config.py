@@ -7,13 +7,12 @@ pytestmark = pytest.mark.openmmlab
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
 
+from helpers.own_data import DETECTOR, write_detection
 from mmengine.config import Config
 
 from convnext_backbone.openmmlab.config_walk import type_name
 from convnext_backbone.openmmlab.tools import config as run_config
 from convnext_backbone.openmmlab.tools.errors import UsageError
-
-from .test_data_checks import DETECTOR, write_detection
 
 
 @pytest.mark.parametrize(
@@ -113,3 +112,13 @@ def test_a_config_of_classes_is_treated_as_one_of_their_names(tmp_path):
     for path in (DETECTOR, new):
         with pytest.raises(UsageError, match="in out_indices 0 is the stem"):
             run_config.load_config(str(path), shifted, ())
+
+
+def test_a_data_preprocessor_beside_the_model_is_taken_as_in_a_run():
+    cfg = Config.fromfile(DETECTOR)
+    cfg.model.backbone.init_cfg = None
+    cfg.data_preprocessor = cfg.model.pop("data_preprocessor")
+    cfg.data_preprocessor.mean = [1.0, 2.0, 3.0]
+    model = run_config.build_model(cfg, "cpu")
+    assert model.data_preprocessor.mean.flatten().tolist() == [1.0, 2.0, 3.0]
+    assert "data_preprocessor" not in cfg.model

@@ -14,6 +14,16 @@ import convnext_backbone.openmmlab  # noqa: F401 - mmdet.datasets needs mmcv's o
 
 pytestmark = pytest.mark.openmmlab
 
+from helpers.own_data import (
+    DETECTOR,
+    NAMES,
+    SEGMENTOR,
+    checked,
+    coco,
+    prepared,
+    write_detection,
+    write_segmentation,
+)
 from mmdet.datasets import CocoDataset
 from mmdet.registry import DATASETS as DETECTION_SETS
 from mmengine.config import Config
@@ -22,23 +32,11 @@ from mmseg.datasets import ADE20KDataset, BaseSegDataset
 from mmseg.registry import DATASETS as SEGMENTATION_SETS
 
 from convnext_backbone.openmmlab.config_walk import iter_heads
-from convnext_backbone.openmmlab.tools.coco_checks import check_num_classes
-from convnext_backbone.openmmlab.tools.config_checks import check_types
+from convnext_backbone.openmmlab.tools.checks.classes import check_num_classes
+from convnext_backbone.openmmlab.tools.checks.types import check_types
 from convnext_backbone.openmmlab.tools.config_options import apply_options
-from convnext_backbone.openmmlab.tools.data_checks import check_data_contents
-from convnext_backbone.openmmlab.tools.data_report import DataReport
 from convnext_backbone.openmmlab.tools.datasets import count_training_images, resolve_dataset
 from convnext_backbone.openmmlab.tools.errors import UsageError
-
-from .test_data_checks import (
-    DETECTOR,
-    NAMES,
-    SEGMENTOR,
-    coco,
-    prepared,
-    write_detection,
-    write_segmentation,
-)
 
 
 def detection(type_, root, train):
@@ -103,13 +101,11 @@ class FewerNames(ADE20KDataset):
 
 
 def test_a_subclass_of_coco_is_checked_with_its_own_classes(tmp_path):
-    report = check_data_contents(detection(Cells, tmp_path / "good", coco()), ("train",))
+    report = checked(detection(Cells, tmp_path / "good", coco()), "train")
     assert "2 images, 2 instances" in report.summaries[0]
     stray = {**coco()["annotations"][0], "category_id": 1}
     with pytest.raises(UsageError, match=r"train\.json.* category_id .* such as 1"):
-        check_data_contents(
-            detection(Cells, tmp_path / "bad", coco(annotations=[stray])), ("train",)
-        )
+        checked(detection(Cells, tmp_path / "bad", coco(annotations=[stray])), "train")
 
 
 def test_settings_of_the_constructor_count(tmp_path):
@@ -119,29 +115,29 @@ def test_settings_of_the_constructor_count(tmp_path):
     assert count_training_images(cfg) == 0
     cfg = segmentation(Streets, tmp_path / "seg", highest=2)
     assert count_training_images(cfg) == 2
-    report = check_data_contents(cfg, ("train",))
+    report = checked(cfg, "train")
     assert "road" in report.summaries[0]
     message = r"a\.png' holds the value 3, but there are 2 classes: with reduce_zero_label=True"
     with pytest.raises(UsageError, match=message):
-        check_data_contents(segmentation(Streets, tmp_path / "bad", highest=3), ("train",))
+        checked(segmentation(Streets, tmp_path / "bad", highest=3), "train")
     cfg = segmentation(NoVoid, tmp_path / "void", highest=2)
     for head in (cfg.model.decode_head, cfg.model.auxiliary_head):
         head.num_classes = 3
     for step in cfg.train_dataloader.dataset.pipeline:
         step.pop("reduce_zero_label", None)  # the loader takes its data set's
-    assert "void" in check_data_contents(cfg, ("train",)).summaries[0]
+    assert "void" in checked(cfg, "train").summaries[0]
 
 
 @pytest.mark.parametrize("type_", [Streets16, FewerNames])
 def test_classes_that_read_otherwise_or_cannot_be_built_are_passed_over(type_, tmp_path):
     cfg = segmentation(type_, tmp_path, highest=9)
     cfg.train_dataloader.dataset.metainfo = {"classes": ("road", "moon")}
-    assert check_data_contents(cfg, ("train",)).summaries == []
+    assert checked(cfg, "train").summaries == []
 
 
 def test_a_method_of_its_own_makes_a_coco_set_unknown(tmp_path):
     cfg = detection(OwnReader, tmp_path, coco())
-    assert check_data_contents(cfg, ("train",)).summaries == []
+    assert checked(cfg, "train").summaries == []
     assert count_training_images(cfg) is None
     assert count_training_images(cfg, build=True) == 2
     cfg.train_dataloader.dataset.ann_file = "gone.json"
@@ -162,7 +158,7 @@ def test_the_images_that_indices_choose_count_and_are_looked_for(indices, number
     assert count_training_images(cfg) == len(built) == number
     for name in {"1.jpg", "2.jpg", "3.jpg"} - opened:
         (tmp_path / "det" / "train" / name).unlink()
-    check_data_contents(cfg, ("train",))
+    checked(cfg, "train")
     cfg = prepared(SEGMENTOR, custom_dataset=write_segmentation(tmp_path / "seg"))
     cfg.train_dataloader.dataset.indices = 1
     assert count_training_images(cfg) == 1
@@ -190,16 +186,14 @@ def test_heads_of_other_classes_than_the_datas_are_not_compared_with_it(package,
     folder = Path(find_spec(package).origin).parent / ".mim" / "configs"
     cfg = Config.fromfile(folder / name)
     with DefaultScope.overwrite_default_scope(package):
-        check_num_classes(
-            DataReport(cfg), len(resolve_dataset(cfg.train_dataloader.dataset).classes)
-        )
+        check_num_classes(cfg, len(resolve_dataset(cfg.train_dataloader.dataset).classes))
 
 
 def test_heads_that_propose_or_are_asked_in_words_are_not_compared():
     proposing, boxes = {"type": "FCOSHead", "num_classes": 1}, {"num_classes": 7}
     words = {"type": "mmdet.GroundingDINOHead", "num_classes": 256}
     model = {"rpn_head": proposing, "bbox_head": words, "roi_head": {"bbox_head": [boxes]}}
-    assert list(iter_heads(model)) == [(boxes, "model.roi_head.bbox_head.0")]
+    assert list(iter_heads(Config({"model": model}))) == [(boxes, "model.roi_head.bbox_head.0")]
 
 
 @pytest.mark.parametrize("reduce", [None, False])
@@ -250,7 +244,7 @@ def test_a_data_set_of_another_base_is_passed_over(tmp_path):
     cfg = prepared(DETECTOR, custom_dataset=write_detection(tmp_path))
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         loader.dataset.type = "Frames"
-    assert check_data_contents(cfg, ("train", "val")).summaries == []
+    assert checked(cfg, "train", "val").summaries == []
     assert count_training_images(cfg) is None
     assert count_training_images(cfg, build=True) == 7
     with DefaultScope.overwrite_default_scope("mmdet"):

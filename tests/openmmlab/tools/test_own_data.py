@@ -21,30 +21,32 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*has been moved:ImportWarning"),
 ]
 
-from mmengine.config import Config
-from mmengine.registry import DATASETS, PARAM_SCHEDULERS, init_default_scope
-
-from convnext_backbone.openmmlab.tools import image_checks, processes
-from convnext_backbone.openmmlab.tools.arguments import train_parser
-from convnext_backbone.openmmlab.tools.check_data import main
-from convnext_backbone.openmmlab.tools.config import load_config
-from convnext_backbone.openmmlab.tools.config_checks import check_files, check_model
-from convnext_backbone.openmmlab.tools.data_checks import check_data_contents
-from convnext_backbone.openmmlab.tools.errors import UsageError
-from convnext_backbone.openmmlab.tools.launch import check_before_run, train
-from convnext_backbone.openmmlab.tools.schedule import check_length
-from convnext_backbone.openmmlab.tools.typed import TypedOptions
-
-from .test_data_checks import (
+from helpers.own_data import (
     BOX_DETECTOR,
     CONFIGS,
     DETECTOR,
     MASK2FORMER,
     SEGMENTOR,
+    annotation,
+    checked,
     coco,
+    typed,
     write_detection,
     write_segmentation,
 )
+from mmengine.config import Config
+from mmengine.registry import DATASETS, PARAM_SCHEDULERS, init_default_scope
+
+from convnext_backbone.openmmlab.tools import processes
+from convnext_backbone.openmmlab.tools.arguments import train_parser
+from convnext_backbone.openmmlab.tools.check_data import main
+from convnext_backbone.openmmlab.tools.checks import images
+from convnext_backbone.openmmlab.tools.checks.files import check_files
+from convnext_backbone.openmmlab.tools.checks.model import check_model
+from convnext_backbone.openmmlab.tools.checks.schedule import check_length
+from convnext_backbone.openmmlab.tools.errors import UsageError
+from convnext_backbone.openmmlab.tools.launch import check_before_run, train
+from convnext_backbone.openmmlab.tools.typed import TypedOptions
 
 RETINANET = CONFIGS / "retinanet/retinanet_convnextv2-atto_fpn_8xb2-amp-ms-crop-3x_coco.py"
 FCOS = CONFIGS / "fcos/fcos_convnext-t_fpn_8xb2-amp-ms-crop-3x_coco.py"
@@ -53,21 +55,6 @@ QUICK_SEGMENTOR = CONFIGS / "quickstart/upernet_convnext-atto_quickstart.py"
 SMALL_DETECTOR = CONFIGS / "small_data/mask-rcnn_convnextv2-atto_fpn_1xb4-amp-40e_own-data.py"
 SMALL_SEGMENTOR = CONFIGS / "small_data/upernet_convnextv2-atto_1xb8-amp-4k_own-data.py"
 SOLO_STRIDES = [8, 8, 16, 32, 32]
-
-
-def typed(path, data=None, launcher="none", **options):
-    """The config after these `--cfg-options`; `__` stands for a dot."""
-    named = {f"custom_dataset.{key}": value for key, value in (data or {}).items()}
-    named |= {key.replace("__", "."): value for key, value in options.items()}
-    return load_config(str(path), named, (), launcher)
-
-
-def checked(cfg, *splits):
-    return check_data_contents(cfg, splits or ("train", "val", "test"))
-
-
-def annotation(number=1, **changes):
-    return {**coco()["annotations"][0], "id": number, **changes}
 
 
 def detection(root, **changes):
@@ -273,7 +260,8 @@ def test_levels_that_fit_are_left_alone():
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("in_channels", "num_channels"), ("gap_before_final_norm", "norms maps")]
+    ("name", "hint"),
+    [("in_channels", "num_channels"), ("gap_before_final_norm", "norms feature maps")],
 )
 def test_an_argument_of_another_implementation_is_answered_with_the_names(name, hint):
     with pytest.raises(UsageError, match=rf"model\.backbone: .*{name}.*{hint}"):
@@ -422,7 +410,7 @@ def test_an_instance_without_a_polygon_trains_and_is_refused_for_masks_in_evalua
 
 @pytest.mark.parametrize("ids", [(0, 1), (1, 2), (-1, 0), ("a", "b"), ("0", "1")])
 @pytest.mark.parametrize("crowd", [{"iscrowd": 0}, {"iscrowd": None}, {}])
-@pytest.mark.filterwarnings("ignore:.*(ids (begin at 0|are words)|have no 'iscrowd')")
+@pytest.mark.filterwarnings("ignore:.*(ids (begin at 0|are strings)|have no 'iscrowd')")
 def test_perfect_detections_score_one_whatever_the_ids(ids, crowd, tmp_path):
     from mmdet.datasets.api_wrappers import COCO, COCOeval
 
@@ -469,8 +457,8 @@ def test_a_run_length_mask_has_the_size_of_its_image(size, image, message, split
         ("annotations", {"iscrowd": None}, ""),
         ("annotations", {"iscrowd": True}, ""),
         ("annotations", {"segmentation": {"size": [60, 80], "counts": "abc"}}, "cannot be read"),
-        ("categories", {"id": "a"}, "ids of its categories some are numbers and some words"),
-        ("images", {"id": "a"}, "ids of its images some are numbers and some words"),
+        ("categories", {"id": "a"}, "ids of its categories some are numbers and some strings"),
+        ("images", {"id": "a"}, "ids of its images some are numbers and some strings"),
     ],
 )
 def test_what_would_end_an_evaluation_is_named_before_the_training(kind, change, message, tmp_path):
@@ -566,7 +554,7 @@ def test_a_png_is_not_decoded_for_its_orientation(orientation, tmp_path, monkeyp
     expected = mmcv.imread(path).shape[1::-1]
     decoded, load = [], PngImageFile.load
     monkeypatch.setattr(PngImageFile, "load", lambda file: decoded.append(file) or load(file))
-    assert image_checks.ImageReader([{"type": "LoadImageFromFile"}]).check(str(path)) == expected
+    assert images.ImageReader([{"type": "LoadImageFromFile"}]).check(str(path)) == expected
     assert not decoded
 
 
@@ -1039,7 +1027,7 @@ def test_an_odd_schedule_is_told(tmp_path):
     cfg = typed(DETECTOR, write_detection(tmp_path), train_cfg__max_epochs=20)
     warnings = checked(cfg, "train").warnings
     assert any("warm-up takes 1000 of the 20 iterations" in warning for warning in warnings)
-    assert any("at iteration 33, lies behind the end" in warning for warning in warnings)
+    assert any("at iteration 33, is after the end" in warning for warning in warnings)
     cfg = typed(DETECTOR, write_detection(tmp_path / "b"), custom_dataset__epochs=20)
     assert not any("iteration" in warning for warning in checked(cfg, "train").warnings)
 
@@ -1180,8 +1168,8 @@ def test_the_main_process_checks_unless_told_not_to(rank, flags, refused, tmp_pa
 
 
 def test_a_slow_check_shows_a_progress_bar(monkeypatch, capsys):
-    monkeypatch.setattr(image_checks, "_QUIET", 0.05)
-    for _ in image_checks.show_progress(range(3), "checking the images"):
+    monkeypatch.setattr(images, "_QUIET", 0.05)
+    for _ in images.show_progress(range(3), "checking the images"):
         time.sleep(0.1)
     assert "checking the images" in capsys.readouterr().err
 

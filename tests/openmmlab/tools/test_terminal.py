@@ -69,7 +69,7 @@ def test_a_warning_that_nobody_can_act_on_is_held_back_and_no_other(package, opt
         warnings.simplefilter("always")
         losses.CrossEntropyLoss(**options)
         assert ["avg_non_ignore" in str(warning.message) for warning in caught] == [True]
-        terminal.hold_back_chatter()
+        terminal.filter_log_noise()
         losses.CrossEntropyLoss(**options)
         warnings.warn("Default ``avg_non_ignore`` is False, and more", stacklevel=1)
     assert len(caught) == 2
@@ -92,7 +92,7 @@ def test_what_published_configs_and_the_runner_set_is_not_warned_about():
         build()
         assert len(caught) >= 2  # torch before 2.14 takes broadcast_buffers as it is
         caught.clear()
-        terminal.hold_back_chatter()
+        terminal.filter_log_noise()
         build()
     assert [str(warning.message) for warning in caught] == []
 

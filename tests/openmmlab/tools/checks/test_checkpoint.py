@@ -13,12 +13,13 @@ pytest.importorskip("mmseg")
 
 from mmengine.config import Config
 
-from convnext_backbone.openmmlab.tools.checkpoint_checks import (
+from convnext_backbone.openmmlab.tools.checks.checkpoint import (
     check_checkpoint,
-    check_classes,
     check_start,
+    check_trained_classes,
     find_resumable,
 )
+from convnext_backbone.openmmlab.tools.checks.report import Report
 from convnext_backbone.openmmlab.tools.errors import UsageError
 
 WHOLE = {"meta": {}, "state_dict": {"w": torch.ones(100)}, "optimizer": {}, "message_hub": {}}
@@ -111,11 +112,11 @@ def test_pipes_are_refused_and_not_waited_for(work_dir):
 
 
 def evaluation(folder, classes, meta, head=None, path="run.pth"):
-    """A config that tests on `classes`, and its checkpoint with this `meta`."""
+    """A run that tests on `classes`, and its checkpoint with this `meta`."""
     torch.save({"state_dict": {}, "meta": meta}, folder / "run.pth")
     head = head or {"type": "RetinaHead", "num_classes": 3}
     dataset = {"type": "CocoDataset", "metainfo": {"classes": classes}}
-    return Config(
+    cfg = Config(
         {
             "default_scope": "mmdet",
             "load_from": str(folder / path) if path else None,
@@ -123,6 +124,7 @@ def evaluation(folder, classes, meta, head=None, path="run.pth"):
             "test_dataloader": {"dataset": {"type": "RepeatDataset", "dataset": dataset}},
         }
     )
+    return Report(cfg, ("test",))
 
 
 @pytest.mark.parametrize(
@@ -139,12 +141,12 @@ def test_as_many_classes_of_other_names_are_refused_with_both_lists(classes, key
     meta = {"dataset_meta": {"classes": names}} if key == "dataset_meta" else {key: names}
     (tmp_path / "config_of_the_run.py").touch()
     with pytest.raises(UsageError) as error:
-        check_classes(evaluation(tmp_path, classes, meta), "test")
+        check_trained_classes(evaluation(tmp_path, classes, meta))
     for words in (
         "trained on the classes 'nut', 'bolt', 'gear'",
         f"test_dataloader.dataset.dataset has {', '.join(map(repr, classes))}",
         "(test_dataloader.dataset.dataset.metainfo.classes)",
-        f"class {index} is {names[index]!r} there and {classes[index]!r} here",
+        f"class {index} is {names[index]!r} in the checkpoint and {classes[index]!r} in the data",
         "config_of_the_run.py",
         "--no-check",
     ):
@@ -169,4 +171,4 @@ def test_as_many_classes_of_other_names_are_refused_with_both_lists(classes, key
 )  # fmt: skip
 def test_checkpoints_whose_names_agree_or_say_nothing_pass(changes, tmp_path):
     other = {"meta": {"dataset_meta": {"classes": ("a", "b", "c")}}}
-    check_classes(evaluation(tmp_path, ("nut", "bolt", "gear"), **{**other, **changes}), "test")
+    check_trained_classes(evaluation(tmp_path, ("nut", "bolt", "gear"), **{**other, **changes}))

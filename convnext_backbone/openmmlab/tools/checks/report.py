@@ -1,4 +1,4 @@
-"""What the checks of the data found."""
+"""What the checks before a run look at, and what they found."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,24 +6,30 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ...utils.checks import shorten_list
+from ....utils.checks import shorten_list
+from ..errors import UsageError
+from ..typed import TypedOptions
 
 
 @dataclass
-class DataReport:
-    """What the checks of one run found; a mistake that prevents it is raised instead.
+class Report:
+    """The checks of one run: what they look at and found; a mistake is raised instead.
 
     Attributes:
         cfg: The config.
-        split: The split that is being checked: "train", "val" or "test".
+        splits: Which of "train", "val" and "test" the run uses.
+        typed: What the user typed.
         everything: Whether to read every file instead of a sample of large data sets.
+        split: The split whose data is being checked.
         warnings: What is odd, a sentence each.
         summaries: What each data set holds, some lines each.
     """
 
     cfg: Config
-    split: str = "train"
+    splits: Sequence[str]
+    typed: TypedOptions = field(default_factory=TypedOptions)
     everything: bool = False
+    split: str = ""
     warnings: list[str] = field(default_factory=list)
     summaries: list[str] = field(default_factory=list)
 
@@ -31,6 +37,16 @@ class DataReport:
         """Add a warning, once."""
         if text not in self.warnings:
             self.warnings.append(text)
+
+    def refuse_or_warn(self, text: str, *, refuse: bool) -> None:
+        """Add a warning, or raise it where what it reports would stop the run.
+
+        Raises:
+            UsageError: It would.
+        """
+        if refuse:
+            raise UsageError(text)
+        self.warn(text)
 
     def option(self, where: str, setting: str, name: str) -> str:
         """Name the option that sets something: of `custom_dataset`, where that is in use."""

@@ -1,4 +1,4 @@
-"""Checks of what was typed on the command line: it is obeyed or refused, never passed over."""
+"""Settings by themselves: what was typed is obeyed or refused, never passed over."""
 
 import inspect
 import os
@@ -8,12 +8,12 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.runner import FlexibleRunner, Runner
 
-from ..config_walk import type_name
-from .channels import find_backbone
-from .errors import UsageError
-from .processes import print_once
+from ...config_walk import SEGMENTORS, inner_model, is_pair, type_name
+from ..channels import find_backbone
+from ..errors import UsageError, check_count
+from ..processes import print_once
 
-# Top-level keys that mmengine, mmdet, mmseg or these tools read beside the runner's arguments.
+# Top-level keys that mmengine, mmdet, mmseg or these tools read besides the runner's arguments.
 _READ = {
     *("activation_checkpointing", "backend_args", "compile", "custom_dataset", "custom_imports"),
     *("dataset_meta", "efficient_conv_bn_eval", "find_unused_parameters", "from_scratch"),
@@ -24,6 +24,7 @@ _READ = {
 _FOREIGN_LAYER_DECAY = ("LearningRateDecayOptimizerConstructor", "LayerDecayOptimizerConstructor")
 _OWN_LAYER_DECAY = "ConvNextLayerDecayOptimWrapperConstructor"
 _COUNTS = ("max_epochs", "max_iters", "val_interval")
+_MODES = ("whole", "slide")
 
 
 def check_option_names(cfg: Config, options: Mapping[str, Any] | None) -> None:
@@ -49,12 +50,15 @@ def _refuse_unread(key: str, top: str, settings: Mapping[str, Any]) -> None:
     places = [path for path in _iter_paths(settings) if path.endswith(f".{top}")]
     hint = f"; did you mean {' or '.join(places[:3])}?" if places else ""
     if top not in settings:
-        raise UsageError(f"--cfg-options {key}: nothing reads {top!r}{hint}")
+        raise UsageError(f"--cfg-options {key}: unknown setting {top!r}{hint}")
     if places:
         raise UsageError(
-            f"--cfg-options {key}: {top!r} is a variable of the file, used while it was read{hint}"
+            f"--cfg-options {key}: {top!r} is a variable inside the config file; setting it now "
+            f"has no effect{hint}"
         )
-    print_once(f"--cfg-options {key}: mmengine has no setting {top!r}; only own code can read it")
+    print_once(
+        f"--cfg-options {key}: mmengine has no setting {top!r}; only your own code can use it"
+    )
 
 
 def _parameters(function: Any) -> set[str]:
@@ -95,9 +99,29 @@ def check_loop(cfg: Config) -> None:
         UsageError: A number of epochs, iterations or an interval is not a positive integer.
     """
     for key in _COUNTS:
-        value = cfg.train_cfg.get(key, 1)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UsageError(f"train_cfg.{key} must be an integer of at least 1, got {value!r}")
+        check_count(f"train_cfg.{key}", cfg.train_cfg.get(key, 1))
+
+
+def check_windows(cfg: Config) -> None:
+    """Check how a segmentor goes over an image when it predicts.
+
+    Raises:
+        UsageError: The mode is unknown, or that of sliding windows lacks their size or stride.
+    """
+    model = inner_model(cfg)
+    test_cfg = model.get("test_cfg")
+    if type_name(model) not in SEGMENTORS or not isinstance(test_cfg, Mapping):
+        return
+    mode = test_cfg.get("mode", _MODES[0])
+    if mode not in _MODES:
+        raise UsageError(f"model.test_cfg.mode: {mode!r} is none of {', '.join(_MODES)}")
+    for key in ("crop_size", "stride") if mode == "slide" else ():
+        value: Any = test_cfg.get(key)
+        if not is_pair(value) or min(value) < 1:
+            raise UsageError(
+                f"model.test_cfg.{key} must be (height, width) in pixels for mode='slide', "
+                f"got {value!r}"
+            )
 
 
 def check_optimizer(cfg: Config) -> None:

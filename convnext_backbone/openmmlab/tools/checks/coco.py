@@ -6,29 +6,23 @@ reports them in the middle of an epoch without the name of a file.
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from ..config_walk import (
-    class_count_key,
-    is_local,
-    is_remote,
-    iter_heads,
-    split_datasets,
-    split_metrics,
-)
-from .annotation_checks import check_annotations, check_limits, is_run_length
-from .coco import category_names, read_coco
-from .data_report import DataReport, count_table, list_quoted
-from .datasets import CocoSet, DataSource, load_coco, resolve_dataset
-from .errors import UsageError
-from .image_checks import MAX_IMAGES, ImageReader, check_exist, show_progress, spread
+from ...config_walk import is_local, is_remote, split_datasets, split_metrics
+from ..coco_file import category_names, read_coco
+from ..datasets import CocoSet, DataSource, load_coco, resolve_dataset
+from ..errors import UsageError
+from .annotations import check_annotations, check_limits, is_run_length
+from .classes import check_num_classes
+from .images import MAX_IMAGES, ImageReader, check_exist, show_progress, spread
+from .report import Report, count_table, list_quoted
 
 _OTHER_SIZE = 0.02  # relative difference between an image's size and its entry's, beyond rounding
 _READ = ("id", "file_name", "width", "height")  # by mmdet of an image
 
 
-def check_coco(source: DataSource, report: DataReport) -> None:
+def check_coco(source: DataSource, report: Report) -> None:
     """Check one data set: categories, annotations, masks, number of classes, images.
 
     Raises:
@@ -39,9 +33,9 @@ def check_coco(source: DataSource, report: DataReport) -> None:
     unlabelled = _only_predicts(report)
     data = load_coco(source, unlabelled=unlabelled)
     _check_categories(data, report)
-    check_num_classes(report, len(data.classes))
+    check_num_classes(report.cfg, len(data.classes))
     if data.coco.get("annotations") or not unlabelled:
-        _check_references(data.coco, data.ann_file, report)
+        _check_references(data, report)
         _check_ids(data, report)
         check_annotations(data, report)
     check_limits(data, report)
@@ -50,7 +44,7 @@ def check_coco(source: DataSource, report: DataReport) -> None:
     _summarize(data, report)
 
 
-def check_evaluators(report: DataReport) -> None:
+def check_evaluators(report: Report) -> None:
     """Check that COCO metrics compare with the images that the data set of the split yields.
 
     Raises:
@@ -78,21 +72,7 @@ def check_evaluators(report: DataReport) -> None:
             )
 
 
-def check_num_classes(report: DataReport, num_classes: int) -> None:
-    """Check that every head predicts as many classes as the data set has.
-
-    Raises:
-        UsageError: One does not.
-    """
-    for head, where in iter_heads(report.cfg.model):
-        key = class_count_key(head)
-        if head[key] != num_classes:
-            raise UsageError(
-                f"{where}.{key} is {head[key]}, but the data set has {num_classes} classes"
-            )
-
-
-def _only_predicts(report: DataReport) -> bool:
+def _only_predicts(report: Report) -> bool:
     metrics = split_metrics(report.cfg, report.split)
     return bool(metrics) and all(metric.get("format_only") for metric, _ in metrics)
 
@@ -100,47 +80,46 @@ def _only_predicts(report: DataReport) -> bool:
 # --------------------------------------------------------------------------- categories and ids
 
 
-def _check_categories(data: CocoSet, report: DataReport) -> None:
-    classes, path = data.classes, data.ann_file
-    names = category_names(data.coco, path, classes)
+def _check_categories(data: CocoSet, report: Report) -> None:
+    classes = data.classes
+    names = category_names(data.coco, data.ann_file, classes)
     option = report.option(data.where, "metainfo.classes", "classes")
     absent = [name for name in classes if name not in names]
     if absent:
         advice = "" if option.startswith("custom_") else "; to take the file's, set custom_dataset"
         raise UsageError(
-            f"annotation file {path!r} has no category named {list_quoted(absent)}; its "
-            f"categories are {list_quoted(names)} ({option}{advice})"
+            f"{data.file} has no category named {list_quoted(absent)}; its categories are "
+            f"{list_quoted(names)} ({option}{advice})"
         )
     # mmdet numbers the classes in the order of the file, whatever order metainfo gives.
     order = [name for name in names if name in classes]
     if list(classes) != order:
         raise UsageError(
-            f"classes must be in the order of {path!r}, which is {list_quoted(order)}, "
+            f"classes must be in the order of {data.ann_file!r}, which is {list_quoted(order)}, "
             f"got {list_quoted(classes)} ({option})"
         )
 
 
-def _check_references(coco: Mapping[str, Any], path: str, report: DataReport) -> None:
-    annotations = coco.get("annotations", [])
+def _check_references(data: CocoSet, report: Report) -> None:
+    annotations = data.coco.get("annotations", [])
     for key, known in (("category_id", "categories"), ("image_id", "images")):
-        ids = {entry["id"] for entry in coco[known]}
+        ids = {entry["id"] for entry in data.coco[known]}
         used = Counter(a[key] for a in annotations)
         unknown = Counter({value: n for value, n in used.items() if value not in ids})
         if not unknown:
             continue
         value, _ = unknown.most_common(1)[0]
         text = (
-            f"annotation file {path!r}: {unknown.total()} annotations whose {key} is none of its "
-            f"{known}, such as {value!r}"
+            f"{data.file}: {unknown.total()} annotations whose {key} is none of its {known}, such "
+            f"as {value!r}"
         )
         if _are_shifted(set(used), ids):
             raise UsageError(f"{text}; does one of the two count from 0, the other from 1?")
-        if unknown.total() == len(annotations):
-            raise UsageError(text)
-        report.warn(f"{text}; mmdet passes over them")
+        text += "; mmdet passes over them"
+        report.refuse_or_warn(text, refuse=unknown.total() == len(annotations))
 
 
-def _check_ids(data: CocoSet, report: DataReport) -> None:
+def _check_ids(data: CocoSet, report: Report) -> None:
     """Check that ids name one image or annotation each, and can be sorted for the evaluation."""
     entries = [tuple(image[key] for key in _READ) for image in data.coco["images"]]
     one = {entry[0]: entry for entry in entries}
@@ -151,25 +130,24 @@ def _check_ids(data: CocoSet, report: DataReport) -> None:
     for kind, ids in twice.items():
         if ids:
             raise UsageError(
-                f"annotation file {data.ann_file!r}: {len(ids)} ids of its {kind} occur more than "
-                f"once, such as {ids[0]!r}"
+                f"{data.file}: {len(ids)} ids of its {kind} occur more than once, such as "
+                f"{ids[0]!r}"
             )
     names: dict[Any, str] = {}
     for category in data.coco["categories"]:
         own, other = category["name"], names.setdefault(category["id"], category["name"])
         if own != other and not {own, other}.isdisjoint(data.classes):
             raise UsageError(
-                f"annotation file {data.ann_file!r}: the categories {other!r} and {own!r} both "
-                f"have the id {category['id']!r}, so mmdet cannot tell their objects apart"
+                f"{data.file}: the categories {other!r} and {own!r} both have the id "
+                f"{category['id']!r}, so mmdet cannot tell their objects apart"
             )
     if report.split == "train":
         return
     for kind in ("images", "categories"):
-        words = {isinstance(entry["id"], str) for entry in data.coco[kind]}
-        if len(words) > 1:
+        if len({isinstance(entry["id"], str) for entry in data.coco[kind]}) > 1:
             raise UsageError(
-                f"annotation file {data.ann_file!r}: of the ids of its {kind} some are numbers and "
-                "some words, which pycocotools cannot sort"
+                f"{data.file}: of the ids of its {kind} some are numbers and some strings, which "
+                "pycocotools cannot sort"
             )
 
 
@@ -188,22 +166,20 @@ def _are_shifted(used: set[Any], ids: set[Any]) -> bool:
 # --------------------------------------------------------------------------- images
 
 
-def _check_filter(data: CocoSet, report: DataReport) -> None:
+def _check_filter(data: CocoSet, report: Report) -> None:
     """Report images that are too small for the filter of a training set."""
     sizes, least = data.sizes.values(), data.filter_cfg.get("min_size", 0)
     small = sum(min(size) < least for size in sizes)
     if not data.trains or not small:
         return
-    text = (
-        f"annotation file {data.ann_file!r}: {small} of {len(sizes)} images are left out, because "
-        f"{data.where}.filter_cfg.min_size is {least} pixels"
+    report.refuse_or_warn(
+        f"{data.file}: {small} of {len(sizes)} images are left out, because "
+        f"{data.where}.filter_cfg.min_size is {least} pixels",
+        refuse=not data.images,
     )
-    if not data.images:
-        raise UsageError(text)
-    report.warn(text)
 
 
-def _check_images(data: CocoSet, report: DataReport) -> None:
+def _check_images(data: CocoSet, report: Report) -> None:
     folder, path = data.folder("img"), data.ann_file
     reader = ImageReader(data.pipeline)
     if is_remote(folder) or not reader.opens_files:
@@ -212,40 +188,26 @@ def _check_images(data: CocoSet, report: DataReport) -> None:
     if not reader.known:
         return
     sample = spread(data.images, None if report.everything else MAX_IMAGES)
-    # Boxes and polygons bear a pixel of rounding, a run-length mask has the size of its image.
+    # Boxes and polygons tolerate a pixel of rounding, a run-length mask has the size of its image.
     exact = data.loads_masks and any(map(is_run_length, data.of_classes))
     most = 0.0 if exact else _OTHER_SIZE
     for image in show_progress(sample, f"checking the images of {path}"):
         name = os.path.join(folder, image["file_name"])
-        _compare_sizes(image, name, reader.check(name), path, report, most)
+        size, listed = reader.check(name), (image["width"], image["height"])
+        if size is None or size == listed:
+            continue
+        turned = "; they are swapped, or its EXIF orientation turns it"
+        text = (
+            f"image {name!r} is {size[0]} x {size[1]} pixels, but {data.file} has width "
+            f"{listed[0]} and height {listed[1]} for it (id {image['id']!r})"
+            f"{turned if size == listed[::-1] else ''}"
+        )
+        if max(abs(a - b) / a for a, b in zip(size, listed, strict=True)) > most:
+            raise UsageError(f"{text}: its boxes and masks would be misplaced")
+        report.warn(text)
 
 
-def _compare_sizes(
-    image: Mapping[str, Any],
-    name: str,
-    size: tuple[int, int] | None,
-    path: str,
-    report: DataReport,
-    most: float,
-) -> None:
-    """Compare an image's size with its entry's; `most` is the relative difference to bear."""
-    listed = (image["width"], image["height"])
-    if size is None or size == listed:
-        return
-    reason = ""
-    if size == listed[::-1]:
-        reason = "; they are swapped, or its EXIF orientation turns it"
-    text = (
-        f"image {name!r} is {size[0]} x {size[1]} pixels, but annotation file {path!r} has "
-        f"width {listed[0]} and height {listed[1]} for it (id {image['id']!r}){reason}"
-    )
-    differences = [abs(a - b) / a for a, b in zip(size, listed, strict=True)]
-    if max(differences) > most:
-        raise UsageError(f"{text}: its boxes and masks would be misplaced")
-    report.warn(text)
-
-
-def _summarize(data: CocoSet, report: DataReport) -> None:
+def _summarize(data: CocoSet, report: Report) -> None:
     coco, classes, path, where = data.coco, data.classes, data.ann_file, data.where
     names = {category["id"]: category["name"] for category in coco["categories"]}
     counts = Counter(names[a["category_id"]] for a in data.of_classes)
@@ -267,7 +229,7 @@ def _summarize(data: CocoSet, report: DataReport) -> None:
     report.summaries.append("\n".join(lines))
     absent = [name for name in classes if not counts[name]]
     if absent and data.annotations:
-        report.warn(f"{where}: annotation file {path!r} has no instance of {list_quoted(absent)}")
+        report.warn(f"{where}: {data.file} has no instance of {list_quoted(absent)}")
 
 
 def _describe_sizes(sizes: Sequence[tuple[float, float]]) -> str:

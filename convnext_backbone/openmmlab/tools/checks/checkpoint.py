@@ -9,15 +9,15 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
-from ...utils.files import check_regular
-from ...weights.torch_files import CheckpointError, read_torch_file, with_user_types
-from ..config_walk import class_count_key, is_remote, iter_heads, split_datasets
-from ..patches.mmengine_safe_globals import mmengine_types
-from .data_report import DataReport, list_quoted
-from .datasets import resolve_dataset
-from .errors import UsageError
-from .loading import advise_config, first_other_class, trained_classes
-from .processes import print_once
+from ....utils.files import check_regular
+from ....weights.torch_files import CheckpointError, read_torch_file, with_user_types
+from ...config_walk import class_count_key, is_remote, iter_heads, split_datasets
+from ...patches.mmengine_safe_globals import mmengine_types
+from ..datasets import resolve_dataset
+from ..errors import UsageError
+from ..loading import advise_config, first_other_class, trained_classes
+from ..processes import print_once
+from .report import Report, list_quoted
 
 # What mmengine reads back when a run is resumed.
 _RESUME_KEYS = ("meta", "state_dict", "optimizer", "message_hub")
@@ -68,21 +68,23 @@ def find_resumable(work_dir: Path, argument: str) -> str | None:
     raise errors[0]
 
 
-def check_classes(cfg: Config, split: str) -> None:
-    """Check that the run's checkpoint was trained on the classes of a split, in their order.
+def check_trained_classes(report: Report) -> None:
+    """Check that the run's checkpoint was trained on the classes of its data, in their order.
 
     Only the names show it: with as many other classes every tensor fits, and every score is wrong.
     Checkpoints that name no classes pass, and heads that do not predict those of the data, such as
-    an RPN's or one that is asked in words.
+    an RPN's or one that is asked in words. A training that is not resumed may have others.
 
     Raises:
         UsageError: It was not.
     """
+    cfg, split = report.cfg, report.splits[0]
     path = cfg.get("load_from")
-    if path is None or is_remote(str(path)):
+    begins = split == "train" and not cfg.get("resume")
+    if path is None or begins or is_remote(str(path)):
         return
     trained = trained_classes(_read_checkpoint(str(path), "checkpoint"))
-    numbers = [head[class_count_key(head)] for head, _ in iter_heads(cfg.model)]
+    numbers = [head[class_count_key(head)] for head, _ in iter_heads(cfg)]
     for dataset, where in split_datasets(cfg, split):
         with DefaultScope.overwrite_default_scope(cfg.default_scope):
             source = resolve_dataset(dataset)
@@ -90,12 +92,12 @@ def check_classes(cfg: Config, split: str) -> None:
         index = first_other_class(trained, classes)
         if index is None or len(classes) not in numbers:
             continue
-        option = DataReport(cfg, split).option(where, "metainfo.classes", "classes")
+        option = report.option(where, "metainfo.classes", "classes")
         raise UsageError(
             f"checkpoint {path!r} was trained on the classes {list_quoted(trained)}, but {where} "
-            f"has {list_quoted(classes)} ({option}): class {index} is {trained[index]!r} there and "
-            f"{classes[index]!r} here; {advise_config(str(path))}, or --no-check if they mean the "
-            "same"
+            f"has {list_quoted(classes)} ({option}): class {index} is {trained[index]!r} in the "
+            f"checkpoint and {classes[index]!r} in the data; "
+            f"{advise_config(str(path))}, or --no-check if they mean the same"
         )
 
 

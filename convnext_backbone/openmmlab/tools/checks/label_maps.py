@@ -2,41 +2,37 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-import torch
 from mmengine.fileio import list_dir_or_file
-from mmengine.registry import MODELS, TRANSFORMS
+from mmengine.registry import TRANSFORMS
 from PIL import Image
 
-from ..config_walk import (
+from ....utils.files import IMAGE_SUFFIXES
+from ...config_walk import (
+    find_preprocessor,
     is_local,
     is_remote,
+    iter_dicts,
     iter_heads,
-    iter_named_dicts,
     split_metrics,
     type_name,
 )
-from .coco_checks import check_num_classes
-from .data_report import DataReport, count_table, list_quoted
-from .datasets import DataSource, find_class, is_published
-from .errors import CONFIG_ERRORS, UsageError, describe_error
-from .image_checks import MAX_IMAGES, ImageReader, check_exist, show_progress, spread
-from .metric_checks import iter_iou_metrics
+from ..datasets import DataSource, find_class, is_published
+from ..errors import UsageError
+from .classes import check_losses, check_num_classes
+from .images import MAX_IMAGES, ImageReader, check_exist, show_progress, spread
+from .metrics import iter_iou_metrics
+from .report import Report, count_table, list_quoted
 
 _MAX_LABEL_MAPS = 1000  # each is decoded
 _IGNORED_LABEL = 255  # mmsegmentation's default of `ignore_index`
 _DIVISOR = 32  # the last stage's stride
 _VALUES = 256  # mmsegmentation reads labels as uint8
-# Heads whose softmax has a class more, for "no object".
-_WITH_NO_OBJECT = ("SideAdapterCLIPHead",)
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
-def check_label_maps(source: DataSource, report: DataReport) -> np.ndarray | None:
+def check_label_maps(source: DataSource, report: Report) -> np.ndarray | None:
     """Check one data set: files, sizes, labels, classes, heads.
 
     Returns:
@@ -47,7 +43,7 @@ def check_label_maps(source: DataSource, report: DataReport) -> np.ndarray | Non
     """
     images, maps = source.folder("img_path"), source.folder("seg_map_path")
     stems, suffix = source.stems(), source.built.img_suffix
-    steps = [step for step, _ in iter_named_dicts(source.pipeline, "")]
+    steps = list(iter_dicts(source.pipeline))
     loads = [step for step in steps if type_name(step) == "LoadAnnotations"]
     # A step of the user's may name the files.
     known = all(is_published(find_class(step.get("type"), TRANSFORMS)) for step in source.pipeline)
@@ -78,11 +74,11 @@ def check_label_maps(source: DataSource, report: DataReport) -> np.ndarray | Non
     return None
 
 
-def _check_names(source: DataSource, report: DataReport) -> None:
+def _check_names(source: DataSource, report: Report) -> None:
     """Check the names of the classes; without them mmsegmentation trains, but does not evaluate."""
     if source.classes:
-        _check_classes(source.classes, source.where, report)
-        check_num_classes(report, len(source.classes))
+        check_losses(source.classes, source.where, report)
+        check_num_classes(report.cfg, len(source.classes))
     elif report.split != "train" and any(iter_iou_metrics(report.cfg, report.split)):
         given = ", ".join(source.config.get("metainfo") or ())
         raise UsageError(
@@ -91,35 +87,21 @@ def _check_names(source: DataSource, report: DataReport) -> None:
         )
 
 
-@dataclass
-class _Seen:
-    """What the label maps that were read hold together.
-
-    Attributes:
-        counts: The pixels of each value.
-        sizes: The number of label maps of each (width, height).
-        void: Those without a pixel of a class.
-        scaled: Those of another size than their image.
-    """
-
-    counts: np.ndarray = field(default_factory=lambda: np.zeros(_VALUES, np.int64))
-    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    void: list[str] = field(default_factory=list)
-    scaled: list[str] = field(default_factory=list)
-
-
 def _check_contents(
     source: DataSource,
     stems: Sequence[str],
     resizes: bool,
     backend: str | None,
-    report: DataReport,
+    report: Report,
 ) -> np.ndarray:
     """Open images and label maps, check each pair and what all hold together."""
-    where, built, reader, seen = source.where, source.built, ImageReader(source.pipeline), _Seen()
+    where, built, reader = source.where, source.built, ImageReader(source.pipeline)
     images, maps = source.folder("img_path"), source.folder("seg_map_path")
     values = _Values(source, _void_labels(report))
     option = report.option(where, "reduce_zero_label", "reduce_zero_label")
+    counts = np.zeros(_VALUES, np.int64)  # the pixels of each value
+    sizes: Counter[tuple[int, ...]] = Counter()
+    void, scaled = [], []  # without a pixel of a class; of another size than their image
     sample = spread(stems, None if report.everything else _MAX_LABEL_MAPS)
     for stem in show_progress(sample, f"checking the label maps of {maps}"):
         path = os.path.join(maps, stem + built.seg_map_suffix)
@@ -127,43 +109,39 @@ def _check_contents(
         size = reader.check(os.path.join(images, stem + built.img_suffix))
         if size is not None and size != labels.shape[::-1]:
             _check_proportions(labels, path, size, resizes)
-            seen.scaled.append(path)
-        seen.sizes[labels.shape[1], labels.shape[0]] += 1
+            scaled.append(path)
+        sizes[labels.shape[::-1]] += 1
         own = np.bincount(labels.ravel(), minlength=_VALUES)
         values.check(own, path, option)
-        seen.counts += own
+        counts += own
         if not values.per_class(own).any():
-            seen.void.append(path)
+            void.append(path)
     others = set(stems).difference(sample)
     for stem in spread(sorted(others), MAX_IMAGES):
         reader.check(os.path.join(images, stem + built.img_suffix))
-    values.check_all(seen.counts, where, report, len(sample), len(stems))
-    if seen.scaled:
+    values.check_all(counts, where, report, len(sample), len(stems))
+    if scaled:
         report.warn(
-            f"{where}: {len(seen.scaled)} label maps have another resolution than their images, "
-            f"such as {seen.scaled[0]!r}; they can be trained on, not evaluated"
+            f"{where}: {len(scaled)} label maps have another resolution than their images, "
+            f"such as {scaled[0]!r}; they can be trained on, not evaluated"
         )
-    if seen.void:
-        report.warn(
-            f"{where}: {len(seen.void)} label maps are void throughout, such as {seen.void[0]!r}"
-        )
-    _check_batch(report, len(seen.sizes))
-    per_class = values.per_class(seen.counts)
-    num_void = seen.counts.sum() - per_class.sum()
+    if void:
+        report.warn(f"{where}: {len(void)} label maps are void throughout, such as {void[0]!r}")
+    _check_batch(report, len(sizes))
+    per_class = values.per_class(counts)
+    num_void = counts.sum() - per_class.sum()
     read = f", {len(sample):,} of them read" if others else ""
-    (common, _), *_ = seen.sizes.most_common(1)
+    (common, _), *_ = sizes.most_common(1)
     lines = [
         f"{where}: {images}, {len(stems):,} images{read}",
-        f"  image sizes: {len(seen.sizes)}, most often {common[0]} x {common[1]}",
+        f"  image sizes: {len(sizes)}, most often {common[0]} x {common[1]}",
         count_table([*zip(source.classes, per_class, strict=True), ("(void)", num_void)], "pixels"),
     ]
     report.summaries.append("\n".join(lines))
-    return seen.counts
+    return counts
 
 
-def check_zero_labels(
-    read: Sequence[tuple[DataSource, np.ndarray | None]], report: DataReport
-) -> None:
+def check_zero_labels(read: Sequence[tuple[DataSource, np.ndarray | None]], report: Report) -> None:
     """Check that all data sets read the value 0 alike, as void or as the first class.
 
     Raises:
@@ -189,11 +167,10 @@ def check_zero_labels(
         report.warn(f"{text}: the value 0 is void in one, the first class in the other")
 
 
-def _check_batch(report: DataReport, num_sizes: int) -> None:
+def _check_batch(report: Report, num_sizes: int) -> None:
     """Report an evaluation in batches whose images mmsegmentation does not pad to one size."""
     loader = report.cfg.get(f"{report.split}_dataloader") or {}
-    batch, model = loader.get("batch_size", 1), report.cfg.model.get("module", report.cfg.model)
-    pads = (model.get("data_preprocessor") or {}).get("test_cfg")
+    batch, pads = loader.get("batch_size", 1), find_preprocessor(report.cfg).get("test_cfg")
     if report.split != "train" and batch > 1 and num_sizes > 1 and not pads:
         report.warn(
             f"{report.split}_dataloader.batch_size={batch}: images of {num_sizes} sizes only stack "
@@ -212,7 +189,7 @@ def _check_proportions(labels: np.ndarray, path: str, size: tuple[int, int], res
         )
 
 
-def _check_suffixes(source: DataSource, found: bool, report: DataReport) -> None:
+def _check_suffixes(source: DataSource, found: bool, report: Report) -> None:
     images, suffix, where = source.folder("img_path"), source.built.img_suffix, source.where
     if not os.path.isdir(images):
         return
@@ -235,83 +212,13 @@ def _check_suffixes(source: DataSource, found: bool, report: DataReport) -> None
         raise UsageError(
             f"folder {images!r} has no image named *{suffix} (it has {kinds}); set {option}"
         )
-    left_out = {k: n for k, n in others.items() if k.lower() in _IMAGE_SUFFIXES}
+    left_out = {k: n for k, n in others.items() if k.lower() in IMAGE_SUFFIXES}
     if left_out:
         kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(left_out.items()))
         report.warn(
             f"folder {images!r}: only files named *{suffix} are read, {kinds} are left out; "
             f"{option} is one suffix for all: convert the others"
         )
-
-
-def _check_classes(classes: Sequence[str], where: str, report: DataReport) -> None:
-    option = report.option(where, "metainfo.classes", "classes")
-    twice = [name for name, number in Counter(classes).items() if number > 1]
-    if twice:
-        raise UsageError(f"{option} names {twice[0]!r} twice")
-    for head, loss, place in _iter_losses(report):
-        if len(classes) == 1:
-            raise UsageError(
-                f"{option} has one class: no label is another than 0, and {place} learns nothing, "
-                "whatever the image. Name the background too, with num_classes=2 for a softmax, or "
-                "num_classes=2, out_channels=1, loss_decode.use_sigmoid=True"
-            )
-        weights = loss.get("class_weight")
-        if _is_softmax(loss) and isinstance(weights, list | tuple) and len(weights) != len(classes):
-            raise UsageError(
-                f"{place}.class_weight has {len(weights)} weights, but {option} has "
-                f"{len(classes)} classes"
-            )
-        if report.split == "train":
-            _try_loss(head, loss, place, len(classes))
-
-
-def _iter_losses(report: DataReport) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any], str]]:
-    """Yield the heads whose channels are the classes, and mmsegmentation's losses of each."""
-    from mmseg.models.decode_heads.decode_head import BaseDecodeHead
-
-    for head, where in iter_heads(report.cfg.model):
-        type_ = find_class(head.get("type"), MODELS)
-        own = isinstance(type_, type) and is_published(type_) and issubclass(type_, BaseDecodeHead)
-        if not own or type_name(head) in _WITH_NO_OBJECT:
-            continue
-        losses = head.get("loss_decode", {"type": "CrossEntropyLoss"})  # the default of each head
-        for loss, place in iter_named_dicts(losses, f"{where}.loss_decode"):
-            if "type" in loss and is_published(find_class(loss["type"], MODELS)):
-                yield head, loss, place
-
-
-def _is_softmax(loss: Mapping[str, Any]) -> bool:
-    return type_name(loss) == "CrossEntropyLoss" and not loss.get("use_sigmoid")
-
-
-def _try_loss(
-    head: Mapping[str, Any], loss: Mapping[str, Any], place: str, num_classes: int
-) -> None:
-    """Compute a loss once: its weights or its kind may not fit the channels of the head.
-
-    Raises:
-        UsageError: It fails, as it would in the first iteration.
-    """
-    from mmseg.models.decode_heads.decode_head import BaseDecodeHead
-
-    if getattr(find_class(head["type"], MODELS), "loss_by_feat", None) is not (
-        BaseDecodeHead.loss_by_feat
-    ):
-        return  # it may call its losses in a way of its own
-    channels, weights = head.get("out_channels") or num_classes, loss.get("class_weight")
-    # Not as wide as there are weights: they would be broadcast over the pixels of a row.
-    width = 2 * max(num_classes, len(weights or ())) + 1
-    labels = (torch.arange(2 * width) % num_classes).reshape(1, 2, width)
-    try:
-        MODELS.build(dict(loss))(torch.zeros(1, channels, 2, width), labels, ignore_index=255)
-    except CONFIG_ERRORS as error:
-        given = f", class_weight={weights!r}" if weights else ""
-        one = ", which its softmax does not tell apart; set use_sigmoid=True"
-        raise UsageError(
-            f"{place} ({type_name(loss)}{given}) fails for {num_classes} classes in {channels} "
-            f"channels{one if _is_softmax(loss) and channels == 1 else ''}: {describe_error(error)}"
-        ) from error
 
 
 def _read_labels(path: str, backend: str | None) -> np.ndarray:
@@ -347,11 +254,11 @@ def _read_labels(path: str, backend: str | None) -> np.ndarray:
     return labels.astype(np.uint8)
 
 
-def _void_labels(report: DataReport) -> set[int]:
+def _void_labels(report: Report) -> set[int]:
     """Return the labels that all losses of a training, or all metrics of an evaluation, ignore."""
     metrics = [metric for metric, _ in split_metrics(report.cfg, report.split)]
     parts = [metric for metric in metrics if type_name(metric) == "IoUMetric"]
-    parts = parts or [head for head, _ in iter_heads(report.cfg.model)]
+    parts = parts or [head for head, _ in iter_heads(report.cfg)]
     given = {part.get("ignore_index") for part in parts} or {None}
     labels = {_IGNORED_LABEL if label is None else label for label in given}
     return labels if len(labels) == 1 else set()
@@ -400,7 +307,7 @@ class _Values:
         return ", ".join(map(str, self.void)) or "no value that all ignore"
 
     def check_all(
-        self, counts: np.ndarray, where: str, report: DataReport, read: int, number: int
+        self, counts: np.ndarray, where: str, report: Report, read: int, number: int
     ) -> None:
         """Check what the label maps hold together.
 

@@ -12,13 +12,16 @@ from PIL import Image
 pytest.importorskip("mmseg")
 pytestmark = pytest.mark.openmmlab
 
+from helpers.own_data import checked as check_data
 from mmengine.registry import TRANSFORMS
 
 from convnext_backbone.openmmlab.tools import flags as run_flags
-from convnext_backbone.openmmlab.tools import launch, segmentor_checks
+from convnext_backbone.openmmlab.tools import launch
+from convnext_backbone.openmmlab.tools.checks import model as model_checks
+from convnext_backbone.openmmlab.tools.checks.files import check_files
+from convnext_backbone.openmmlab.tools.checks.metrics import check_metrics
+from convnext_backbone.openmmlab.tools.checks.types import check_types
 from convnext_backbone.openmmlab.tools.config import load_config
-from convnext_backbone.openmmlab.tools.config_checks import check_files, check_types
-from convnext_backbone.openmmlab.tools.data_checks import check_data_contents
 from convnext_backbone.openmmlab.tools.errors import UsageError
 
 WIDTH, HEIGHT, SIDE = 40, 24, 32
@@ -123,7 +126,8 @@ def checked(tmp_path, values, *splits, **options):
     splits = splits or ("train", "val")
     check_files(cfg, splits)
     check_types(cfg, splits)
-    return check_data_contents(cfg, splits)
+    check_metrics(cfg, splits)
+    return check_data(cfg, *splits)
 
 
 def trained(tmp_path, values, *options):
@@ -245,7 +249,7 @@ def test_one_typed_reduce_zero_label_holds_for_all_splits(split, tmp_path):
         assert dataset.reduce_zero_label is False
         loads = [step for step in dataset.pipeline if step.type == "LoadAnnotations"]
         assert [step.reduce_zero_label for step in loads] == [False]
-    check_data_contents(cfg, ("train", "val"))
+    check_data(cfg, "train", "val")
 
 
 def test_classes_in_another_order_in_val_are_refused(tmp_path):
@@ -710,7 +714,7 @@ def test_synchronized_batch_norm_counts_the_images_of_all_processes(tmp_path):
         del tiny["model"]["decode_head"][key]
     cfg = load_config(write_config(tmp_path / "own.py", tiny), None, (), "pytorch")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segmentor_checks, "count_processes", lambda cfg: 2)
-        segmentor_checks.check_heads(cfg)
+        patch.setattr(model_checks, "count_processes", lambda cfg: 2)
+        model_checks.check_model(cfg, ("train",))
     with pytest.raises(UsageError, match=r"decode_head"):
-        segmentor_checks.check_heads(cfg)
+        model_checks.check_model(cfg, ("train",))

@@ -12,9 +12,9 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from ...utils.checks import first_line
-from ..config_walk import is_local, type_name
-from .errors import UsageError
+from ....utils.checks import first_line
+from ...config_walk import is_local, type_name
+from ..errors import UsageError
 
 MAX_IMAGES = 5000  # opening every file of a large data set would delay each start
 _QUIET = 3.0  # seconds until a progress bar appears
@@ -26,7 +26,6 @@ _TRAILERS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 _WIDE_MODES = ("I", "F", "I;32")  # of 32 bits a pixel, which OpenCV reads of few kinds
 _TRAILER_WINDOW = 4096  # some cameras append a few bytes of their own
 _LOADING_ERRORS = (OSError, SyntaxError, ValueError, TypeError, AttributeError, RuntimeError)
-Size = tuple[int, int]
 
 
 class ImageReader:
@@ -47,7 +46,7 @@ class ImageReader:
         self.opens_files = type_name(step) == "LoadImageFromFile" and is_local(step)
         self.known = self.opens_files and self._backend in _BACKENDS
 
-    def check(self, path: str) -> Size | None:
+    def check(self, path: str) -> tuple[int, int] | None:
         """Check that an image is whole.
 
         Returns:
@@ -68,7 +67,7 @@ class ImageReader:
                     # Pillow's method for PNG decodes the whole file to look for EXIF at its end.
                     turned = Image.Image.getexif(image).get(_ORIENTATION, 1) >= 5
                     odd = turned or image.mode in _WIDE_MODES or image.format not in _COMMON
-                    # Pillow bears the lack of a trailer, the loader may not.
+                    # Pillow tolerates a missing trailer, the loader may not.
                     if odd or (image.format in _TRAILERS and not complete):
                         return self._load(path)
                     return image.size
@@ -89,7 +88,7 @@ class ImageReader:
             file.seek(max(0, size - _TRAILER_WINDOW))
             return trailer in file.read()
 
-    def _load(self, path: str) -> Size:
+    def _load(self, path: str) -> tuple[int, int]:
         import cv2
         import mmcv
 

@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import METRICS
+from mmengine.registry import METRICS, DefaultScope
 
-from ...utils.checks import did_you_mean
-from ..config_walk import own_evaluator, split_datasets, split_metrics, type_name
-from .datasets import find_class, is_published
-from .errors import UsageError
+from ....utils.checks import did_you_mean
+from ...config_walk import as_list, own_evaluator, split_datasets, split_metrics, type_name
+from ..datasets import find_class, is_published
+from ..errors import UsageError
+from ..schedule import iter_schedulers
 
 # What mmdet's CocoMetric may give of boxes and of masks, by default the first six; of proposals,
 # the others.
@@ -27,7 +28,7 @@ _IOU_ITEMS: Mapping[str, Sequence[str]] = {
 
 
 def check_metrics(cfg: Config, splits: Sequence[str]) -> None:
-    """Check that COCO metrics can be computed, and that the one which chooses a checkpoint is.
+    """Check that COCO's and IoU metrics can be computed, and the one which chooses a checkpoint is.
 
     Metrics of other types may take and give anything.
 
@@ -39,6 +40,9 @@ def check_metrics(cfg: Config, splits: Sequence[str]) -> None:
             if type_name(metric) == "CocoMetric":
                 _check_coco_metric(cfg, metric, where)
                 _check_truth(cfg, split, metric, where)
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            for metric, where in iter_iou_metrics(cfg, split):
+                _check_iou_metric(metric, where)
     metrics = [metric for metric, _ in split_metrics(cfg, "val")]
     kinds = {type_name(metric) for metric in metrics}
     if "val" not in splits or not metrics or not kinds <= _NAMES.keys():
@@ -61,30 +65,24 @@ def iter_iou_metrics(cfg: Mapping[str, Any], split: str) -> Iterator[tuple[Mappi
             yield metric, where
 
 
-def check_iou_metrics(cfg: Config, split: str) -> None:
-    """Check what `IoUMetric` is asked for.
-
-    Raises:
-        UsageError: A score is unknown, or `format_only` lacks the folder to write to.
-    """
-    for metric, where in iter_iou_metrics(cfg, split):
-        if metric.get("format_only"):
-            if not metric.get("output_dir"):
-                raise UsageError(f"{where}.format_only=True needs {where}.output_dir, a folder")
-            continue
-        unknown = [name for name in _list(metric.get("iou_metrics")) if name not in _IOU_ITEMS]
-        if unknown:
-            known = ", ".join(_IOU_ITEMS)
-            raise UsageError(f"{where}.iou_metrics: {unknown[0]!r} is none of {known}")
+def _check_iou_metric(metric: Mapping[str, Any], where: str) -> None:
+    if metric.get("format_only"):
+        if not metric.get("output_dir"):
+            raise UsageError(f"{where}.format_only=True needs {where}.output_dir, a folder")
+        return
+    unknown = [name for name in as_list(metric.get("iou_metrics")) if name not in _IOU_ITEMS]
+    if unknown:
+        known = ", ".join(_IOU_ITEMS)
+        raise UsageError(f"{where}.iou_metrics: {unknown[0]!r} is none of {known}")
 
 
 def _check_coco_metric(cfg: Config, metric: Mapping[str, Any], where: str) -> None:
-    unknown = [item for item in _list(metric.get("metric_items")) if item not in _COCO_ITEMS]
+    unknown = [item for item in as_list(metric.get("metric_items")) if item not in _COCO_ITEMS]
     if unknown:
         raise UsageError(
             f"{where}.metric_items has {unknown[0]!r}, which is none of {', '.join(_COCO_ITEMS)}"
         )
-    thresholds = _list(metric.get("iou_thrs"))
+    thresholds = as_list(metric.get("iou_thrs"))
     if metric.get("classwise") and 0 < len(thresholds) < _CLASSWISE_THRESHOLDS:
         raise UsageError(
             f"{where}.classwise reads the {_CLASSWISE_THRESHOLDS}th of the iou_thrs, but "
@@ -92,7 +90,7 @@ def _check_coco_metric(cfg: Config, metric: Mapping[str, Any], where: str) -> No
         )
     roi_head = cfg.model.get("roi_head") or {"mask_head": "another part's"}
     masks = any(value for key, value in roi_head.items() if "mask" in key and "head" in key)
-    if "segm" in _list(metric.get("metric")) and not masks:
+    if "segm" in as_list(metric.get("metric")) and not masks:
         raise UsageError(
             f"{where}.metric has 'segm', but the model has no model.roi_head.mask_head, so it "
             "predicts no masks"
@@ -115,14 +113,12 @@ def _check_truth(cfg: Config, split: str, metric: Mapping[str, Any], where: str)
 def _iter_wanted(cfg: Config) -> Iterator[tuple[str, str]]:
     """Yield the metrics that hooks and schedulers look up after a validation, with their names."""
     hook = (cfg.get("default_hooks") or {}).get("checkpoint") or {}
-    for name in _list(hook.get("save_best")):
+    for name in as_list(hook.get("save_best")):
         if name != "auto":  # the first one that there is
             yield name, "default_hooks.checkpoint.save_best"
-    schedulers = cfg.get("param_scheduler") or []
-    schedulers = [schedulers] if isinstance(schedulers, Mapping) else schedulers
-    for index, scheduler in enumerate(schedulers):
+    for scheduler, where in iter_schedulers(cfg):
         if type_name(scheduler).startswith("ReduceOnPlateau") and "monitor" in scheduler:
-            yield scheduler["monitor"], f"param_scheduler.{index}.monitor"
+            yield scheduler["monitor"], f"{where}.monitor"
 
 
 def _is_of_a_class(name: str, metrics: Sequence[Mapping[str, Any]]) -> bool:
@@ -131,7 +127,7 @@ def _is_of_a_class(name: str, metrics: Sequence[Mapping[str, Any]]) -> bool:
 
 def _coco_names(metric: Mapping[str, Any]) -> Iterator[str]:
     prefix, chosen = metric.get("prefix") or "coco", metric.get("metric_items")
-    for kind in _list(metric.get("metric", "bbox")):
+    for kind in as_list(metric.get("metric", "bbox")):
         if kind == "proposal_fast":
             yield from (f"{prefix}/AR@{n}" for n in metric.get("proposal_nums", (100, 300, 1000)))
         elif kind == "proposal":
@@ -143,14 +139,8 @@ def _coco_names(metric: Mapping[str, Any]) -> Iterator[str]:
 def _iou_names(metric: Mapping[str, Any]) -> Iterator[str]:
     prefix = f"{metric['prefix']}/" if metric.get("prefix") else ""
     yield f"{prefix}aAcc"
-    for kind in _list(metric.get("iou_metrics", "mIoU")):
+    for kind in as_list(metric.get("iou_metrics", "mIoU")):
         yield from (f"{prefix}{item}" for item in _IOU_ITEMS.get(kind, ()))
-
-
-def _list(value: Any) -> Sequence[Any]:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
 
 
 # The names of what a metric gives, by its type.

@@ -13,22 +13,23 @@ pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
 pytestmark = pytest.mark.openmmlab
 
-from mmengine.registry import DATASETS, METRICS, DefaultScope, init_default_scope
-
-from convnext_backbone.openmmlab.tools.arguments import read_options, train_parser
-from convnext_backbone.openmmlab.tools.errors import UsageError
-from convnext_backbone.openmmlab.tools.launch import prepare_training, train
-from convnext_backbone.openmmlab.tools.metric_checks import check_metrics
-
-from .test_data_checks import (
+from helpers.own_data import (
     BOX_DETECTOR,
     DETECTOR,
     SEGMENTOR,
+    annotation,
+    checked,
     coco,
+    typed,
     write_detection,
     write_segmentation,
 )
-from .test_own_data import annotation, checked, typed
+from mmengine.registry import DATASETS, METRICS, DefaultScope, init_default_scope
+
+from convnext_backbone.openmmlab.tools.arguments import read_options, train_parser
+from convnext_backbone.openmmlab.tools.checks.metrics import check_metrics
+from convnext_backbone.openmmlab.tools.errors import UsageError
+from convnext_backbone.openmmlab.tools.launch import prepare_training, train
 
 
 def write(root, **changes):

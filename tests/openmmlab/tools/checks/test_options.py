@@ -11,8 +11,8 @@ pytest.importorskip("mmseg")
 
 from mmengine.config import Config, DictAction
 
-from convnext_backbone.openmmlab.tools import option_checks
 from convnext_backbone.openmmlab.tools.arguments import ConfigOptions
+from convnext_backbone.openmmlab.tools.checks import options as option_checks
 from convnext_backbone.openmmlab.tools.errors import UsageError
 
 CFG = {
@@ -120,8 +120,8 @@ def test_settings_of_a_run_pass(options, capsys):
     [
         ("max_epochs", "train_cfg.max_epochs"),
         ("lr", "optim_wrapper.optimizer.lr"),
-        ("epochs", "nothing reads 'epochs'"),
-        ("foo.bar", "nothing reads 'foo'"),
+        ("epochs", "unknown setting 'epochs'"),
+        ("foo.bar", "unknown setting 'foo'"),
         ("custom_hooks.0.type", "list of 0"),
         ("param_scheduler.2.gamma", "list of 2"),
         ("param_scheduler.gamma", "list of 2"),

@@ -8,8 +8,8 @@ pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
 
 from convnext_backbone.openmmlab.config_walk import iter_datasets
-from convnext_backbone.openmmlab.tools.checkpoint_checks import check_checkpoint
-from convnext_backbone.openmmlab.tools.config_checks import check_files
+from convnext_backbone.openmmlab.tools.checks.checkpoint import check_checkpoint
+from convnext_backbone.openmmlab.tools.checks.files import check_files
 
 
 def test_wrapped_data_sets_are_found_with_their_names():

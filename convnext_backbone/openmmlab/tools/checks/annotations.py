@@ -8,36 +8,37 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from ..config_walk import iter_named_dicts, split_metrics
-from .coco import Annotation, kept_categories
-from .data_report import DataReport, list_quoted
-from .datasets import CocoSet
-from .errors import UsageError
-from .image_checks import show_progress, spread
+from ...config_walk import as_list, inner_model, iter_named_dicts, split_metrics
+from ..coco_file import Annotation, kept_categories
+from ..datasets import CocoSet
+from ..errors import UsageError
+from .images import show_progress, spread
+from .report import Report, list_quoted
 
 _NORMALISED = 1.5  # no box in pixels is smaller; some normalised ones reach beyond 1
 _MAX_MASKS = 1000  # each is decoded
 _ODD_PART = 0.2  # of boxes outside their image, or of crowds
 _ROUNDING = 2.0  # pixels that a mask may lie beside its box
+_ADVICE = "; they look normalised: multiply them by the image's width and height"
 _Extent = tuple[float, float, float, float]  # left, top, right, bottom
 
 
-def check_annotations(data: CocoSet, report: DataReport) -> None:
+def check_annotations(data: CocoSet, report: Report) -> None:
     """Check boxes and areas, crowds, and masks where they are loaded.
 
     Raises:
         UsageError: One is malformed, or mmdet would drop all of them.
     """
-    path, own, sizes = data.ann_file, data.of_classes, data.sizes
+    own, sizes = data.of_classes, data.sizes
     categories = kept_categories(data.coco, data.classes)
-    for annotation in show_progress(data.annotations, f"checking the annotations of {path}"):
+    for annotation in show_progress(data.annotations, f"checking {data.file}"):
         is_own = annotation["category_id"] in categories
-        _check_box(annotation, path, _is_finite if is_own else _is_number)
+        _check_box(annotation, data, _is_finite if is_own else _is_number)
     filters = data.filter_cfg.get("filter_empty_gt")
     if not own and ((data.trains and filters) or not data.annotations):
         raise UsageError(
-            f"annotation file {path!r} has no annotation of the classes "
-            f"{list_quoted(data.classes)} ({data.where})"
+            f"{data.file} has no annotation of the classes {list_quoted(data.classes)} "
+            f"({data.where})"
         )
     kept: list[Annotation] = []
     dropped: list[Annotation] = []
@@ -45,28 +46,28 @@ def check_annotations(data: CocoSet, report: DataReport) -> None:
         is_kept = _is_kept(annotation, *sizes[annotation["image_id"]])
         (kept if is_kept else dropped).append(annotation)
     if dropped:
-        _report_dropped(dropped, len(own), path, report)
+        _report_dropped(dropped, len(own), data, report)
     outside = sum(_leaves(a["bbox"], *sizes[a["image_id"]]) for a in kept)
     if outside > _ODD_PART * len(kept):
         report.warn(
-            f"annotation file {path!r}: {outside} of {len(kept)} boxes reach beyond their image; "
-            "COCO's boxes are [x, y, width, height]"
+            f"{data.file}: {outside} of {len(kept)} boxes reach beyond their image; COCO's boxes "
+            "are [x, y, width, height]"
         )
     _check_crowds(data, kept, report)
     _check_masks(data, kept, report)
 
 
-def _refuse(annotation: Annotation, path: str, text: str) -> NoReturn:
-    raise UsageError(f"annotation file {path!r}: annotation {annotation['id']!r} has {text}")
+def _refuse(annotation: Annotation, data: CocoSet, text: str) -> NoReturn:
+    raise UsageError(f"{data.file}: annotation {annotation['id']!r} has {text}")
 
 
-def _check_box(annotation: Annotation, path: str, fits: Callable[[Any], bool]) -> None:
+def _check_box(annotation: Annotation, data: CocoSet, fits: Callable[[Any], bool]) -> None:
     for key, expected in (("bbox", 4), ("area", 1)):
         value = annotation[key]
         numbers = value if key == "bbox" and isinstance(value, list) else [value]
         if len(numbers) != expected or not all(fits(number) for number in numbers):
             kind = "four finite numbers [x, y, width, height]" if expected == 4 else "a number"
-            _refuse(annotation, path, f"the {key} {value!r}, which is not {kind}")
+            _refuse(annotation, data, f"the {key} {value!r}, which is not {kind}")
 
 
 def _is_number(value: Any) -> bool:
@@ -85,19 +86,17 @@ def _is_kept(annotation: Annotation, width: float, height: float) -> bool:
 
 
 def _report_dropped(
-    dropped: Sequence[Annotation], number: int, path: str, report: DataReport
+    dropped: Sequence[Annotation], number: int, data: CocoSet, report: Report
 ) -> None:
     text = (
-        f"annotation file {path!r}: mmdet drops {len(dropped)} of {number} annotations, whose "
-        "boxes are narrower than a pixel, outside their image or without an area, such as id "
+        f"{data.file}: mmdet drops {len(dropped)} of {number} annotations, whose boxes are "
+        "narrower than a pixel, outside their image or without an area, such as id "
         f"{dropped[0]['id']!r} with the bbox {dropped[0]['bbox']}"
     )
-    if len(dropped) < number:
-        report.warn(text)
-        return
-    if all(max(map(abs, a["bbox"])) <= _NORMALISED for a in dropped):
-        text += "; they look normalised: multiply them by the image's width and height"
-    raise UsageError(text)
+    are_all = len(dropped) == number
+    if are_all and all(max(map(abs, a["bbox"])) <= _NORMALISED for a in dropped):
+        text += _ADVICE
+    report.refuse_or_warn(text, refuse=are_all)
 
 
 def _leaves(box: Sequence[float], width: float, height: float) -> bool:
@@ -105,38 +104,35 @@ def _leaves(box: Sequence[float], width: float, height: float) -> bool:
     return x < -2 or y < -2 or x + w > width + 2 or y + h > height + 2
 
 
-def _check_crowds(data: CocoSet, kept: Sequence[Annotation], report: DataReport) -> None:
+def _check_crowds(data: CocoSet, kept: Sequence[Annotation], report: Report) -> None:
     """Check the flags by which mmdet leaves objects out: it goes by the truth of any value.
 
-    To Python "0" is true. An evaluation needs numbers, a training bears whatever is not true.
+    To Python the string "0" is true. pycocotools needs numbers, a training whatever is not true.
     """
-    path, learns = data.ann_file, report.split == "train"
+    learns = report.split == "train"
     for annotation in data.listed if learns else data.of_classes:
         for key in ("iscrowd", "ignore") if learns else ("iscrowd",):
             flag = annotation.get(key)
             if (flag if learns else flag is not None) and not _is_finite(flag):
-                _refuse(annotation, path, f"the {key} {flag!r}, which is neither 0 nor 1")
+                _refuse(annotation, data, f"the {key} {flag!r}, which is neither 0 nor 1")
     crowds = [annotation for annotation in kept if annotation.get("iscrowd")]
-    text = (
-        f"annotation file {path!r}: {len(crowds)} of {len(kept)} annotations are crowds (iscrowd), "
-        "which mmdet neither learns nor evaluates"
-    )
-    if crowds and len(crowds) == len(kept):
-        raise UsageError(f"{text}, such as id {crowds[0]['id']!r}")
     if len(crowds) > _ODD_PART * len(kept):
-        report.warn(f"{text}, such as id {crowds[0]['id']!r}")
+        report.refuse_or_warn(
+            f"{data.file}: {len(crowds)} of {len(kept)} annotations are crowds (iscrowd), which "
+            f"mmdet neither learns nor evaluates, such as id {crowds[0]['id']!r}",
+            refuse=len(crowds) == len(kept),
+        )
 
 
-def _check_masks(data: CocoSet, kept: Sequence[Annotation], report: DataReport) -> None:
+def _check_masks(data: CocoSet, kept: Sequence[Annotation], report: Report) -> None:
     """Check that a pipeline which loads masks finds them in every annotation that mmdet keeps."""
     if not data.loads_masks:
         return
-    path = data.ann_file
     without = [a for a in kept if not a.get("segmentation")]
     if without:
         raise UsageError(
-            f"annotation file {path!r}: {len(without)} annotations without 'segmentation', "
-            f"such as id {without[0]['id']!r}, but {data.where}.pipeline loads masks (with_mask); "
+            f"{data.file}: {len(without)} annotations without 'segmentation', such as id "
+            f"{without[0]['id']!r}, but {data.where}.pipeline loads masks (with_mask); "
             "boxes alone are enough for a detector of boxes, such as those of configs/faster_rcnn"
         )
     for annotation in kept:
@@ -145,36 +141,33 @@ def _check_masks(data: CocoSet, kept: Sequence[Annotation], report: DataReport) 
                 "a 'segmentation' that is neither a list of polygons [[x1, y1, x2, y2, ...], ...] "
                 "nor a run-length encoding with 'size' and 'counts'"
             )
-            _refuse(annotation, path, text)
+            _refuse(annotation, data, text)
     run_lengths = list(filter(is_run_length, kept))
     for annotation in run_lengths:
         width, height = data.sizes[annotation["image_id"]]
         size, counts = (annotation["segmentation"][key] for key in ("size", "counts"))
         if isinstance(counts, list) and sum(counts) != height * width:
             text = f"{sum(counts)} pixels, but its image has {height} x {width}"
-            _refuse(annotation, path, f"a run-length mask of {text}")
+            _refuse(annotation, data, f"a run-length mask of {text}")
         if list(size) != [height, width]:
             text = f"the size (height, width) {size}, but its image has {[height, width]}"
-            _refuse(annotation, path, f"a run-length mask of {text}")
+            _refuse(annotation, data, f"a run-length mask of {text}")
     sample = spread(run_lengths, None if report.everything else _MAX_MASKS)
     places = [
-        (annotation, _run_length_extent(annotation, path))
-        for annotation in show_progress(sample, f"checking the masks of {path}")
+        (annotation, _run_length_extent(annotation, data))
+        for annotation in show_progress(sample, f"checking the masks of {data.ann_file}")
     ]
     places += [(a, _polygon_extent(a)) for a in kept if not is_run_length(a)]
     _compare_extents(places, data, report)
     # mmdet trains on them as on crowds; pycocotools cannot read them.
     empty = [a for a in kept if isinstance(a["segmentation"], list) and not _has_polygon(a)]
     if empty:
-        text = (
-            f"annotation file {path!r}: {len(empty)} annotations without a polygon of three or "
-            f"more points, such as id {empty[0]['id']!r}"
+        metrics = split_metrics(report.cfg, report.split)
+        report.refuse_or_warn(
+            f"{data.file}: {len(empty)} annotations without a polygon of three or more points, "
+            f"such as id {empty[0]['id']!r}",
+            refuse=any("segm" in as_list(metric.get("metric")) for metric, _ in metrics),
         )
-        if any(
-            "segm" in _list(m.get("metric")) for m, _ in split_metrics(report.cfg, report.split)
-        ):
-            raise UsageError(text)
-        report.warn(text)
 
 
 def is_run_length(annotation: Annotation) -> bool:
@@ -182,7 +175,7 @@ def is_run_length(annotation: Annotation) -> bool:
     return isinstance(annotation.get("segmentation"), Mapping)
 
 
-def _run_length_extent(annotation: Annotation, path: str) -> _Extent | None:
+def _run_length_extent(annotation: Annotation, data: CocoSet) -> _Extent | None:
     """Return the extent of a run-length mask; None of an empty one."""
     from pycocotools import mask as coco_mask
 
@@ -193,7 +186,7 @@ def _run_length_extent(annotation: Annotation, path: str) -> _Extent | None:
         coco_mask.decode(mask)
         x, y, width, height = map(float, coco_mask.toBbox(mask))
     except ValueError as error:
-        _refuse(annotation, path, f"a run-length mask that cannot be read: {error}")
+        _refuse(annotation, data, f"a run-length mask that cannot be read: {error}")
     return (x, y, x + width, y + height) if coco_mask.area(mask) else None
 
 
@@ -207,14 +200,13 @@ def _polygon_extent(annotation: Annotation) -> _Extent | None:
 
 
 def _compare_extents(
-    places: Sequence[tuple[Annotation, _Extent | None]], data: CocoSet, report: DataReport
+    places: Sequence[tuple[Annotation, _Extent | None]], data: CocoSet, report: Report
 ) -> None:
     """Compare masks with their boxes: mmdet learns each of the two as it is.
 
     Raises:
-        UsageError: All polygons are normalised beside boxes in pixels.
+        UsageError: All polygons are normalised, but the boxes are in pixels.
     """
-    path = data.ann_file
     empty = [a for a, extent in places if extent is None and is_run_length(a)]
     found = [(a, extent) for a, extent in places if extent is not None]
     apart = [a for a, extent in found if _is_apart(a["bbox"], extent, *data.sizes[a["image_id"]])]
@@ -223,15 +215,14 @@ def _compare_extents(
     tiny = [a for a in near if max(a["bbox"][2:]) > _NORMALISED]
     if tiny and len(near) == len(polygons):
         raise UsageError(
-            f"annotation file {path!r}: no polygon of its {len(polygons)} annotations has a number "
-            f"above {_NORMALISED}, but id {tiny[0]['id']!r} has the bbox {tiny[0]['bbox']}; they "
-            "look normalised: multiply them by the image's width and height"
+            f"{data.file}: no polygon of its {len(polygons)} annotations has a number above "
+            f"{_NORMALISED}, but id {tiny[0]['id']!r} has the bbox {tiny[0]['bbox']}{_ADVICE}"
         )
     for odd, what in ((empty, "have no pixel"), (apart, "lie outside their box or their image")):
         if odd:
             report.warn(
-                f"annotation file {path!r}: {len(odd)} masks {what}, such as that of id "
-                f"{odd[0]['id']!r} with the bbox {odd[0]['bbox']}"
+                f"{data.file}: {len(odd)} masks {what}, such as that of id {odd[0]['id']!r} with "
+                f"the bbox {odd[0]['bbox']}"
             )
 
 
@@ -244,19 +235,19 @@ def _is_apart(box: Sequence[float], extent: _Extent, width: float, height: float
     return min(across, down) < -_ROUNDING
 
 
-def check_limits(data: CocoSet, report: DataReport) -> None:
+def check_limits(data: CocoSet, report: Report) -> None:
     """Report images of an evaluation with more objects than the model may find."""
     if report.split == "train":
         return
-    test_cfg = report.cfg.model.get("test_cfg") or {}
+    test_cfg = inner_model(report.cfg).get("test_cfg") or {}
     objects = Counter(annotation["image_id"] for annotation in data.of_classes)
     for part, where in iter_named_dicts(test_cfg, "model.test_cfg"):
         limit = part.get("max_per_img")
         crowded = [i for i, n in objects.items() if isinstance(limit, int) and 0 <= limit < n]
         if crowded:
             report.warn(
-                f"annotation file {data.ann_file!r}: {len(crowded)} images have more objects than "
-                f"{where}.max_per_img={limit}, such as id {crowded[0]!r} with {objects[crowded[0]]}"
+                f"{data.file}: {len(crowded)} images have more objects than {where}.max_per_img="
+                f"{limit}, such as id {crowded[0]!r} with {objects[crowded[0]]}"
             )
 
 
@@ -277,7 +268,3 @@ def _has_polygon(annotation: Annotation) -> bool:
     """Return whether both mmdet and pycocotools, which goes by the first polygon, find one."""
     polygons = annotation["segmentation"]
     return len(polygons[0]) >= 6 and any(len(p) % 2 == 0 and len(p) >= 6 for p in polygons)
-
-
-def _list(value: Any) -> Sequence[Any]:
-    return [value] if isinstance(value, str) else value or ()

@@ -1,4 +1,4 @@
-"""COCO annotation files."""
+"""Reading of COCO annotation files."""
 
 import functools
 import json
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..config_walk import is_remote
-from ..patches.mmdet_coco import mend_names
+from ..patches.mmdet_coco import names_to_text
 from .errors import UsageError
 
 Annotation = Mapping[str, Any]
@@ -29,9 +29,7 @@ _KEYS: Mapping[str, Mapping[str, Any]] = {
 def read_coco(path: str, *, unlabelled: bool = False) -> dict[str, Any]:
     """Read a COCO annotation file; once, until `forget_coco`. The result is not to be changed.
 
-    Args:
-        path: The file.
-        unlabelled: Whether it may lack annotations, as files of images to predict on do.
+    An `unlabelled` one may lack annotations, as files of images to predict on do.
 
     Raises:
         UsageError: It is missing, is not JSON, or lacks one of COCO's three lists or in one of
@@ -74,7 +72,7 @@ def _read(path: str, mtime: int, size: int) -> dict[str, Any]:
                     f"annotation file {path!r}: the {key} of {kind}, position {wrong[0]}, is "
                     f"{entries[wrong[0]][key]!r}"
                 )
-    mend_names(values["categories"])
+    names_to_text(values["categories"])
     return values
 
 
@@ -88,10 +86,7 @@ def category_names(
 ) -> tuple[str, ...]:
     """Return the names of the categories of a COCO file, in its order.
 
-    Args:
-        coco: The contents of the file.
-        path: The file.
-        classes: The names that are in use; by default all.
+    Those among `classes` are in use; by default all.
 
     Raises:
         UsageError: There are none, or one that is in use occurs twice or is no text.

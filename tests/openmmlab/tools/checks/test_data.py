@@ -2,92 +2,36 @@
 # ruff: noqa: E402 - imports follow the check that mmengine is there
 
 import json
-from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 pytest.importorskip("mmengine")
 pytestmark = pytest.mark.openmmlab
 
+from helpers.own_data import (
+    BOX_DETECTOR,
+    CASCADE,
+    CONFIGS,
+    DETECTOR,
+    MASK2FORMER,
+    NAMES,
+    SEGMENTOR,
+    checked,
+    coco,
+    prepared,
+    write_detection,
+    write_segmentation,
+)
 from mmengine.config import Config
 
-import convnext_backbone  # noqa: F401
-from convnext_backbone.openmmlab.tools.config_options import apply_options
-from convnext_backbone.openmmlab.tools.data_checks import check_data_contents
 from convnext_backbone.openmmlab.tools.errors import UsageError
-
-CONFIGS = Path(__file__).parents[3] / "configs"
-DETECTOR = CONFIGS / "mask_rcnn/mask-rcnn_convnext-t_fpn_8xb2-amp-ms-crop-3x_coco.py"
-CASCADE = CONFIGS / (
-    "cascade_rcnn/cascade-mask-rcnn_convnext-t_fpn_4conv1fc-giou_8xb2-amp-ms-crop-3x_coco.py"
-)
-BOX_DETECTOR = CONFIGS / "retinanet/retinanet_convnextv2-atto_fpn_8xb2-amp-ms-crop-3x_coco.py"
-SEGMENTOR = CONFIGS / "upernet/upernet_convnext-t_8xb2-amp-160k_ade20k-512x512.py"
-MASK2FORMER = CONFIGS / "mask2former/mask2former_convnext-t_8xb2-160k_ade20k-512x512.py"
-NAMES = ["nut", "bolt", "gear"]
-
-
-def coco(**changes):
-    """A COCO file of two images, whose category ids are neither dense nor from zero."""
-    values = {
-        "images": [
-            {"id": i, "file_name": f"{i}.jpg", "width": 80, "height": 60} for i in (1, 2)
-        ],
-        "categories": [
-            {"id": i, "name": name} for i, name in zip((3, 7, 9), NAMES, strict=True)
-        ],
-        "annotations": [
-            {"id": i, "image_id": i, "category_id": 7, "bbox": [4, 4, 20, 12], "area": 240,
-             "iscrowd": 0, "segmentation": [[4, 4, 24, 4, 24, 16]]}
-            for i in (1, 2)
-        ],
-    }  # fmt: skip
-    return {**values, **changes}
-
-
-def write_detection(root, train=None, val=None):
-    for split, values in (("train", train or coco()), ("val", val or coco())):
-        (root / split).mkdir(parents=True)
-        for entry in values["images"]:
-            Image.new("RGB", (80, 60), "gray").save(root / split / entry["file_name"])
-        (root / f"{split}.json").write_text(json.dumps(values))
-    return {
-        "root": str(root), "train_ann": "train.json", "train_img": "train",
-        "val_ann": "val.json", "val_img": "val",
-    }  # fmt: skip
-
-
-def write_segmentation(root, highest=2):
-    for split in ("train", "val"):
-        (root / split / "maps").mkdir(parents=True)
-        for name in ("a", "b"):
-            Image.new("RGB", (40, 30), "gray").save(root / split / f"{name}.jpg")
-            labels = np.arange(1200).reshape(30, 40) % (highest + 1)
-            Image.fromarray(labels.astype(np.uint8)).save(root / split / "maps" / f"{name}.png")
-    return {
-        "root": str(root), "train_ann": "train/maps", "train_img": "train",
-        "val_ann": "val/maps", "val_img": "val", "classes": ["road", "sky"],
-    }  # fmt: skip
-
-
-def prepared(path, **options):
-    """The config as tools/train.py has it after `--cfg-options`."""
-    cfg = Config.fromfile(path)
-    cfg.merge_from_dict(options)
-    apply_options(cfg)
-    return cfg
-
-
-def check(cfg):
-    check_data_contents(cfg, ("train", "val", "test"))
 
 
 @pytest.mark.parametrize("path", [DETECTOR, CASCADE], ids=["one box head", "three box heads"])
 def test_a_custom_data_set_reaches_every_data_set_evaluator_and_head(path, tmp_path):
     cfg = prepared(path, custom_dataset=write_detection(tmp_path))
-    check(cfg)
+    checked(cfg)
     for part, split in (("train", "train"), ("val", "val"), ("test", "val")):
         dataset = cfg[f"{part}_dataloader"].dataset
         assert dataset.data_root == str(tmp_path)
@@ -127,7 +71,7 @@ def test_a_moved_root_keeps_files_and_classes():
 @pytest.mark.parametrize("path", [SEGMENTOR, MASK2FORMER], ids=["UperNet", "Mask2Former"])
 def test_a_custom_segmentation_set_reaches_every_data_set_and_head(path, tmp_path):
     cfg = prepared(path, custom_dataset=write_segmentation(tmp_path))
-    check(cfg)
+    checked(cfg)
     for part in ("train", "val", "test"):
         dataset = cfg[f"{part}_dataloader"].dataset
         assert (dataset.type, dataset.reduce_zero_label) == ("BaseSegDataset", True)
@@ -142,7 +86,7 @@ def test_a_custom_segmentation_set_reaches_every_data_set_and_head(path, tmp_pat
 def test_labels_that_start_at_zero_stay_as_they_are(tmp_path):
     options = write_segmentation(tmp_path, highest=1)
     cfg = prepared(SEGMENTOR, custom_dataset={**options, "reduce_zero_label": False})
-    check(cfg)
+    checked(cfg)
     loads = [s for s in cfg.train_dataloader.dataset.pipeline if s.type == "LoadAnnotations"]
     assert [step.reduce_zero_label for step in loads] == [False]
 
@@ -224,7 +168,7 @@ def test_an_entry_without_what_mmdet_reads_is_named(kind, key, tmp_path):
     options = write_detection(tmp_path)
     (tmp_path / "train.json").write_text(json.dumps(without(kind, key)))
     with pytest.raises(UsageError, match=rf"train\.json': 1 of its {kind} .* no {key!r}"):
-        check(prepared(DETECTOR, custom_dataset=options))
+        checked(prepared(DETECTOR, custom_dataset=options))
 
 
 BOXES_ONLY = [{k: v for k, v in a.items() if k != "segmentation"} for a in coco()["annotations"]]
@@ -234,12 +178,12 @@ def test_boxes_without_masks_are_refused_where_masks_are_learnt(tmp_path):
     options = write_detection(tmp_path, val=coco(annotations=BOXES_ONLY))
     message = r"val\.json': 2 annotations without 'segmentation'.*val_dataloader.*with_mask"
     with pytest.raises(UsageError, match=message):
-        check(prepared(DETECTOR, custom_dataset=options))
+        checked(prepared(DETECTOR, custom_dataset=options))
 
 
 def test_boxes_without_masks_are_enough_for_a_detector_of_boxes(tmp_path):
     boxes = coco(annotations=BOXES_ONLY)
-    check(prepared(BOX_DETECTOR, custom_dataset=write_detection(tmp_path, boxes, boxes)))
+    checked(prepared(BOX_DETECTOR, custom_dataset=write_detection(tmp_path, boxes, boxes)))
 
 
 @pytest.mark.parametrize(
@@ -250,7 +194,7 @@ def test_boxes_without_masks_are_enough_for_a_detector_of_boxes(tmp_path):
 def test_an_annotation_that_mmdet_passes_over_needs_no_mask(change, tmp_path):
     passed = {**BOXES_ONLY[0], **change, "id": 3}
     values = coco(annotations=[*coco()["annotations"], passed])
-    check(prepared(DETECTOR, custom_dataset=write_detection(tmp_path, values)))
+    checked(prepared(DETECTOR, custom_dataset=write_detection(tmp_path, values)))
 
 
 @pytest.mark.parametrize(("values", "message"), _detection_messages())
@@ -258,20 +202,20 @@ def test_a_mistake_in_an_annotation_file_names_the_file(values, message, tmp_pat
     options = write_detection(tmp_path)
     (tmp_path / "train.json").write_text(json.dumps(values))
     with pytest.raises(UsageError, match=message):
-        check(prepared(DETECTOR, custom_dataset=options))
+        checked(prepared(DETECTOR, custom_dataset=options))
 
 
 def test_classes_that_no_category_bears_are_named(tmp_path):
     options = {**write_detection(tmp_path), "classes": ["nut", "screw", "gear"]}
     with pytest.raises(UsageError, match=r"no category named 'screw'; .*'nut', 'bolt', 'gear'"):
-        check(prepared(DETECTOR, custom_dataset=options))
+        checked(prepared(DETECTOR, custom_dataset=options))
 
 
 def test_classes_in_another_order_than_the_file_are_refused(tmp_path):
     # mmdet would give each class the label of another.
     options = {**write_detection(tmp_path), "classes": ["gear", "nut"]}
     with pytest.raises(UsageError, match=r"the order of .*train\.json'.* 'nut', 'gear', got"):
-        check(prepared(DETECTOR, custom_dataset=options))
+        checked(prepared(DETECTOR, custom_dataset=options))
 
 
 def test_cocos_own_classes_on_other_data_point_to_the_option(tmp_path):
@@ -281,7 +225,7 @@ def test_cocos_own_classes_on_other_data_point_to_the_option(tmp_path):
         data_root=options["root"], ann_file="train.json", data_prefix={"img": "train"}
     )
     with pytest.raises(UsageError, match=r"no category named 'person'.* 75 more.*custom_dataset"):
-        check_data_contents(cfg, ("train",))
+        checked(cfg, "train")
 
 
 def test_an_evaluator_of_other_images_is_refused(tmp_path):
@@ -290,7 +234,7 @@ def test_an_evaluator_of_other_images_is_refused(tmp_path):
     (tmp_path / "other.json").write_text(json.dumps(other))
     cfg.val_evaluator.ann_file = str(tmp_path / "other.json")
     with pytest.raises(UsageError, match=r"val_evaluator\.ann_file .*other\.json' lacks 1 images"):
-        check_data_contents(cfg, ("val",))
+        checked(cfg, "val")
 
 
 @pytest.mark.parametrize(
@@ -308,7 +252,7 @@ def test_a_damaged_image_is_named(damage, message, tmp_path):
     path = tmp_path / "train" / "1.jpg"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(UsageError, match=message):
-        check(prepared(DETECTOR, custom_dataset=options))
+        checked(prepared(DETECTOR, custom_dataset=options))
 
 
 def test_an_annotation_file_that_is_no_json_is_named(tmp_path):
@@ -340,21 +284,21 @@ def test_label_maps_need_the_names_of_their_classes(tmp_path):
 def test_a_label_beyond_the_classes_is_named_with_its_file(tmp_path):
     options = write_segmentation(tmp_path, highest=4)
     with pytest.raises(UsageError, match=r"a\.png' holds the value 3, but there are 2 classes"):
-        check(prepared(SEGMENTOR, custom_dataset=options))
+        checked(prepared(SEGMENTOR, custom_dataset=options))
 
 
 def test_a_colour_picture_for_a_label_map_is_refused(tmp_path):
     options = write_segmentation(tmp_path)
     Image.new("RGB", (40, 30)).save(tmp_path / "train" / "maps" / "b.png")
     with pytest.raises(UsageError, match=r"b\.png' has 3 channels"):
-        check(prepared(SEGMENTOR, custom_dataset=options))
+        checked(prepared(SEGMENTOR, custom_dataset=options))
 
 
 def test_an_image_without_its_label_map_is_named(tmp_path):
     options = write_segmentation(tmp_path)
     (tmp_path / "val" / "maps" / "a.png").unlink()
     with pytest.raises(UsageError, match=r"1 of 2 files .* such as 'a\.png'"):
-        check(prepared(SEGMENTOR, custom_dataset=options))
+        checked(prepared(SEGMENTOR, custom_dataset=options))
 
 
 def test_images_of_another_suffix_point_to_the_option(tmp_path):
@@ -362,11 +306,11 @@ def test_images_of_another_suffix_point_to_the_option(tmp_path):
     for path in (tmp_path / "train").glob("*.jpg"):
         path.rename(path.with_suffix(".webp"))
     with pytest.raises(UsageError, match=r"no image named \*\.jpg .*\.webp.* set .*img_suffix"):
-        check(prepared(SEGMENTOR, custom_dataset=options))
+        checked(prepared(SEGMENTOR, custom_dataset=options))
 
 
 def test_a_head_with_another_number_of_classes_is_named(tmp_path):
     cfg = prepared(DETECTOR, custom_dataset=write_detection(tmp_path))
     cfg.model.roi_head.mask_head.num_classes = 80
     with pytest.raises(UsageError, match=r"model\.roi_head\.mask_head\.num_classes is 80.* 3 clas"):
-        check(cfg)
+        checked(cfg)
