@@ -13,8 +13,10 @@ from typing import Any
 
 from .utils.checks import did_you_mean
 
-# Where the norm after the last stage goes in a backbone, by the published recipe.
-DROP, STAGE = "drop", "stage"
+# What becomes of the final norm in a backbone: it is left out, or is the last stage's output norm.
+NORM_DROPPED, NORM_OF_STAGE = "drop", "stage"
+# timm's names of the norms, and whether each has a bias; `models.layers.NORMS` has their classes.
+NORM_HAS_BIAS: Mapping[str, bool] = {"layernorm": True, "rmsnorm": False, "simplenorm": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,7 @@ class Family:
     Attributes:
         model_type: transformers' name of the family.
         class_prefix: The names of transformers' classes start with it.
-        layout: The key layout of transformers' weights, a key of `weights.LAYOUTS`.
+        layout: The key layout of transformers' weights, a key of `LAYOUTS` in weights/layouts.py.
         use_grn: Whether blocks have Global Response Normalization.
         layer_scale_init_value: Start of the layer scale where none is given; 0 builds none.
         layer_norm_eps: Epsilon of the final norm where none is given (transformers' default).
@@ -33,10 +35,12 @@ class Family:
         fixed: Fields of `ConvNextConfig` that transformers' class does not have, and the only value
             that it computes with.
         derived: Fields that transformers' config class derives and refuses to read.
-        final_norm: `STAGE` where the norm after the last stage is the norm of that stage's output
-            in a backbone, `DROP` where the published recipe leaves it out.
-        model_only: Whether transformers has neither a backbone with norms of outputs nor a
-            classifier of the family; both are written as "convnext", which is the same network.
+        final_norm: What the published recipe makes of the norm after the last stage in a backbone,
+            `NORM_DROPPED` or `NORM_OF_STAGE`.
+        returns_tokens: Whether the last hidden state is the normed average and pixels of the map,
+            and the first one the image.
+        written_as: The family of the same network in whose classes backbones and classifiers are
+            written, where transformers has neither in this one.
     """
 
     model_type: str
@@ -48,8 +52,9 @@ class Family:
     single_eps: bool = False
     fixed: Mapping[str, object] = field(default_factory=dict)
     derived: frozenset[str] = frozenset()
-    final_norm: str = DROP
-    model_only: bool = False
+    final_norm: str = NORM_DROPPED
+    returns_tokens: bool = False
+    written_as: str = ""
 
 
 _FAMILIES = (
@@ -75,8 +80,9 @@ _FAMILIES = (
         single_eps=True,
         fixed={"kernel_size": 7, "patch_size": 4},
         derived=frozenset({"num_stages"}),
-        final_norm=STAGE,
-        model_only=True,
+        final_norm=NORM_OF_STAGE,
+        returns_tokens=True,
+        written_as="convnext",
     ),
 )
 FAMILIES: Mapping[str, Family] = {family.model_type: family for family in _FAMILIES}
@@ -91,79 +97,78 @@ def stated_model_type(config: Mapping[str, Any], default: Any = None) -> Any:
     return config.get(ORIGINAL_MODEL_TYPE, config.get("model_type", default))
 
 
-# size: (depths, hidden_sizes)
-_SIZES = {
-    "zepto": ((2, 2, 4, 2), (32, 64, 128, 256)),
-    "atto": ((2, 2, 6, 2), (40, 80, 160, 320)),
-    "femto": ((2, 2, 6, 2), (48, 96, 192, 384)),
-    "pico": ((2, 2, 6, 2), (64, 128, 256, 512)),
-    "nano": ((2, 2, 8, 2), (80, 160, 320, 640)),
-    "tiny": ((3, 3, 9, 3), (96, 192, 384, 768)),
-    "small": ((3, 3, 27, 3), (96, 192, 384, 768)),
-    "base": ((3, 3, 27, 3), (128, 256, 512, 1024)),
-    "large": ((3, 3, 27, 3), (192, 384, 768, 1536)),
-    "xlarge": ((3, 3, 27, 3), (256, 512, 1024, 2048)),
-    "huge": ((3, 3, 27, 3), (352, 704, 1408, 2816)),
-    "xxlarge": ((3, 4, 30, 3), (384, 768, 1536, 3072)),
-    "test": ((1, 2, 4, 2), (24, 32, 48, 64)),
-    "test2": ((1, 1, 1, 1), (32, 64, 96, 128)),
-    "iso_small": ((18,), (384,)),
-    "iso_base": ((18,), (768,)),
-    "iso_large": ((36,), (1024,)),
-}
-_MOST_SIZES = ("atto", "femto", "pico", "nano", "tiny", "small", "base", "large")
 _TEST = {"norm_eps": 1e-5, "hidden_act": "gelu_pytorch_tanh"}
-_TIERED = {"stem_type": "overlap_tiered"}
 _ISOTROPIC = {"stem_type": "patch_no_norm", "patch_size": 16, "layer_scale_init_value": 0.0}
-# arch: (size, fields other than the family's)
-_PLAIN_ROWS: Mapping[str, tuple[str, Mapping[str, object]]] = {
-    **{f"convnext_{size}": (size, {}) for size in (*_MOST_SIZES, "xlarge")},
-    "convnext_xxlarge": ("xxlarge", {"norm_eps": 1e-5}),
-    **{f"convnextv2_{size}": (size, {}) for size in (*_MOST_SIZES, "huge")},
-}
-_PLAIN = tuple(_PLAIN_ROWS)
-_ROWS: Mapping[str, tuple[str, Mapping[str, object]]] = {
-    **_PLAIN_ROWS,
-    "convnext_zepto_rms": ("zepto", {"norm_layer": "simplenorm"}),
-    "convnext_zepto_rms_ols": (
-        "zepto",
-        {"norm_layer": "simplenorm", "stem_type": "overlap_act"},
-    ),
-    "convnext_atto_ols": ("atto", _TIERED),
-    "convnext_atto_rms": ("atto", {"norm_layer": "rmsnorm"}),
-    "convnext_femto_ols": ("femto", _TIERED),
-    "convnext_pico_ols": ("pico", _TIERED),
-    "convnext_nano_ols": ("nano", {"stem_type": "overlap"}),
-    "convnext_tiny_hnf": ("tiny", {"head_norm_first": True}),
-    "convnext_large_mlp": ("large", {"head_hidden_size": 1536}),
-    "test_convnext": ("test", _TEST),
-    "test_convnext2": ("test2", _TEST),
-    "test_convnext3": ("test2", {**_TEST, "hidden_act": "silu", "kernel_size": (7, 5, 5, 3)}),
-    "convnext_iso_small": ("iso_small", _ISOTROPIC),
-    "convnext_iso_base": ("iso_base", _ISOTROPIC),
-    "convnext_iso_large": ("iso_large", _ISOTROPIC),
+# The sizes. `conv_mlp` is timm's word for pointwise layers that are 1x1 convolutions.
+_SIZES: Mapping[str, Mapping[str, object]] = {
+    "zepto": {"depths": (2, 2, 4, 2), "hidden_sizes": (32, 64, 128, 256), "conv_mlp": True},
+    "atto": {"depths": (2, 2, 6, 2), "hidden_sizes": (40, 80, 160, 320), "conv_mlp": True},
+    "femto": {"depths": (2, 2, 6, 2), "hidden_sizes": (48, 96, 192, 384), "conv_mlp": True},
+    "pico": {"depths": (2, 2, 6, 2), "hidden_sizes": (64, 128, 256, 512), "conv_mlp": True},
+    "nano": {"depths": (2, 2, 8, 2), "hidden_sizes": (80, 160, 320, 640), "conv_mlp": True},
+    "tiny": {"depths": (3, 3, 9, 3), "hidden_sizes": (96, 192, 384, 768)},
+    "small": {"depths": (3, 3, 27, 3), "hidden_sizes": (96, 192, 384, 768)},
+    "base": {"depths": (3, 3, 27, 3), "hidden_sizes": (128, 256, 512, 1024)},
+    "large": {"depths": (3, 3, 27, 3), "hidden_sizes": (192, 384, 768, 1536)},
+    "xlarge": {"depths": (3, 3, 27, 3), "hidden_sizes": (256, 512, 1024, 2048)},
+    "huge": {"depths": (3, 3, 27, 3), "hidden_sizes": (352, 704, 1408, 2816)},
+    "xxlarge": {"depths": (3, 4, 30, 3), "hidden_sizes": (384, 768, 1536, 3072), "norm_eps": 1e-5},
+    "test": {"depths": (1, 2, 4, 2), "hidden_sizes": (24, 32, 48, 64), **_TEST},
+    "test2": {"depths": (1, 1, 1, 1), "hidden_sizes": (32, 64, 96, 128), **_TEST},
+    "iso_small": {"depths": (18,), "hidden_sizes": (384,), **_ISOTROPIC},
+    "iso_base": {"depths": (18,), "hidden_sizes": (768,), **_ISOTROPIC},
+    "iso_large": {"depths": (36,), "hidden_sizes": (1024,), **_ISOTROPIC},
 }
 
 
-def _fields(arch: str) -> dict[str, object]:
-    size, others = _ROWS[arch]
-    family = FAMILIES["convnextv2" if arch.startswith("convnextv2") else "convnext"]
+def _row(size: str, family: str = "convnext", **others: object) -> Mapping[str, object]:
+    """Return the fields of `ConvNextConfig` of an architecture, and `conv_mlp`."""
+    model = FAMILIES[family]
     return {
-        "depths": _SIZES[size][0],
-        "hidden_sizes": _SIZES[size][1],
         "norm_eps": 1e-6,
-        "use_grn": family.use_grn,
-        "layer_scale_init_value": family.layer_scale_init_value,
+        "use_grn": model.use_grn,
+        "layer_scale_init_value": model.layer_scale_init_value,
+        **_SIZES[size],
         **others,
     }
 
 
-ARCHS: Mapping[str, Mapping[str, object]] = {arch: _fields(arch) for arch in _ROWS}
-# Fields that the tensors of a file do not show, and their usual values.
-UNSEEN: Mapping[str, object] = {"norm_eps": 1e-6, "hidden_act": "gelu", "norm_layer": "layernorm"}
+_MOST_SIZES = ("atto", "femto", "pico", "nano", "tiny", "small", "base", "large")
+_PLAIN = {
+    **{f"convnext_{size}": _row(size) for size in (*_MOST_SIZES, "xlarge", "xxlarge")},
+    **{f"convnextv2_{size}": _row(size, "convnextv2") for size in (*_MOST_SIZES, "huge")},
+}
+_ROWS = {
+    **_PLAIN,
+    "convnext_zepto_rms": _row("zepto", norm_layer="simplenorm"),
+    "convnext_zepto_rms_ols": _row("zepto", norm_layer="simplenorm", stem_type="overlap_act"),
+    "convnext_atto_ols": _row("atto", stem_type="overlap_tiered"),
+    "convnext_atto_rms": _row("atto", norm_layer="rmsnorm"),
+    "convnext_femto_ols": _row("femto", stem_type="overlap_tiered"),
+    "convnext_pico_ols": _row("pico", stem_type="overlap_tiered"),
+    "convnext_nano_ols": _row("nano", stem_type="overlap"),
+    "convnext_tiny_hnf": _row("tiny", head_norm_first=True, conv_mlp=True),
+    "convnext_large_mlp": _row("large", head_hidden_size=1536),
+    "test_convnext": _row("test"),
+    "test_convnext2": _row("test2"),
+    "test_convnext3": _row("test2", hidden_act="silu", kernel_size=(7, 5, 5, 3)),
+    **{f"convnext_{size}": _row(size) for size in ("iso_small", "iso_base", "iso_large")},
+}
+ARCHS: Mapping[str, Mapping[str, object]] = {
+    arch: {name: value for name, value in row.items() if name != "conv_mlp"}
+    for arch, row in _ROWS.items()
+}
+# The architectures whose pointwise layers are 1x1 convolutions in timm.
+CONV_MLP = tuple(arch for arch, row in _ROWS.items() if row.get("conv_mlp"))
+# Fields that the tensors of a file do not show, and their values in most architectures.
+NOT_IN_TENSORS: Mapping[str, object] = {
+    "norm_eps": 1e-6,
+    "hidden_act": "gelu",
+    "norm_layer": "layernorm",
+}
 # What most architectures have, and their rows leave out.
-USUAL: Mapping[str, Any] = {
-    **UNSEEN,
+ARCH_DEFAULTS: Mapping[str, Any] = {
+    **NOT_IN_TENSORS,
     "num_channels": 3,
     "use_grn": False,
     "patch_size": 4,
@@ -175,10 +180,10 @@ USUAL: Mapping[str, Any] = {
 }
 
 
-def unseen_fields(arch: str | None) -> dict[str, object]:
+def fields_not_in_tensors(arch: str | None) -> dict[str, Any]:
     """Return what the tensors of an architecture do not show of it; {} for an unknown one."""
     fields = ARCHS.get(arch or "")
-    return {} if fields is None else {k: fields.get(k, usual) for k, usual in UNSEEN.items()}
+    return {} if fields is None else {k: fields.get(k, v) for k, v in NOT_IN_TENSORS.items()}
 
 
 def list_archs(*, variants: bool = False) -> tuple[str, ...]:
@@ -192,7 +197,7 @@ def list_archs(*, variants: bool = False) -> tuple[str, ...]:
         >>> list_archs()[:2]
         ('convnext_atto', 'convnext_femto')
     """
-    return tuple(ARCHS) if variants else _PLAIN
+    return tuple(ARCHS if variants else _PLAIN)
 
 
 def arch_fields(arch: str) -> dict[str, object]:
@@ -254,7 +259,7 @@ def trunk_shapes(fields: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
                 shapes[f"{block}.gamma"] = (c,)
             if fields["use_grn"]:
                 shapes |= {f"{block}.grn.{name}": (4 * c,) for name in ("gamma", "beta")}
-    has_bias = {1: fields["norm_layer"] == "layernorm", 2: True, 4: fields["conv_bias"]}
+    has_bias = {1: NORM_HAS_BIAS[fields["norm_layer"]], 2: True, 4: fields["conv_bias"]}
     for layer, shape in weights.items():
         shapes[f"{layer}.weight"] = shape
         if has_bias[len(shape)]:

@@ -99,7 +99,7 @@ def _help(command: list[str]) -> str:
 
 def _catalogue() -> str:
     head = ("name", "parameters", "top-1", "trained on", "task", "side", "licence", "from")
-    rows = "\n".join(map(_row, sorted(WEIGHTS.values(), key=lambda entry: entry.name)))
+    rows = "\n".join(map(_row, sorted(WEIGHTS.values())))
     cells = "".join(f"<th>{name}</th>" for name in head)
     return (
         f"# The {len(WEIGHTS)} weights of the catalogue\n\n"
@@ -120,7 +120,7 @@ def _row(entry: WeightEntry) -> str:
     if entry.gated:
         where += " (gated)"
     cells = (
-        f"<code>{entry.name}</code>",
+        f"<code>{entry.tag}</code>",
         f"{entry.parameters / 1e6:.1f} M",
         "" if entry.top1 is None else f"{entry.top1:.1f}",
         entry.data,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from convnext_backbone.weights import WEIGHTS
+from convnext_backbone.weights.catalogue import WEIGHTS
 
 TEXT = (Path(__file__).parents[1] / "LICENSE_WEIGHTS.md").read_text(encoding="utf-8")
 ROWS = [

@@ -13,7 +13,7 @@ from convnext_backbone import ConvNextBackbone, list_archs
 from convnext_backbone.archs import arch_fields
 from convnext_backbone.cli.main import main
 from convnext_backbone.openmmlab.mmcv_ops.table import OPS
-from convnext_backbone.weights import WEIGHTS
+from convnext_backbone.weights.catalogue import WEIGHTS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ARCHS = (ROOT / "docs" / "reference" / "models.md").read_text(encoding="utf-8")

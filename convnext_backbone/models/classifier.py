@@ -6,7 +6,6 @@ models/dinov3_convnext/modeling_dinov3_convnext.py); the loss is its `ForSequenc
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from ..archs import FAMILIES
 from ..utils.checks import check_choice
 from .config import ConfigFields, ConvNextConfig, resolve_config, show_config_fields
 from .layers import build_norm, build_norm2d
@@ -57,24 +57,24 @@ class _PooledTrunk(PretrainedTrunk):
 
     def _run(self, pixel_values: Tensor, output_hidden_states: bool | None) -> BaseModelOutput:
         maps = list(self.iter_maps(pixel_values, last=len(self.config.depths)))
-        if not self._is_dinov3:
+        if not self._returns_tokens:
             maps[-1] = maps[-1].contiguous()
         last, pooled = self._summarize(maps[-1])
         hidden = None
         if self._wants_hidden_states(output_hidden_states):
             # Not copies: what is computed from a map must send its gradient through it.
-            hidden = (pixel_values if self._is_dinov3 else maps[0], *maps[1:])
+            hidden = (pixel_values if self._returns_tokens else maps[0], *maps[1:])
         return BaseModelOutput(last_hidden_state=last, pooler_output=pooled, hidden_states=hidden)
 
     @property
-    def _is_dinov3(self) -> bool:
-        return self.config.model_type == "dinov3_convnext"
+    def _returns_tokens(self) -> bool:
+        return FAMILIES[self.config.model_type].returns_tokens
 
     def _summarize(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return `last_hidden_state` and `pooler_output` of the last map (N, C, H, W)."""
         if self.config.head_norm_first:
             return x, self._pool(self.norm_pre(x))
-        if not self._is_dinov3:
+        if not self._returns_tokens:
             return x, self._pool(x)
         average = x.mean(dim=(-2, -1))  # (N, C)
         pixels = x.flatten(2).transpose(1, 2)  # (N, C, H, W) -> (N, H * W, C)
@@ -234,7 +234,10 @@ class ConvNextForImageClassification(_PooledTrunk):
             raise ValueError(
                 f"labels must have shape {tuple(expected)} for {problem}, got {tuple(labels.shape)}"
             )
-        return _LOSSES[problem](logits, labels)
+        if problem == "single_label_classification":
+            return F.cross_entropy(logits, labels.reshape(-1).long())
+        loss = F.mse_loss if problem == "regression" else F.binary_cross_entropy_with_logits
+        return loss(logits, labels.reshape(logits.shape).to(logits.dtype))
 
 
 def _guess_problem(num_labels: int, labels: Tensor) -> str:
@@ -242,22 +245,3 @@ def _guess_problem(num_labels: int, labels: Tensor) -> str:
         return "regression"
     whole = not labels.is_floating_point()
     return "single_label_classification" if whole else "multi_label_classification"
-
-
-def _regression(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.mse_loss(logits, labels.reshape(logits.shape).to(logits.dtype))
-
-
-def _single_label(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(logits, labels.reshape(-1).long())
-
-
-def _multi_label(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.binary_cross_entropy_with_logits(logits, labels.reshape(logits.shape).to(logits.dtype))
-
-
-_LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "regression": _regression,
-    "single_label_classification": _single_label,
-    "multi_label_classification": _multi_label,
-}

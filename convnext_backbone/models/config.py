@@ -18,7 +18,7 @@ from typing import Any, TypedDict, TypeVar
 import numpy as np
 from typing_extensions import Self, Unpack
 
-from ..archs import FAMILIES, USUAL, arch_fields, stated_model_type
+from ..archs import ARCH_DEFAULTS, FAMILIES, arch_fields, stated_model_type
 from ..utils.checks import (
     as_int,
     check_choice,
@@ -52,18 +52,13 @@ _SUPERSEDES: Mapping[str, tuple[str, ...]] = {
     "output_stride": ("dilations",),
     "dilations": ("output_stride",),
 }
-# Fields whose value in a file or table counts as the user's only where it is not the default.
-_FOLLOWING = (
-    "num_stages", "use_grn", "layer_scale_init_value", "layer_norm_eps", "norm_eps",
-    "out_features", "out_indices", "output_stride", "dilations",
-)  # fmt: skip
 # timm's names, and "patch_no_norm", the stem of facebookresearch's isotropic ConvNeXts.
 STEM_TYPES = ("patch", "overlap", "overlap_tiered", "overlap_act", "patch_no_norm")
 # Fields that only timm's layout and this package's own have names for, and what most ConvNeXts
 # have; config.json holds other values only.
 VARIANT = ("stem_type", "norm_layer", "conv_bias", "head_norm_first", "head_hidden_size")
 STANDARD: Mapping[str, Any] = {
-    **{name: USUAL[name] for name in VARIANT},
+    **{name: ARCH_DEFAULTS[name] for name in VARIANT},
     "pad_to_stride": False,
 }
 # What models return where a call leaves it open; config.json holds other values only.
@@ -88,11 +83,11 @@ _ELSEWHERE = {
         "init_cfg=dict(type='Pretrained', checkpoint='convnext_tiny.fb_in1k')"
     ),
     "features_only": (
-        "ConvNextBackbone returns maps, those of out_features; ConvNextForImageClassification has "
-        "logits"
+        "ConvNextBackbone returns the feature maps of out_features; "
+        "ConvNextForImageClassification has logits"
     ),
-    "gap_before_final_norm": "ConvNextBackbone norms maps; head_norm_first is the classifier's",
-    "global_pool": "maps are not pooled; ConvNextModel returns their average as pooler_output",
+    "gap_before_final_norm": "a backbone norms feature maps; head_norm_first is the classifier's",
+    "global_pool": "feature maps are not pooled; ConvNextModel returns the average, pooler_output",
 }
 # The largest value of each number field.
 _UPPER_BOUNDS = {
@@ -328,7 +323,8 @@ class ConvNextConfig:
             raise ValueError(
                 f"patch_size must be 4 with stem_type {self.stem_type!r}, got {self.patch_size}"
             )
-        if self.head_norm_first and (self.head_hidden_size or self.model_type == "dinov3_convnext"):
+        has_tokens = FAMILIES[self.model_type].returns_tokens  # normed after the pooling
+        if self.head_norm_first and (self.head_hidden_size or has_tokens):
             raise ValueError(
                 "head_norm_first=True does not fit "
                 f"head_hidden_size={self.head_hidden_size} and model_type {self.model_type!r}"
@@ -353,8 +349,8 @@ class ConvNextConfig:
             )
         if self.output_stride not in (None, self.strides[-1]):
             raise ValueError(
-                f"dilations={self.dilations} make the output_stride {self.strides[-1]}, got "
-                f"output_stride={self.output_stride}"
+                f"dilations={self.dilations} imply output_stride={self.strides[-1]}, got "
+                f"{self.output_stride}"
             )
         self.output_stride = self.strides[-1]
 
@@ -413,13 +409,10 @@ class ConvNextConfig:
     def _from_values(cls, values: Mapping[str, Any]) -> Self:
         """Build a config from a file or table, whose defaults are not the user's choice."""
         config = cls(**values)
-        default = cls(
-            model_type=config.model_type, depths=config.depths, hidden_sizes=config.hidden_sizes
-        )
-        for name in _FOLLOWING:
-            if getattr(config, name) == getattr(default, name):
-                config._given.pop(name, None)
-        config._given["model_type"] = config.model_type
+        kept = {name: getattr(config, name) for name in _NAMING}
+        default = cls(**kept)
+        given = {k: v for k, v in config._given.items() if v != getattr(default, k)}
+        config._given = {**given, **kept}
         return config
 
     def replace(self, **changes: Unpack[ConfigFields]) -> Self:

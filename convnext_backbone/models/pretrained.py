@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import torch
 from typing_extensions import Self
 
-from ..weights import LOAD_OPTIONS, load_pretrained_, save_pretrained
+from ..weights.export import save_pretrained
+from ..weights.load import LOAD_OPTIONS, load_pretrained_
 from .config import ConvNextConfig, check_names
 from .outputs import FeatureMaps, ModelOutput
 from .timm_interface import TimmTrunk
@@ -65,7 +66,7 @@ class PretrainedTrunk(TimmTrunk):
             overrides: Any argument of the constructor, and any option of `load_weights`.
 
         Raises:
-            ValueError: The source is not a ConvNeXt or does not fit, with every misfit listed.
+            ValueError: The source is not a ConvNeXt or does not fit, with every mismatch listed.
             TypeError: There is no such argument.
             FileNotFoundError: There is no such file.
         """

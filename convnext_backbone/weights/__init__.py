@@ -1,48 +1,25 @@
-"""Weights in every published layout: read, recognised, converted, loaded, fetched and written."""
+"""Weights in every published layout: read, recognised, converted, loaded, fetched and written.
+
+These names are for users; the package itself imports from the modules.
+"""
 
 from typing import TYPE_CHECKING
 
 from ..utils.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from .catalogue import WEIGHTS, WeightEntry, list_weights
-    from .containers import FileLimits, file_limits
+    from .containers import file_limits
     from .download import DownloadError
     from .export import convert_weights, save_pretrained
-    from .layouts import LAYOUTS, Layout, UnknownLayoutError
-    from .load import (
-        LOAD_OPTIONS,
-        OPEN_OPTIONS,
-        build_blank,
-        load_native,
-        load_pretrained_,
-        load_weights,
-    )
-    from .load_hook import convert_state_dict_
-    from .native import NativeWeights, open_weights
-    from .report import LoadReport
+    from .native import open_weights
 
-__all__ = [
-    "LAYOUTS", "LOAD_OPTIONS", "OPEN_OPTIONS", "WEIGHTS", "DownloadError", "FileLimits", "Layout",
-    "LoadReport", "NativeWeights", "UnknownLayoutError", "WeightEntry", "build_blank",
-    "convert_state_dict_", "convert_weights", "file_limits", "list_weights", "load_native",
-    "load_pretrained_", "load_weights", "open_weights", "save_pretrained",
-]  # fmt: skip
+__all__ = ["DownloadError", "convert_weights", "file_limits", "open_weights", "save_pretrained"]
 
-_NAMES_IN = {
-    "catalogue": ("WEIGHTS", "WeightEntry", "list_weights"),
-    "containers": ("FileLimits", "file_limits"),
-    "download": ("DownloadError",),
-    "export": ("convert_weights", "save_pretrained"),
-    "layouts": ("LAYOUTS", "Layout", "UnknownLayoutError"),
-    "load": (
-        *("LOAD_OPTIONS", "OPEN_OPTIONS", "build_blank"),
-        *("load_native", "load_pretrained_", "load_weights"),
-    ),
-    "load_hook": ("convert_state_dict_",),
-    "native": ("NativeWeights", "open_weights"),
-    "report": ("LoadReport",),
+_MODULE_OF = {
+    "DownloadError": "download",
+    "convert_weights": "export",
+    "file_limits": "containers",
+    "open_weights": "native",
+    "save_pretrained": "export",
 }
-__getattr__ = lazy_attributes(
-    __name__, {name: module for module, names in _NAMES_IN.items() for name in names}
-)
+__getattr__ = lazy_attributes(__name__, _MODULE_OF)

@@ -2,7 +2,7 @@
 
 The entries are the lines of catalogue.csv: a new weight is a new line.
 Tags follow timm where timm has the weight. Others start with a publisher: `fb_` facebookresearch,
-`hf_` transformers on the Hugging Face hub, `tv_` torchvision, `keras_`, `mm_` OpenMMLab.
+`hf_` transformers on the Hugging Face hub, `tv_` torchvision, `keras_` Keras, `mm_` OpenMMLab,
 `lightly_` LightlyTrain. Sources: the READMEs and licences of facebookresearch/ConvNeXt,
 ConvNeXt-V2, dinov3 and EUPE, timm 1.0.31 `default_cfgs` and its results-imagenet.csv, the tables
 of torchvision and keras.applications, the metafiles of mmpretrain 1.2.0, mmdet 3.3.0 and
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from ..archs import ARCHS, USUAL, trunk_shapes
+from ..archs import ARCH_DEFAULTS, ARCHS, trunk_shapes
 from ..utils.checks import did_you_mean, shorten_list
 
 # Mean and standard deviation of each channel of an image in 0..1, by their name in catalogue.csv.
@@ -37,12 +37,12 @@ NON_COMMERCIAL = ("CC-BY-NC-4.0", "FAIR-Noncommercial-Research-License")
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class WeightEntry(str):
-    """One public weight: its name, `arch.tag`, and as attributes what is published of it.
+    """One public weight: the string `arch.tag`, and as attributes what is published of it.
 
     A text is "" where there is none.
     """
 
-    name: str  # arch.tag
+    tag: str  # the string itself, as a plain one
     licence: str
     hub_licence: str  # that of the copy on the hub, where it is another one
     data: str  # what it was trained on, in the order of training
@@ -63,27 +63,22 @@ class WeightEntry(str):
     fields: Mapping[str, Any]  # of `ConvNextConfig`, which neither tensors nor arch show
     file_name: str  # of a file that has no link
 
-    def __new__(cls, name: str, **_: Any) -> "WeightEntry":
+    def __new__(cls, tag: str, **_: Any) -> "WeightEntry":
         """Make the string; the attributes are set after it."""
-        return super().__new__(cls, name)
+        return super().__new__(cls, tag)
 
     def __getnewargs_ex__(self) -> tuple[tuple[()], dict[str, str]]:
-        return (), {"name": self.name}  # for copies and pickles
-
-    @property
-    def tag(self) -> str:
-        """The name, `arch.tag`, as a plain string."""
-        return self.name
+        return (), {"tag": self.tag}  # for copies and pickles
 
     @property
     def arch(self) -> str:
-        """The architecture, the part of the name before the first dot."""
-        return self.name.partition(".")[0]
+        """The architecture, the part before the first dot."""
+        return self.tag.partition(".")[0]
 
     @property
     def parameters(self) -> int:
         """The number of parameters of the stem and the stages."""
-        shapes = trunk_shapes({**USUAL, **ARCHS[self.arch]})
+        shapes = trunk_shapes({**ARCH_DEFAULTS, **ARCHS[self.arch]})
         return sum(math.prod(shape) for shape in shapes.values())
 
     @property
@@ -91,11 +86,6 @@ class WeightEntry(str):
         """The addresses of the file and of the hub's copy."""
         hub = f"https://huggingface.co/{self.hub_id}" if self.hub_id else ""
         return tuple(filter(None, (self.url, hub)))
-
-    @property
-    def is_backbone(self) -> bool:
-        """Whether `ConvNextBackbone` loads it: every one."""
-        return True
 
     @property
     def is_classifier(self) -> bool:
@@ -122,7 +112,7 @@ class WeightEntry(str):
         names = (
             *("tag", "arch", "parameters", "top1", "data", "task", "num_classes", "input_size"),
             *("test_input_size", "licence", "hub_licence", "non_commercial", "gated", "hosts"),
-            *("is_backbone", "is_classifier"),
+            "is_classifier",
         )
         return {name: getattr(self, name) for name in names}
 
@@ -132,7 +122,7 @@ class WeightEntry(str):
         loads = "ConvNextBackbone" + ", ConvNextForImageClassification" * self.is_classifier
         asks = "; the hub asks to accept it and to be logged in" if self.gated else ""
         rows = (
-            ("tag", self.name),
+            ("tag", self.tag),
             ("architecture", f"{self.arch}, {self.parameters:,} parameters in stem and stages"),
             ("trained on", self.data),
             ("ImageNet", "" if self.top1 is None else f"{self.top1} % top-1"),
@@ -147,11 +137,11 @@ class WeightEntry(str):
 
     def warn_once(self) -> None:
         """Warn once of a licence that asks for more than to be passed on."""
-        if self.name in _WARNED or not (self.non_commercial or self.licence == DINOV3):
+        if self in _WARNED or not (self.non_commercial or self.licence == DINOV3):
             return
-        _WARNED.add(self.name)
+        _WARNED.add(self)
         what = "non-commercial use only" if self.non_commercial else "conditions on use and sharing"
-        message = f"{self.name}: these weights are under {self.licence}: {what}"
+        message = f"{self.tag}: these weights are under {self.licence}: {what}"
         warnings.warn(message, stacklevel=4)
 
 
@@ -181,7 +171,7 @@ def _read(row: dict[str, Any]) -> WeightEntry:
 
 
 with (files(__package__) / "catalogue.csv").open(encoding="utf-8") as _file:
-    WEIGHTS: Mapping[str, WeightEntry] = {row["name"]: _read(row) for row in csv.DictReader(_file)}
+    WEIGHTS: Mapping[str, WeightEntry] = {row["tag"]: _read(row) for row in csv.DictReader(_file)}
 
 
 def list_weights(pattern: str | None = None) -> tuple[WeightEntry, ...]:

@@ -1,4 +1,4 @@
-"""What every container must keep to: how much it may claim, and that a zip file is sound."""
+"""Limits on what a weights file may declare, how formats begin, and whether a zip file is sound."""
 
 import os
 import struct
@@ -29,9 +29,17 @@ DAMAGED = (
     zlib.error,
     zipfile.BadZipFile,
 )
-# How files of each kind begin; PICKLE is that of PyTorch's files of before version 1.6.
+# How files begin; PICKLE is the start of PyTorch's files of before version 1.6.
 ZIP_START, HDF5_START, PICKLE_START = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n", b"\x80"
 HEAD = 64  # bytes that show what a file is
+# The formats of weights files, by the suffixes of their names. A new format is a row here, a branch
+# of `read._read_file`, and its start, above and in `is_weights_start`.
+SUFFIXES = {
+    "safetensors": (".safetensors",),
+    "PyTorch": (".pth", ".pt", ".bin", ".ckpt"),
+    "Keras": (".h5", ".hdf5", ".keras"),
+}
+WEIGHT_SUFFIXES = tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ENCRYPTED, _UTF8 = 0x1, 0x800  # bits of an entry's flags
 _FOLDER = 0x10  # a bit of an entry's attributes, for which torch's reader fills no memory in
@@ -49,9 +57,21 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be read, or is not because that would be unsafe."""
 
 
+@contextmanager
+def damage_errors(name: str, kind: str) -> Iterator[None]:
+    """Make a CheckpointError of what reading a damaged file raises."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except DAMAGED as error:
+        reason = f"the {kind} is truncated or damaged: {first_line(error)}"
+        raise CheckpointError(f"{name}: {reason}") from error
+
+
 @dataclass(frozen=True)
 class FileLimits:
-    """What a file may claim before it is refused; see `file_limits`."""
+    """What a weights file may declare before it is refused; see `file_limits`."""
 
     # Weights hardly compress: zeros do, and nothing else comes near this ratio.
     ratio: int = 100  # bytes in memory for each byte that is stored
@@ -75,7 +95,7 @@ def current_limits() -> FileLimits:
 
 @contextmanager
 def file_limits(**changes: int) -> Iterator[None]:
-    """Change what weights files may claim, in this thread, for files that you trust.
+    """Change what weights files may declare, in this thread, for files that you trust.
 
     Example:
         >>> with file_limits(ratio=2000):
@@ -115,9 +135,10 @@ def check_inflation(name: str, size: int, stored: int) -> None:
     """Refuse what would take `size` bytes of memory for the `stored` bytes of a file."""
     if size > memory_limit(stored):
         limits = current_limits()
+        limit = f"{limits.ratio} times that and {limits.free_mib} MiB"
         raise CheckpointError(
-            f"{name} would inflate from {stored:,} to {size:,} bytes; the limit is {limits.ratio} "
-            f"times what is stored and {limits.free_mib} MiB; file_limits(ratio=...) allows more"
+            f"{name} would need {size:,} bytes of memory for {stored:,} bytes on disk; the limit "
+            f"is {limit}; file_limits(ratio=...) allows more"
         )
 
 
@@ -128,14 +149,13 @@ def check_zip(file: BinaryIO, name: str) -> dict[bytes, zipfile.ZipInfo]:
     CheckpointError: they do not, or it is damaged or encrypted, inflates too far, or has two
     entries of one name.
     """
-    try:
-        with zipfile.ZipFile(file) as archive:
-            size = file.seek(0, os.SEEK_END)
-            _check_end(file, size, archive)
-            entries = archive.infolist()
-    except DAMAGED as error:
-        reason = f"the zip file is truncated or damaged: {first_line(error)}"
-        raise CheckpointError(f"cannot read checkpoint {name}: {reason}") from error
+    with (
+        damage_errors(f"cannot read checkpoint {name}", "zip file"),
+        zipfile.ZipFile(file) as archive,
+    ):
+        size = file.seek(0, os.SEEK_END)
+        _check_end(file, size, archive)
+        entries = archive.infolist()
     counts = Counter(map(entry_key, entries))
     for entry in entries:
         faults = _faults(entry, counts[entry_key(entry)], archive.start_dir)

@@ -40,8 +40,8 @@ _MAX_NAME = 100  # characters, with room for `.part.tag` in what file systems al
 _RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 _LENGTH = re.compile(r"\d{1,18}")
 _NO_ADDRESS = "the address cannot be used"
-_NOT_WEIGHTS = "what the server sent is no file of weights; it may be a page to log in"
-WITHOUT_NETWORK = "without a network, give a file, set init_cfg=None in a config, or"
+_NOT_WEIGHTS = "the server sent something that is not a weights file, perhaps a login page"
+OFFLINE = "offline: pass a local file, set init_cfg=None in a config,"
 
 
 class DownloadError(ConnectionError):
@@ -182,8 +182,8 @@ class _Transfer:
                 raise _Refused(reason) from error
             raise DownloadError(f"{self.url}: {reason}") from error
         except urllib.error.URLError as error:
-            where = f"put it at {str(self.target)!r} (TORCH_HOME moves this cache)"
-            reason = f"the server cannot be reached: {error.reason}; {WITHOUT_NETWORK} {where}"
+            where = f"or put it at {str(self.target)!r} (TORCH_HOME moves this cache)"
+            reason = f"the server cannot be reached: {error.reason}; {OFFLINE} {where}"
             raise DownloadError(f"{self.url}: {reason}") from error
         except (HTTPException, OSError) as error:
             raise _broken(error) from error

@@ -13,36 +13,27 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..archs import FAMILIES, ORIGINAL_MODEL_TYPE, UNSEEN, trunk_shapes
+from ..archs import FAMILIES, NORM_HAS_BIAS, NOT_IN_TENSORS, ORIGINAL_MODEL_TYPE, trunk_shapes
 from ..models.config import CONFIG_NAME, STANDARD, VARIANT, ConvNextConfig
 from ..models.layers import DropPath
 from ..utils.checks import check_choice, errors_about, shorten_list
 from ..utils.files import atomic_write, check_path, write_json
-from .layouts import LAYOUTS, Layout, LayoutMatch, restore
+from .containers import SUFFIXES
+from .layouts import LAYOUTS, STEM_KEY, Layout, LayoutMatch, restore
 from .load import build_blank
-from .native import STEM, TRUNK, NativeWeights, arch_name, infer_fields
+from .native import TRUNK, NativeWeights, arch_name, infer_fields
 
 WEIGHTS_NAME = "model.safetensors"
-# Target -> its layouts; the first whose marks the written keys have is taken, else the last.
-_LAYOUTS_OF = {
-    "facebook": tuple(f"facebook-{kind}" for kind in ("dense", "v2", "fcmae", "dinov3", "v1")),
-    "timm": ("timm",),
-    "torchvision": ("torchvision",),
-    "huggingface": tuple(family.layout for family in FAMILIES.values()),
-    "mmpretrain": ("mmpretrain",),
-    "native": ("native",),
-}
-TARGETS = tuple(_LAYOUTS_OF)
+TARGETS = tuple(sorted({layout.target for layout in LAYOUTS.values()} - {""}))
 POINTWISE = {"linear": "linear", "conv": "conv1x1_to_linear"}
 
 _BACKBONE, _CLASSIFIER, _MODEL = "Backbone", "ForImageClassification", "Model"
 # What decides what is computed, and neither tensors nor the names of a layout show.
-_ONLY_IN_CONFIG = (*UNSEEN, "layer_norm_eps", "dilations", "pad_to_stride")
+_ONLY_IN_CONFIG = (*NOT_IN_TENSORS, "layer_norm_eps", "dilations", "pad_to_stride")
 _SMALL_EPS = 1e-5  # below it, one epsilon of the final norm is as good as another
 # What torch's wrappers of single layers (compiled, checkpointed, sharded) add to a name.
 _WRAPPERS = re.compile(r"\.(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)(?=\.|$)")
 _NETWORKS = f"{__name__.partition('.')[0]}.models."  # the modules of this package's networks
-_TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt")
 
 
 # ------------------------------------------------------------------------------ transformers
@@ -89,7 +80,6 @@ def save_pretrained(module: nn.Module, directory: str | os.PathLike[str]) -> Non
 
 def _write_folder(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Path:
     folder = folder.expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
     write_tensors(tensors, folder / WEIGHTS_NAME)
     write_json(folder / CONFIG_NAME, config)
     return folder / WEIGHTS_NAME
@@ -121,12 +111,13 @@ def _kind_of(state: Mapping[str, Tensor]) -> str:
 
 
 def _written_config(config: ConvNextConfig, state: Mapping[str, Tensor]) -> ConvNextConfig:
-    """Return the config that is written: of V1 where the family has no such class."""
-    if not FAMILIES[config.model_type].model_only or _kind_of(state) == _MODEL:
+    """Return the config that is written: of another family where this one has no such class."""
+    written_as = FAMILIES[config.model_type].written_as
+    if not written_as or _kind_of(state) == _MODEL:
         return config
-    # Epsilons that were derived for the family must not be derived anew for V1.
+    # Epsilons that were derived for the one family must not be derived anew for the other.
     return config.replace(
-        model_type="convnext", layer_norm_eps=config.layer_norm_eps, norm_eps=config.norm_eps
+        model_type=written_as, layer_norm_eps=config.layer_norm_eps, norm_eps=config.norm_eps
     )
 
 
@@ -136,7 +127,7 @@ def _variant(state: Mapping[str, Tensor], config: ConvNextConfig) -> dict[str, A
     return {
         name: getattr(config, name)
         for name in VARIANT
-        if getattr(config, name) != STANDARD[name] and (heads.get(name, STEM) in state)
+        if getattr(config, name) != STANDARD[name] and (heads.get(name, STEM_KEY) in state)
     }
 
 
@@ -238,7 +229,7 @@ def convert_weights(
             say, and that a reader of the file would not conclude.
 
     Raises:
-        ValueError: The source has tensors of no known meaning, or the target has no place for one.
+        ValueError: The source has tensors of no known meaning, or the target cannot represent one.
     """
     check_choice("to", to, TARGETS)
     check_choice("pointwise", pointwise, (None, *POINTWISE))
@@ -252,20 +243,13 @@ def convert_weights(
     path = Path(destination).expanduser()
     if to == "huggingface":
         return _to_huggingface(weights, path)
-    if path.suffix not in (".safetensors", *_TORCH_SUFFIXES):
-        raise ValueError(
-            f"destination must end in .safetensors or one of {_TORCH_SUFFIXES}, got {path.name!r}"
-        )
+    written = (*SUFFIXES["safetensors"], *SUFFIXES["PyTorch"])
+    if path.suffix not in written:
+        raise ValueError(f"destination must end in one of {written}, got {path.name!r}")
     layout = _choose_layout(weights, to)
-    config = _config_of(weights)
-    variant = _variant(weights.tensors, config)
-    if variant and layout.name not in _holders(variant, config.num_stages):
-        values = ", ".join(f"{name} {value}" for name, value in variant.items())
-        raise ValueError(f"{weights.source}: the layout {layout.name} cannot hold it: {values}")
     tensors = _in_layout(weights, layout, pointwise)
     _warn_only_in_config(weights, layout)
     is_wrapped = layout.wrapper and path.suffix != ".safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_tensors({layout.wrapper: tensors} if is_wrapped else tensors, path)
     return path
 
@@ -274,15 +258,14 @@ def _to_huggingface(weights: NativeWeights, path: Path) -> Path:
     config = _config_of(weights)
     gaps = transformers_gaps(config, weights.tensors)
     if gaps:
-        raise ValueError(f"{weights.source}: transformers cannot hold it: {'; '.join(gaps)}")
+        raise ValueError(f"{weights.source}: transformers has no such network: {'; '.join(gaps)}")
     with errors_about(weights.source):
         tensors, values = to_transformers(weights.tensors, config)
     if path.suffix == ".safetensors":
         _warn_only_in_config(weights, LAYOUTS[FAMILIES[config.model_type].layout])
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(tensors, path)
         return path
-    if path.suffix in _TORCH_SUFFIXES:
+    if path.suffix in SUFFIXES["PyTorch"]:
         raise ValueError(
             f"destination must be a directory or end in .safetensors, got {path.name!r}"
         )
@@ -292,14 +275,6 @@ def _to_huggingface(weights: NativeWeights, path: Path) -> Path:
 def _config_of(weights: NativeWeights) -> ConvNextConfig:
     with errors_about(weights.source):
         return ConvNextConfig(**weights.fields())
-
-
-def _holders(variant: Mapping[str, Any], num_stages: int) -> tuple[str, ...]:
-    """Return the layouts that have names for the parts of a variant."""
-    if variant.get("stem_type") == "patch_no_norm":
-        # Without a config.json, several stages without the norm are taken for a file that was cut.
-        return ("native", "facebook-isotropic") if num_stages == 1 else ()
-    return ("native", "timm")
 
 
 def _warn_only_in_config(weights: NativeWeights, layout: Layout) -> None:
@@ -312,7 +287,7 @@ def _warn_only_in_config(weights: NativeWeights, layout: Layout) -> None:
     )
     config, concluded = _config_of(weights), _config_of(alone)
     lost = [
-        f"{name} {getattr(config, name)}"
+        f"{name}={getattr(config, name)!r}"
         for name in _ONLY_IN_CONFIG
         if getattr(config, name) != getattr(concluded, name)
     ]
@@ -320,24 +295,42 @@ def _warn_only_in_config(weights: NativeWeights, layout: Layout) -> None:
         lost = [text for text in lost if not text.startswith("layer_norm_eps")]
     if lost:
         warnings.warn(
-            f"{weights.source}: the file that is written does not say {', '.join(lost)}: give it "
-            "where the file is loaded",
+            f"{weights.source}: the written file does not store {', '.join(lost)}; pass it when "
+            "loading",
             stacklevel=4,
         )
 
 
 def _choose_layout(weights: NativeWeights, to: str) -> Layout:
-    """Return the layout of the target in which weights of this family and content are published."""
-    model_type = weights.match.layout.model_type
-    if to == "facebook" and weights.fields()["stem_type"] == "patch_no_norm":
-        return LAYOUTS["facebook-isotropic"]
-    layouts = [LAYOUTS[name] for name in _LAYOUTS_OF[to]]
+    """Return the layout of the target in which weights of this family and content are published.
+
+    ValueError: there is none.
+    """
+    config = _config_of(weights)
+    variant = _variant(weights.tensors, config)
+    layouts = [
+        layout
+        for layout in LAYOUTS.values()
+        if layout.target == to
+        and layout.model_type in (None, weights.match.layout.model_type)
+        and _can_hold(layout, variant, config)
+    ]
+    if not layouts:
+        values = ", ".join(f"{name}={value!r}" for name, value in variant.items())
+        raise ValueError(f"{weights.source}: layout {to!r} cannot represent {values}")
     for layout in layouts:
         keys = layout.source_keys(weights.tensors, prefix="")
         aliases = [alias for native, alias in layout.aliases(keys).items() if native in keys]
-        if layout.model_type in (None, model_type) and layout.fits([*keys.values(), *aliases]):
+        if layout.fits([*keys.values(), *aliases]):
             return layout
     return layouts[-1]
+
+
+def _can_hold(layout: Layout, variant: Mapping[str, Any], config: ConvNextConfig) -> bool:
+    if variant.get("stem_type") == "patch_no_norm":
+        # Without a config.json, several stages without the norm are taken for a file that was cut.
+        return layout.holds_isotropic and config.num_stages == 1
+    return layout.holds_variants or not variant
 
 
 def _refuse_incomplete(weights: NativeWeights) -> None:
@@ -351,13 +344,13 @@ def _refuse_incomplete(weights: NativeWeights) -> None:
         shapes["head.weight"] = (weights.num_labels, last)
     # Of a norm or a head there is nothing, or both its tensors.
     others = dict.fromkeys(k.rpartition(".")[0] for k in tensors if not k.startswith(TRUNK))
-    has_bias = fields["norm_layer"] == "layernorm"
+    has_bias = NORM_HAS_BIAS[fields["norm_layer"]]
     pairs = [f"{name}.weight" for name in others]
     pairs += [f"{name}.bias" for name in others if has_bias or not name.startswith("norm")]
     expected = dict.fromkeys((*shapes, *pairs))
     problems = {
         "missing": [key for key in expected if key not in tensors],
-        "without their stage": [k for k in tensors if k.startswith(TRUNK) and k not in shapes],
+        "of an incomplete stage": [k for k in tensors if k.startswith(TRUNK) and k not in shapes],
         "of the wrong shape": [
             f"{key} is {tuple(tensors[key].shape)}, must be {shape}"
             for key, shape in shapes.items()
@@ -392,6 +385,7 @@ def _in_layout(weights: NativeWeights, layout: Layout, pointwise: str | None) ->
 def write_tensors(tensors: Mapping[str, Any], path: Path) -> None:
     """Write a safetensors or PyTorch file, by its suffix, in one step: all of it or an OSError."""
     write = _save_safetensors if path.suffix == ".safetensors" else _save_torch
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as partial:
         write(dict(tensors), partial)
 

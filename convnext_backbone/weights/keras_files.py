@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..utils.checks import first_line
-from .containers import DAMAGED, CheckpointError, check_inflation, check_zip
+from .containers import DAMAGED, CheckpointError, check_inflation, check_zip, damage_errors
 
 _H5PY_HINT = "reading Keras and TensorFlow files needs h5py: pip install 'convnext_backbone[keras]'"
 _CONTAINERS = ("layers", "_layer_checkpoint_dependencies")
@@ -32,27 +31,21 @@ def read_h5(file: Path | BinaryIO, source: str) -> dict[str, Tensor]:
         import h5py
     except ImportError as error:
         raise ImportError(_H5PY_HINT) from error
-    try:
-        with h5py.File(file, "r") as root:
-            _check_contents(root, h5py, source)
-            group = root.get("model_weights", root)
-            if "layer_names" in group.attrs:
-                return _unique(_legacy_variables(group, source), source)
-            container = next((k for k in _CONTAINERS if k in group), None)
-            if container is None:
-                raise CheckpointError(f"{source}: the h5 file is of neither Keras nor TensorFlow")
-            named = _unique(_named_variables(group[container], ""), source)
-            if not named:
-                raise CheckpointError(
-                    f"{source}: the h5 file does not name its layers, as Keras before 3.7 wrote "
-                    "it: load it there and save the model as .keras or .h5"
-                )
-            return named
-    except CheckpointError:
-        raise
-    except DAMAGED as error:
-        reason = f"the h5 file is truncated or damaged: {first_line(error)}"
-        raise CheckpointError(f"{source}: {reason}") from error
+    with damage_errors(source, "h5 file"), h5py.File(file, "r") as root:
+        _check_contents(root, h5py, source)
+        group = root.get("model_weights", root)
+        if "layer_names" in group.attrs:
+            return _unique(_legacy_variables(group, source), source)
+        container = next((k for k in _CONTAINERS if k in group), None)
+        if container is None:
+            raise CheckpointError(f"{source}: the h5 file is of neither Keras nor TensorFlow")
+        named = _unique(_named_variables(group[container], ""), source)
+        if not named:
+            raise CheckpointError(
+                f"{source}: the h5 file does not name its layers, as Keras before 3.7 wrote it: "
+                "load it there and save the model as .keras or .h5"
+            )
+        return named
 
 
 def _check_contents(root: Any, h5py: Any, source: str) -> None:
@@ -62,7 +55,7 @@ def _check_contents(root: Any, h5py: Any, source: str) -> None:
     """
     seen, waiting = {h5py.h5o.get_info(root.id).addr}, [root]
     size = stored = 0
-    file_size = root.id.get_filesize()  # chunks may overlap, and claim more than there is
+    file_size = root.id.get_filesize()  # chunks may overlap, and declare more than there is
     while waiting:
         group = waiting.pop()
         for name in group:
@@ -157,13 +150,8 @@ def is_keras_archive(file: Path) -> bool:
 
 def read_keras_archive(file: Path) -> dict[str, Tensor]:
     """Read a `.keras` archive."""
-    try:
-        with open(file, "rb") as stream, zipfile.ZipFile(stream) as archive:
-            check_zip(stream, str(file))
+    with damage_errors(str(file), "Keras archive"), open(file, "rb") as stream:
+        check_zip(stream, str(file))
+        with zipfile.ZipFile(stream) as archive:
             content = io.BytesIO(archive.read(_WEIGHTS))
-    except CheckpointError:
-        raise
-    except DAMAGED as error:
-        reason = f"the Keras archive is damaged: {first_line(error)}"
-        raise CheckpointError(f"{file}: {reason}") from error
     return read_h5(content, str(file))

@@ -1,11 +1,11 @@
 """Every known key layout of a ConvNeXt checkpoint, as tables to and from the native names.
 
-A layout maps its key patterns to native ones (`None`: dropped on purpose) and lists how each kind
-of tensor may be stored. Layouts are recognised by keys and shapes, never by file name. Whatever
-sets a layout apart is a field of `Layout`: a new layout is a new row of `_LAYOUTS`. The tables were
-read from the sources of facebookresearch/ConvNeXt, ConvNeXt-V2 and dinov3, timm, torchvision,
-transformers, mmpretrain and keras; files of the last two were opened as well.
+Layouts are recognised by keys and shapes, never by file name. A new layout is a table of its keys
+in layouts.csv and a row of `_LAYOUTS` here, of which each field is one thing that sets layouts
+apart. Only a placeholder or a form of tensors that no layout has yet goes into `patterns`.
 
+The tables were read from the sources of facebookresearch/ConvNeXt, ConvNeXt-V2 and dinov3, timm,
+torchvision, transformers, mmpretrain and keras; files of the last two were opened as well.
 """
 
 import csv
@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..archs import ARCHS, DROP, FAMILIES
+from ..archs import CONV_MLP, FAMILIES, NORM_DROPPED
 from ..utils.checks import shorten_list
 from .containers import current_limits
 from .patterns import STORAGES, Pattern, Shape
@@ -30,6 +30,7 @@ _Storages = Mapping[str, tuple[str, ...]]  # kind of tensor -> its storages, mos
 _VECTORS = ("flat", "squeeze_scale", "flatten_row", "flatten_grn", "flatten_grn_nchw")
 _AS_NATIVE = {"same", "flat", "linear"}
 
+STEM_KEY = "downsample_layers.0.0.weight"  # of a native state dict
 # What a native tensor is, by its key; the first that fits. A vector is everything else.
 _KINDS: Mapping[str, re.Pattern[str]] = {
     "conv": re.compile(r"downsample_layers\.(0\.0|[1-9]\d*\.1)\.weight"),
@@ -81,9 +82,9 @@ class Layout:
 
     name: str
     rows: _Rows
-    anchor: str  # the stem convolution; what stands before it is the prefix of all keys
+    anchor: str = STEM_KEY  # the stem convolution; what stands before it is the prefix of all keys
     requires: tuple[str, ...] = ()  # patterns of which each must name at least one key
-    # Rows for keys beside the trunk, which stand under one of the prefix's parents.
+    # Rows for keys outside the trunk, which stand under one of the prefix's parents.
     outer: _Rows = field(default_factory=dict)
     norm_alias: str = ""  # second name of the final norm, with the index of the last stage
     storage: _Storages = field(default_factory=lambda: _TORCH)
@@ -99,11 +100,16 @@ class Layout:
     # Architectures whose pointwise layers are published as 1x1 convolutions; None: none can be.
     conv_pointwise: tuple[str, ...] | None = None
     is_timms: bool = False  # whether timm's network alone has these names
+    target: str = ""  # what `convert --to` calls it, one name for several; "": it is not written
+    # Which networks other than most it can hold: those of timm (see `config.VARIANT`), or with the
+    # stem "patch_no_norm", of which a file shows only those with a single stage.
+    holds_variants: bool = False
+    holds_isotropic: bool = False
 
     @property
     def final_norm(self) -> str:
         """Where a backbone has the final norm: the detection recipe of V1 and V2 drops it."""
-        return FAMILIES[self.model_type].final_norm if self.model_type else DROP
+        return FAMILIES[self.model_type].final_norm if self.model_type else NORM_DROPPED
 
     @cached_property
     def _tables(self) -> "tuple[_Compiled, _Compiled]":
@@ -188,7 +194,6 @@ def _rows(*tables: str, replacing: Mapping[str, str] | None = None) -> _Rows:
 with (files(__package__) / "layouts.csv").open(encoding="utf-8") as _file:
     _TABLE = tuple(csv.DictReader(_file))
 
-_STEM = "downsample_layers.0.0.weight"
 _FACEBOOK_BLOCK = "stages.{s}.{b}.dwconv.weight"
 _HUGGINGFACE_BLOCK = "encoder.stages.{s}.layers.{b}.dwconv.weight"
 _HUGGINGFACE = _rows("huggingface", "huggingface norms")
@@ -200,59 +205,61 @@ _NUMBERED = {"{kernel}": "{number}", "{gamma}": "{number}", "{v}": "0"}
 
 # transformers alone gives the final norm of V1 and V2 an epsilon of its own.
 _HF_EPS = FAMILIES["convnext"].layer_norm_eps
-# timm builds the small sizes and one variant with 1x1 convolutions for the pointwise layers.
-_SMALL = re.compile(r"convnext(v2)?_((zepto|atto|femto|pico|nano)(_\w+)?|tiny_hnf)")
-_CONV_POINTWISE = tuple(filter(_SMALL.fullmatch, ARCHS))
 
 # Order decides where two layouts fit: the more specific one stands first.
 _LAYOUTS = (
-    Layout("facebook-fcmae-sparse", _rows("facebook sparse", "facebook decoder"), _STEM,
+    Layout("facebook-fcmae-sparse", _rows("facebook sparse", "facebook decoder"),
            requires=("stages.{s}.{b}.dwconv.kernel",), storage=_SPARSE, trunk_prefix="encoder."),
-    Layout("mmpretrain", _rows("facebook", "numbered norms", replacing=_MMPRETRAIN), _STEM,
+    Layout("mmpretrain", _rows("facebook", "numbered norms", replacing=_MMPRETRAIN),
            requires=("stages.{s}.{b}.depthwise_conv.weight",),
            outer=_rows("mmpretrain head"), trunk_prefix="backbone.", wrapper="state_dict",
-           shared_final_norm=True, conv_pointwise=()),
+           shared_final_norm=True, conv_pointwise=(), target="mmpretrain"),
     Layout("eupe", _rows("facebook", "facebook top", "eupe"),
-           _STEM, requires=(_FACEBOOK_BLOCK, "projectors.{*}")),
-    Layout("facebook-dinov3", _rows("facebook", "facebook top", "facebook dinov3"), _STEM,
+           requires=(_FACEBOOK_BLOCK, "projectors.{*}")),
+    Layout("facebook-dinov3", _rows("facebook", "facebook top", "facebook dinov3"),
            requires=(_FACEBOOK_BLOCK, "norms.{s}.weight"), model_type="dinov3_convnext",
-           norm_alias="norms.{}", wrapper="model"),
-    Layout("facebook-dense", _rows("facebook", "numbered norms"), _STEM,
+           norm_alias="norms.{}", wrapper="model", target="facebook"),
+    Layout("facebook-dense", _rows("facebook", "numbered norms"),
            requires=(_FACEBOOK_BLOCK, "norm{s}.weight"), storage=_GRN4, trunk_prefix="backbone.",
-           wrapper="model"),
-    Layout("native", _rows("facebook", "facebook top", "native norms", "native variants"), _STEM,
-           requires=(_FACEBOOK_BLOCK, "norms.{v}.weight"), is_native=True),
+           wrapper="model", target="facebook"),
+    Layout("native", _rows("facebook", "facebook top", "native norms", "native variants"),
+           requires=(_FACEBOOK_BLOCK, "norms.{v}.weight"), is_native=True,
+           target="native", holds_variants=True, holds_isotropic=True),
     # A classifier of this package has these names and those of V1 as well, and more as a variant.
     Layout("facebook-v2",
-           _rows("facebook", "facebook top", "facebook decoder", "native variants"), _STEM,
+           _rows("facebook", "facebook top", "facebook decoder", "native variants"),
            requires=(_FACEBOOK_BLOCK, "stages.{s}.{b}.grn.gamma", "{top}.weight"), storage=_GRN4,
-           wrapper="model"),
-    Layout("facebook-fcmae", _rows("facebook", "facebook decoder"), _STEM,
-           requires=(_FACEBOOK_BLOCK, "stages.{s}.{b}.grn.gamma"), storage=_GRN4, wrapper="model"),
-    Layout("facebook-v1", _rows("facebook", "facebook top", "native variants"), _STEM,
-           requires=(_FACEBOOK_BLOCK,), wrapper="model"),
+           wrapper="model", target="facebook"),
+    Layout("facebook-fcmae", _rows("facebook", "facebook decoder"),
+           requires=(_FACEBOOK_BLOCK, "stages.{s}.{b}.grn.gamma"), storage=_GRN4, wrapper="model",
+           target="facebook"),
+    Layout("facebook-v1", _rows("facebook", "facebook top", "native variants"),
+           requires=(_FACEBOOK_BLOCK,), wrapper="model", target="facebook"),
     Layout("facebook-isotropic", _rows("facebook isotropic", "facebook top"), "stem.weight",
-           requires=("blocks.{b}.dwconv.weight",), wrapper="model"),
+           requires=("blocks.{b}.dwconv.weight",), wrapper="model", target="facebook",
+           holds_isotropic=True),
     Layout("timm", _rows("timm", "timm top"), "stem.0.weight",
            requires=("stages.{s}.blocks.{b}.conv_dw.weight",),
-           outer=_rows("open_clip head"), conv_pointwise=_CONV_POINTWISE, is_timms=True),
+           outer=_rows("open_clip head"), conv_pointwise=CONV_MLP, is_timms=True,
+           target="timm", holds_variants=True),
     Layout("timm-features", _rows("timm", replacing=_JOINED), "stem_0.weight",
            requires=("stages_{s}.blocks.{b}.conv_dw.weight",), is_timms=True),
     Layout("torchvision", _rows("torchvision"), "features.0.0.weight",
            requires=("features.{2s+1}.{b}.block.5.weight",),
-           storage={**_TORCH, "scale": ("squeeze_scale", *_VECTORS)}),
+           storage={**_TORCH, "scale": ("squeeze_scale", *_VECTORS)}, target="torchvision"),
     Layout("huggingface-v2", _HUGGINGFACE,
            "embeddings.patch_embeddings.weight",
            requires=(_HUGGINGFACE_BLOCK, "encoder.stages.{s}.layers.{b}.grn.weight"),
            outer=_HUGGINGFACE_OUTER,
-           storage=_GRN4, layer_norm_eps=_HF_EPS, trunk_prefix="convnextv2."),
+           storage=_GRN4, layer_norm_eps=_HF_EPS, trunk_prefix="convnextv2.", target="huggingface"),
     Layout("huggingface-v1", _HUGGINGFACE,
            "embeddings.patch_embeddings.weight", requires=(_HUGGINGFACE_BLOCK,),
            outer=_HUGGINGFACE_OUTER,
-           layer_norm_eps=_HF_EPS, trunk_prefix="convnext."),
+           layer_norm_eps=_HF_EPS, trunk_prefix="convnext.", target="huggingface"),
     Layout("huggingface-dinov3", _rows("huggingface dinov3"), "stages.0.downsample_layers.0.weight",
            requires=("stages.{s}.layers.{b}.depthwise_conv.weight",),
-           outer=_rows("huggingface dinov3 norm"), model_type="dinov3_convnext"),
+           outer=_rows("huggingface dinov3 norm"), model_type="dinov3_convnext",
+           target="huggingface"),
     Layout("huggingface-tf", _rows("huggingface tf"),
            "embeddings/patch_embeddings/kernel",
            requires=("encoder/stages.{s}/layers.{b}/dwconv/kernel",),
@@ -339,13 +346,13 @@ def _not_a_convnext(keys: list[str], prefix: str | None) -> str:
         nearest = matches[unknown_of.index(unknown)]
         marks = (nearest.layout.anchor, *nearest.layout.requires)
         return (
-            f"its keys are nearly those of {nearest.layout.name}, but none fits "
+            f"the keys nearly match {nearest.layout.name}, but there is no "
             f"{' or '.join(nearest.prefix + mark for mark in marks)}; "
-            f"unknown are {shorten_list(unknown, 4)}"
+            f"unknown keys: {shorten_list(unknown, 4)}"
         )
     under = "" if prefix is None else f" under the prefix {prefix!r}"
     return (
-        f"its keys are of no known ConvNeXt layout{under}: {len(keys)} tensors, "
+        f"the keys match no known ConvNeXt layout{under}: {len(keys)} tensors, "
         f"{shorten_list(keys, 4)}; known layouts are {', '.join(LAYOUTS)}"
     )
 
@@ -405,7 +412,7 @@ def convert(
     With `projection`, OpenCLIP's is the head; otherwise it is left out, as other modules are.
 
     Raises:
-        ValueError: A tensor is of no shape that the layout may have, or two tensors claim one name.
+        ValueError: A tensor is of no shape that the layout uses, or two map to one name.
     """
     layout = match.layout
     tensors: dict[str, Tensor] = {}
@@ -420,7 +427,7 @@ def convert(
             (dropped if is_left_out else unexpected).append(key)
             continue
         if native in sources:
-            raise ValueError(f"{key} and {sources[native]} both stand for {native}")
+            raise ValueError(f"{key} and {sources[native]} both map to {native}")
         sources[native] = key
         storage[native] = storage_of(layout, native, tuple(tensor.shape), key)
         tensors[native] = STORAGES[storage[native]].to_native(tensor)
@@ -477,7 +484,7 @@ def storage_of(layout: Layout, native_key: str, shape: Shape, key: str) -> str:
     for name in layout.storage[kind_of(native_key, len(shape))]:
         if STORAGES[name].fits(shape):
             return name
-    raise ValueError(f"{key} has the shape {shape}, which {layout.name} does not store so")
+    raise ValueError(f"{key}: shape {shape} is not one that {layout.name} uses for this tensor")
 
 
 def restore(
@@ -491,16 +498,16 @@ def restore(
     """Write native tensors in a layout: the inverse of `convert`.
 
     `storage` names, for a kind of tensor or one native key, another storage than the most common;
-    a `prefix` of None is that of published files. ValueError: the layout has no place for a tensor.
+    a `prefix` of None is that of published files. ValueError: it cannot represent a tensor.
     """
     keys = layout.source_keys(native, prefix, model_name)
     unplaced = [native_key for native_key in native if native_key not in keys]
     if unplaced:
-        raise ValueError(f"the layout {layout.name} has no place for {', '.join(unplaced)}")
+        raise ValueError(f"layout {layout.name} cannot represent {', '.join(unplaced)}")
     counts = Counter(keys.values())
     shared = [native_key for native_key, key in keys.items() if counts[key] > 1]
     if shared:
-        raise ValueError(f"the layout {layout.name} has one name for {' and '.join(shared)}")
+        raise ValueError(f"layout {layout.name} has one name for {' and '.join(shared)}")
     chosen = storage or {}
     out: dict[str, Tensor] = {}
     for native_key, tensor in native.items():

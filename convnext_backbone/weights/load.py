@@ -1,4 +1,4 @@
-"""Load weights of any known layout into a ConvNeXt exactly, or raise an error with every misfit.
+"""Load weights of any known layout into a ConvNeXt exactly, or raise an error with every mismatch.
 
 Three steps: `open_weights` reads a source and brings its tensors to native names, `infer_fields`
 reads the architecture out of them, `load_native` fills a module and accounts for every tensor.
@@ -14,12 +14,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..archs import DROP, STAGE
+from ..archs import NORM_DROPPED, NORM_OF_STAGE
 from ..models.config import ConvNextConfig
 from ..utils.checks import check_choice, errors_about, shorten_list
-from .native import STEM, NativeWeights, open_weights
+from .layouts import STEM_KEY
+from .native import NativeWeights, open_weights
 from .placement import assign_to_target
 from .report import LoadReport
+from .timm_config import timm_pooling
 
 _PACKAGE = f"{__name__.partition('.')[0]}."
 _LISTED = 40  # tensors that an error names before it only counts the rest
@@ -131,22 +133,23 @@ def load_native(
     fresh: Collection[str] = (),
 ) -> LoadReport:
     """Fill a module with weights that `open_weights` returned, as `load_weights` does."""
-    check_choice("final_norm", final_norm, (None, STAGE, DROP))
+    check_choice("final_norm", final_norm, (None, NORM_OF_STAGE, NORM_DROPPED))
     target = module.state_dict()
-    if STEM not in target:
+    if STEM_KEY not in target:
         raise ValueError(f"module must be a ConvNeXt of this package, got {type(module).__name__}")
     goes_to = final_norm or weights.final_norm
     assigned = assign_to_target(weights.converted, weights.match, target, goes_to)
     tensors, notes = assigned.tensors, [*weights.notes, *assigned.notes]
-    before, channels = tensors[STEM].shape[1] if STEM in tensors else 0, target[STEM].shape[1]
+    before = tensors[STEM_KEY].shape[1] if STEM_KEY in tensors else 0
+    channels = target[STEM_KEY].shape[1]
     if adapt_in_channels and before not in (0, channels):
-        tensors[STEM] = adapt_input_channels(tensors[STEM], channels)
+        tensors[STEM_KEY] = adapt_input_channels(tensors[STEM_KEY], channels)
         notes.append(f"the stem was adapted from {before} to {channels} input channels")
     fit = _compare(tensors, target, fresh)
     for key in fit.replaced:
         assigned.dropped.append(weights.converted.sources[key])
         del tensors[key]
-    _refuse_misfits(module, weights, tensors, fit, adapt_in_channels)
+    _refuse_mismatches(module, weights, tensors, fit, adapt_in_channels)
     notes += _warn_not_finite(tensors, weights)
     notes += _warn_other_fields(module, weights)
     notes += _warn_other_pooling(module, weights)
@@ -159,7 +162,7 @@ def load_native(
         dropped=tuple(assigned.dropped),
         reshaped=dict(weights.converted.reshaped),
         notes=tuple(notes),
-        assumed=str(weights.unseen()),
+        assumed=str(weights.assumed()),
     )
     if hasattr(module, "load_report"):
         # mmengine's init_weights, which comes after the building, must not draw the values anew.
@@ -199,7 +202,7 @@ def _compare(
     )
 
 
-def _refuse_misfits(
+def _refuse_mismatches(
     module: nn.Module,
     weights: NativeWeights,
     tensors: Mapping[str, Tensor],
@@ -224,14 +227,14 @@ def _refuse_misfits(
         return
     lines = [f"{weights.source}: the weights ({weights.match}) do not fit {type(module).__name__}"]
     lines += [f"  {what}: {shorten_list(keys, _LISTED)}" for what, keys in problems.items() if keys]
-    got, want = fit.misshapen.get(STEM, ((), ()))
+    got, want = fit.misshapen.get(STEM_KEY, ((), ()))
     if not adapted and len(got) == 4 and got[0] == want[0] and got[1] != want[1]:
         lines.append(
             f"  hint: the weights take {got[1]} input channels and the module {want[1]}; "
             "adapt_in_channels=True fits them"
         )
-    misfits = (*fit.missing, *fit.misshapen)
-    own = tuple(part for part in ("norm.", "head.") if any(k.startswith(part) for k in misfits))
+    unfit = (*fit.missing, *fit.misshapen)
+    own = tuple(part for part in ("norm.", "head.") if any(k.startswith(part) for k in unfit))
     if "head." in own:
         lines.append(f"  hint: fresh={own} keeps the module's own values of these")
     raise ValueError("\n".join(lines))
@@ -272,23 +275,23 @@ def _warn_other_fields(module: nn.Module, weights: NativeWeights) -> list[str]:
 
     Where a tag or config.json states them, it is a warning as well.
     """
-    config, unseen = getattr(module, "config", None), weights.unseen()
+    config, assumed = getattr(module, "config", None), weights.assumed()
     differing = [
         f"{name}={value} and the module has {getattr(config, name)}"
-        for name, value in unseen.values.items()
+        for name, value in assumed.values.items()
         if isinstance(config, ConvNextConfig) and getattr(config, name) != value
     ]
     if not differing:
         return []
-    note = f"the weights are for {', for '.join(differing)} ({unseen.origin})"
-    if unseen.is_stated:
+    note = f"the weights are for {', for '.join(differing)} ({assumed.origin})"
+    if assumed.is_stated:
         warnings.warn(f"{weights.source}: {note}", stacklevel=5)
     return [note]
 
 
 def _other_pooling(module: nn.Module, weights: NativeWeights) -> str:
     """Say where a module pools its map otherwise than the network of the weights, else ""."""
-    keys, pooling = module.state_dict().keys(), weights.other_pooling
+    keys, pooling = module.state_dict().keys(), timm_pooling(weights.config)
     is_backbone = any(key.startswith("norms.") for key in keys)
     gives_maps = pooling == "" and "head.weight" not in keys  # which are there without pooling
     if pooling is None or is_backbone or gives_maps:

@@ -11,21 +11,22 @@ from typing import Any
 from torch import Tensor
 
 from ..archs import (
+    ARCH_DEFAULTS,
     ARCHS,
     FAMILIES,
-    STAGE,
-    UNSEEN,
-    USUAL,
+    NORM_HAS_BIAS,
+    NORM_OF_STAGE,
+    NOT_IN_TENSORS,
     Family,
+    fields_not_in_tensors,
     stated_model_type,
     trunk_shapes,
-    unseen_fields,
 )
 from ..models.config import STEM_TYPES, ConvNextConfig, keep_names_or_positions
-from ..models.layers import NORMS
-from ..utils.checks import check_choice, errors_about, shorten_list
+from ..utils.checks import errors_about, shorten_list
 from .catalogue import WeightEntry
 from .layouts import (
+    STEM_KEY,
     LayoutMatch,
     NativeStateDict,
     UnknownLayoutError,
@@ -34,9 +35,10 @@ from .layouts import (
     recognise,
 )
 from .read import read_checkpoint
-from .source import Source, resolve
+from .source import WeightsSource, resolve
+from .timm_config import timm_args, timm_dilations, timm_fields
 
-STEM, TRUNK = "downsample_layers.0.0.weight", ("downsample_layers.", "stages.")
+TRUNK = ("downsample_layers.", "stages.")
 # What the tensors themselves show, and the labels. Every other field of a config.json is taken from
 # it, so that a new field of `ConvNextConfig` needs no mention here. The fields of the head are
 # among them: the tensors of a backbone do not show these. `_stated_and_shown` has the rest.
@@ -45,23 +47,9 @@ _READ_FROM_TENSORS = {
     *("use_grn", "layer_scale_init_value", "model_type", "num_labels", "id2label", "label2id"),
     *("stem_type", "conv_bias"),
 }
-# What sets architectures of the same sizes apart.
-_VARIANT = (
-    *("use_grn", "patch_size", "kernel_size", "stem_type", "conv_bias"),
-    *("head_norm_first", "head_hidden_size"),
-)
-# timm's arguments that tensors do not show, by their names here, and what timm's class has.
-_OF_TIMM = {
-    "norm_eps": "norm_eps",
-    "act_layer": "hidden_act",
-    "norm_layer": "norm_layer",
-    "drop_path_rate": "drop_path_rate",
-}
-_DEFAULTS_OF_TIMM = {**UNSEEN, "drop_path_rate": 0.0}
-# With another spelling of a norm, timm's class leaves the epsilon at the norm's own.
-_NORMS_OF_TIMM = [f"{norm}{of_maps}" for norm in NORMS for of_maps in ("", "2d")]
-_STRIDES_OF_TIMM = (8, 16, 32)  # the last is the default
-_AVERAGES_OF_TIMM = ("avg", "fast", "fastavg")  # names of one pooling
+# What tensors show that sets architectures of the same sizes apart.
+_PARTS = ("stem_type", "conv_bias", "head_norm_first", "head_hidden_size")
+_DISTINCTIVE = ("use_grn", "patch_size", "kernel_size", *_PARTS)
 _STEM_WEIGHT = re.compile(r"downsample_layers\.0\.\d\.weight")
 _GAMMA = re.compile(r"stages\.\d+\.\d+\.gamma")
 _NORM_BIAS = re.compile(r"stages\.\d+\.\d+\.norm\.bias")
@@ -71,7 +59,7 @@ _NORM_BIAS = re.compile(r"stages\.\d+\.\d+\.norm\.bias")
 class NativeWeights:
     """The tensors of a source under native names, and what is known of them."""
 
-    origin: Source  # where the weights and the files beside them are
+    origin: WeightsSource  # where the weights and the files beside them are
     match: LayoutMatch
     converted: NativeStateDict
     config: Mapping[str, Any]  # the config.json beside the weights, or {}
@@ -97,7 +85,7 @@ class NativeWeights:
     def final_norm(self) -> str | None:
         """Where the family puts the final norm in a backbone; None: where the layout does."""
         family = _family(self.entry.fields if self.entry else self.config)
-        return STAGE if family is not None and family.final_norm == STAGE else None
+        return NORM_OF_STAGE if family and family.final_norm == NORM_OF_STAGE else None
 
     @property
     def num_labels(self) -> int | None:
@@ -110,43 +98,37 @@ class NativeWeights:
         with errors_about(self.source, UnknownLayoutError):
             found = infer_fields(self.tensors)
         layout = self.match.layout
-        usual = {**UNSEEN, "norm_layer": found["norm_layer"]}
-        found |= {**usual, **unseen_fields(_published(found)[0])}
+        usual = {**NOT_IN_TENSORS, "norm_layer": found["norm_layer"]}
+        found |= {**usual, **fields_not_in_tensors(_published(found)[0])}
         with errors_about(self.source):
             stated = _fields_from_config_json(self.config, found, self.tensors)
             if layout.is_timms and not stated:
-                stated = _dilations_of_timm(found, _STRIDES_OF_TIMM[-1])
+                stated = timm_dilations(found)
         found |= stated
         if layout.model_type is not None:
             found["model_type"] = layout.model_type
         if self.entry is not None:
-            found |= {**unseen_fields(self.entry.arch), **self.entry.fields}
+            found |= {**fields_not_in_tensors(self.entry.arch), **self.entry.fields}
         found |= _labels(self.config, self.num_labels)
         found.setdefault("layer_norm_eps", layout.layer_norm_eps or found["norm_eps"])
         return found
 
-    @property
-    def other_pooling(self) -> str | None:
-        """timm's name of the pooling where config.json names another than the average; "": none."""
-        pool = _model_args(self.config).get("global_pool")
-        return None if pool is None or pool in _AVERAGES_OF_TIMM else str(pool)
-
-    def unseen(self) -> "Unseen":
+    def assumed(self) -> "AssumedFields":
         """Return the fields that the tensors do not show, and where their values are from."""
         fields, arch = self.fields(), self.entry.arch if self.entry else None
-        values = {name: fields[name] for name in UNSEEN}
-        if unseen_fields(arch):
-            return Unseen(values, f"of {arch}, which the tag names", True)
-        if UNSEEN.keys() & _fields_from_config_json(self.config, fields, self.tensors).keys():
-            return Unseen(values, "of config.json", True)
+        values = {name: fields[name] for name in NOT_IN_TENSORS}
+        if fields_not_in_tensors(arch):
+            return AssumedFields(values, f"of {arch}, which the tag names", True)
+        stated = _fields_from_config_json(self.config, fields, self.tensors)
+        if NOT_IN_TENSORS.keys() & stated.keys():
+            return AssumedFields(values, "of config.json", True)
         name, why = _published(fields)
-        if name is not None:
-            return Unseen(values, f"of {name}, {why}", False)
-        return Unseen(values, "the usual ones, since no published model has these sizes", False)
+        origin = f"of {name}, {why}" if name else "defaults: no published model has these sizes"
+        return AssumedFields(values, origin, False)
 
 
 @dataclass(frozen=True)
-class Unseen:
+class AssumedFields:
     """Fields of `ConvNextConfig` that tensors do not show."""
 
     values: Mapping[str, Any]
@@ -204,9 +186,12 @@ def infer_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     widths = tuple(_most_common(sizes.get(stage, ())) for stage in stages)
     usual_side = _most_common(side for found in sides.values() for side in found)
     kernels = tuple(_most_common(sides.get(stage, ())) or usual_side for stage in stages)
-    if STEM not in tensors or None in (*widths, *kernels) or not depths:
-        raise ValueError(f"the architecture cannot be read from {len(tensors)} tensors of it")
-    stem, hidden = tensors[STEM].shape, tensors.get("pre_logits.fc.weight")
+    if STEM_KEY not in tensors or None in (*widths, *kernels) or not depths:
+        raise ValueError(
+            "cannot infer the architecture: the stem or a whole stage is missing, "
+            f"{len(tensors)} tensors were found"
+        )
+    stem, hidden = tensors[STEM_KEY].shape, tensors.get("pre_logits.fc.weight")
     stem_type = _stem_type(tensors, len(depths))
     has_norm_bias = any(_NORM_BIAS.fullmatch(key) for key in tensors)
     return {
@@ -218,7 +203,7 @@ def infer_fields(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "use_grn": any(".grn." in key for key in tensors),
         "kernel_size": kernels[0] if len(set(kernels)) == 1 else kernels,
         "conv_bias": any(key.endswith(".dwconv.bias") for key in tensors),
-        "norm_layer": "layernorm" if has_norm_bias else "rmsnorm",
+        "norm_layer": next(n for n, has in NORM_HAS_BIAS.items() if has == has_norm_bias),
         "layer_scale_init_value": 1e-6 if any(map(_GAMMA.fullmatch, tensors)) else 0.0,
         "head_norm_first": "norm_pre.weight" in tensors,
         "head_hidden_size": 0 if hidden is None else hidden.shape[0],
@@ -272,13 +257,13 @@ def arch_name(fields: Mapping[str, Any]) -> str | None:
 
 def _similar(fields: Mapping[str, Any]) -> list[str]:
     """Name the architectures that, as far as tensors show, differ from `fields` in depths only."""
-    is_layernorm = fields["norm_layer"] == "layernorm"
+    has_bias = NORM_HAS_BIAS[fields["norm_layer"]]
     return [
         name
         for name, arch in ARCHS.items()
         if arch["hidden_sizes"] == fields["hidden_sizes"]
-        and all(arch.get(k, USUAL[k]) == fields[k] for k in _VARIANT)
-        and (unseen_fields(name)["norm_layer"] == "layernorm") == is_layernorm
+        and all(arch.get(k, ARCH_DEFAULTS[k]) == fields[k] for k in _DISTINCTIVE)
+        and NORM_HAS_BIAS[fields_not_in_tensors(name)["norm_layer"]] == has_bias
     ]
 
 
@@ -287,7 +272,7 @@ def _published(fields: Mapping[str, Any]) -> tuple[str | None, str]:
     if name := arch_name(fields):
         return name, "the published model of these sizes"
     similar = _similar(fields)
-    agree = all(unseen_fields(a) == unseen_fields(similar[0]) for a in similar)
+    agree = all(fields_not_in_tensors(a) == fields_not_in_tensors(similar[0]) for a in similar)
     return (similar[0], "the published model of these widths") if similar and agree else (None, "")
 
 
@@ -302,7 +287,7 @@ def _fields_from_config_json(
     config = nested if isinstance(nested, Mapping) else config
     family = _family(config)
     if family is None:
-        return _fields_of_timm(config, found)
+        return timm_fields(config, found)
     names = {field.name for field in dataclasses.fields(ConvNextConfig)}
     names -= _READ_FROM_TENSORS
     known = {k: v for k, v in config.items() if k in names and v is not None}
@@ -335,59 +320,12 @@ def _stated_and_shown(
     return known
 
 
-def _fields_of_timm(config: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
-    """Take what tensors do not show from timm's architecture, then from its arguments."""
-    known, args = unseen_fields(str(config.get("architecture"))), _model_args(config)
-    if known and (known["norm_layer"] == "layernorm") != (found["norm_layer"] == "layernorm"):
-        known["norm_layer"] = found["norm_layer"]  # biases show it where no argument says it
-    for name, field in _OF_TIMM.items():
-        if name in args:
-            known[field] = _DEFAULTS_OF_TIMM[field] if args[name] in (None, "") else args[name]
-    if isinstance(act := known.get("hidden_act"), str):
-        known["hidden_act"] = {"gelu_tanh": "gelu_pytorch_tanh"}.get(act.lower(), act.lower())
-    if isinstance(norm := known.get("norm_layer"), str):
-        plain = norm.replace("_", "").lower().removesuffix("fp32").removesuffix("2d")
-        known |= {"norm_layer": plain}
-        known |= {} if norm in _NORMS_OF_TIMM else {"norm_eps": _DEFAULTS_OF_TIMM["norm_eps"]}
-    if "architecture" in config:
-        stride = args.get("output_stride")
-        known |= _dilations_of_timm(found, _STRIDES_OF_TIMM[-1] if stride is None else stride)
-    return known
-
-
-def _model_args(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the arguments that timm's config.json states, which timm builds the network with."""
-    args = config.get("model_args")
-    return args if isinstance(args, Mapping) and "architecture" in config else {}
-
-
-def _dilations_of_timm(fields: Mapping[str, Any], output_stride: Any) -> dict[str, Any]:
-    """Return the dilations of timm's network, where it has any.
-
-    From a stride of `output_stride` on, timm's stages keep the size of the map; 32 is the default,
-    so that a stem of large patches dilates them too (timm/models/convnext.py).
-    """
-    check_choice("output_stride", output_stride, _STRIDES_OF_TIMM)
-    dilations, stride = [1], fields["patch_size"]
-    for _ in fields["depths"][1:]:
-        keeps_size = stride >= output_stride
-        dilations.append(dilations[-1] * (2 if keeps_size else 1))
-        stride *= 1 if keeps_size else 2
-    if max(dilations) > 4:
-        raise ValueError(
-            f"timm's network with patch_size {fields['patch_size']} and output_stride "
-            f"{output_stride} has dilations {tuple(dilations)}, of which those over 4 are not "
-            "built here as in timm"
-        )
-    return {"dilations": tuple(dilations)} if max(dilations) > 1 else {}
-
-
 def _labels(config: Mapping[str, Any], count: int | None) -> dict[str, Any]:
     """Take the names of the classes from a config.json, where they fit the head of `count`."""
     names = config.get("id2label")
     if _family(config) and isinstance(names, Mapping) and count in (None, len(names)):
         return {k: config[k] for k in ("id2label", "label2id") if k in config}
-    stated = _model_args(config).get("num_classes", config.get("num_classes"))
+    stated = timm_args(config).get("num_classes", config.get("num_classes"))
     if count is None and "architecture" in config and stated == 0:
         return {"num_labels": 0}  # timm's pooled features
     return {} if count is None else {"num_labels": count}
@@ -398,7 +336,7 @@ def describe(weights: NativeWeights) -> str:
     fields = weights.fields()
     depths, widths = ("-".join(map(str, fields[name])) for name in ("depths", "hidden_sizes"))
     family = "V2 (GRN)" if fields["use_grn"] else "V1"
-    variant = [f"{k} {fields[k]}" for k in _VARIANT[3:] if fields[k] != USUAL[k]]
+    variant = [f"{k} {fields[k]}" for k in _PARTS if fields[k] != ARCH_DEFAULTS[k]]
     variant += [f"{k} {fields[k]}" for k in ("dilations",) if k in fields]
     scale = "layer scale" if fields["layer_scale_init_value"] else "no layer scale"
     trunk = [t for k, t in weights.tensors.items() if k.startswith(TRUNK)]
@@ -411,12 +349,12 @@ def describe(weights: NativeWeights) -> str:
     rows = [
         ("source", weights.source),
         ("layout", str(weights.match)),
-        ("architecture", arch_name(fields) or "no named one"),
+        ("architecture", arch_name(fields) or "custom"),
         ("", f"depths {depths}, widths {widths}"),
         ("", ", ".join([family, scale, f"depthwise kernel {fields['kernel_size']}", *variant])),
-        ("assumed", str(weights.unseen())),
+        ("assumed", str(weights.assumed())),
         ("input", f"{fields['num_channels']} channels, patches of {fields['patch_size']} pixels"),
-        ("besides", ", ".join(name for name, there in parts.items() if there) or "nothing"),
+        ("also has", ", ".join(name for name, there in parts.items() if there) or "nothing"),
         ("parameters", f"{_count(weights.tensors.values()):,} ({_count(trunk):,} in the trunk)"),
         ("licence", entry.licences if entry else "unknown: not a source of the catalogue"),
     ]

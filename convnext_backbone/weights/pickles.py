@@ -2,9 +2,9 @@
 
 `torch.load(weights_only=True)` calls what is on torch's own list with any arguments, any number of
 times. Of a few bytes, `torch.FloatTensor(n)` makes a tensor of memory that nobody wrote; a tensor
-may outgrow its storage, and `_codecs.encode` doubles a text at each call. So a pickle is followed
-here first, operation by operation: `_CALLS` lists what weights need, with the arguments they have,
-and what all of it takes in memory is limited by what is stored.
+may outgrow its storage, and `_codecs.encode` doubles a text at each call. So a pickle is first
+interpreted here, without building anything: `_CALLS` lists the calls that weights need and the
+arguments they have, and what all of it takes in memory is limited by what is stored.
 
 torch's process-wide list of safe types, which the caller has set, is admitted as it is.
 """
@@ -35,12 +35,12 @@ def name_of(entry: Any) -> str:
     return entry[1] if isinstance(entry, tuple) else f"{entry.__module__}.{entry.__qualname__}"
 
 
-def damaged(reason: str) -> NoReturn:
-    """Say what is wrong with a file, as the unpickler does."""
+def raise_damaged(reason: str) -> NoReturn:
+    """Raise the unpickler's error of a damaged file."""
     raise pickle.UnpicklingError(reason)
 
 
-# ------------------------------------------------------------------------------ following a pickle
+# ------------------------------------------------------------------------------ interpreting
 
 _OPERATION = 100  # bytes that one operation takes, about: an empty dict has 64
 _ENTRY = 64  # bytes of an entry of a set or a dict, about
@@ -88,14 +88,7 @@ class _Object:
 
 
 class PickleReader:
-    """Follows a pickle as torch's safe unpickler does, without building anything.
-
-    That unpickler calls what is on torch's own list with any arguments, any number of times. Of a
-    few bytes, `torch.FloatTensor(n)` makes a tensor of memory that nobody wrote; a tensor may
-    outgrow its storage, and `_codecs.encode` doubles a text at each call. So `_CALLS` lists the
-    calls that weights need and the arguments they have, and what all of it takes in memory is
-    limited by what is stored. torch's process-wide list is the caller's, and admitted as it is.
-    """
+    """Interprets a pickle as torch's safe unpickler does, with stand-ins for all that it builds."""
 
     def __init__(
         self, stream: BinaryIO, name: str, stored: int, *, is_legacy: bool = False
@@ -109,7 +102,7 @@ class PickleReader:
         self._memo: dict[int, Any] = {}
 
     def read(self) -> Any:
-        """Follow one pickle to its end; return its object, of what stands for the parts."""
+        """Interpret one pickle to its end; return its object, made of stand-ins."""
         for operation, argument, _ in pickletools.genops(self._stream):
             self._take(_OPERATION)
             if operation.name in _READ:
@@ -119,7 +112,7 @@ class PickleReader:
             elif operation.name in _STEPS:
                 _STEPS[operation.name](self, argument)
             else:
-                damaged(f"torch.load knows no {operation.name} in a pickle")
+                raise_damaged(f"torch.load knows no {operation.name} in a pickle")
         return self._stack.pop()
 
     def _take(self, size: int) -> None:
@@ -185,13 +178,13 @@ class PickleReader:
         self._stack.append(_Object(name, size))
 
     def _make(self, _: Any) -> None:
-        """Follow `cls.__new__(cls, ...)`: no class of torch's own list is saved like that."""
+        """Interpret `cls.__new__(cls, ...)`: no class of torch's own list is saved like that."""
         if getattr(self._stack[-2], "name", "") not in self._safe_names:
             refuse("a new object of an unknown class")
         self._call(None)
 
     def _build(self, _: Any) -> None:
-        """Follow the setting of a state: an object's, or the versions of a state dict's modules."""
+        """Interpret the setting of a state: an object's, or the versions in a state dict."""
         state, target = self._stack.pop(), self._stack[-1]
         maker, size = getattr(target, "maker", type(target).__name__), _size_of(state)
         is_versions = isinstance(state, dict) and state.keys() <= {"_metadata"}
@@ -202,21 +195,21 @@ class PickleReader:
         self._take(size)
 
     def _load(self, _: Any) -> None:
-        """Follow the loading of a storage: wherever it is named, it has one type and size."""
+        """Interpret the loading of a storage: wherever it is named, it has one type and size."""
         word, kind, key, location, count, *view = self._stack.pop()
         found = _STORAGE_TYPE.fullmatch(kind.name)
         is_text = isinstance(key, str) and isinstance(location, str)
         # The last part is a view of another storage, which only torch < 0.4 wrote.
         if word != "storage" or not found or not is_text or view not in ([], [None]):
-            damaged("it names a storage as torch.save does not")
+            raise_damaged("it names a storage as torch.save does not")
         storage = _Storage(key, _ITEM_SIZES[found[1]], count if _are_counts(count) else -1)
         known = self.storages.setdefault(key, storage)
         if storage.count < 0 or (storage.count > 0 and known != storage):
-            damaged(f"it names the storage {key!r} with another size or type")
+            raise_damaged(f"it names the storage {key!r} with another size or type")
         self._stack.append(storage)
 
 
-# What torch's safe unpickler knows, beside _READ and _CONSTANTS.
+# What torch's safe unpickler knows, besides _READ and _CONSTANTS.
 _STEPS: dict[str, Callable[[PickleReader, Any], Any]] = {
     "PROTO": lambda reader, _: None,
     "STOP": lambda reader, _: None,
@@ -300,7 +293,9 @@ def _tensor(
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     count, item_size = math.prod(size), item_size or storage.item_size
     if count and (last + 1) * item_size > storage.nbytes:
-        damaged(f"a tensor of shape {size} is larger than its storage of {storage.nbytes:,} bytes")
+        raise_damaged(
+            f"a tensor of shape {size} is larger than its storage of {storage.nbytes:,} bytes"
+        )
     return count * item_size
 
 

@@ -6,7 +6,7 @@ from itertools import product
 
 from torch import Tensor
 
-from ..archs import STAGE
+from ..archs import NORM_OF_STAGE
 from .layouts import LayoutMatch, NativeStateDict
 
 _TOP = ("norms.", "head.", "pre_logits.")  # what a module may do without
@@ -29,19 +29,19 @@ def assign_to_target(
 ) -> Assignment:
     """Decide which native tensors the target's keys take, and where the final norm goes.
 
-    `final_norm` is `archs.STAGE` or `archs.DROP`; None goes by the layout.
+    `final_norm` is `archs.NORM_OF_STAGE` or `archs.NORM_DROPPED`; None goes by the layout.
     """
     tensors, dropped = dict(converted.tensors), list(converted.dropped)
     notes: list[str] = []
     last, layout = converted.last_norm, match.layout
     # Without a classifier, a norm of this shared name is the norm of the map.
     is_of_map = layout.shared_final_norm and "head.weight" not in tensors
-    goes_to = final_norm or (STAGE if is_of_map else layout.final_norm)
+    goes_to = final_norm or (NORM_OF_STAGE if is_of_map else layout.final_norm)
     for name, part in product(("norm", "norm_pre"), ("weight", "bias")):
         key = f"{name}.{part}"
         if key in tensors and key not in target:
             tensor = tensors.pop(key)
-            if goes_to == STAGE and last + part in target:
+            if goes_to == NORM_OF_STAGE and last + part in target:
                 tensors[last + part] = tensor
                 notes += [f"the final norm is the norm of {last[6:-1]}"] * (part == "weight")
             else:

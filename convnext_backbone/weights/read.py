@@ -18,11 +18,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..utils.commandline import printable
-from ..utils.files import WEIGHT_SUFFIXES, check_regular, read_json
+from ..utils.files import check_regular, read_json
 from .containers import (
     HDF5_START,
     HEAD,
     PICKLE_START,
+    SUFFIXES,
+    WEIGHT_SUFFIXES,
     ZIP_START,
     check_inflation,
     is_safetensors_start,
@@ -111,7 +113,7 @@ def _plain_keys(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
         plain = printable(_INFIXES.sub("", key))
         if plain in before:
             both = f"{printable(before[plain])} and {printable(key)}"
-            raise ValueError(f"{file}: {both} both stand for {plain}")
+            raise ValueError(f"{file}: {both} both map to {plain}")
         before[plain] = key
     return {plain: tensors[key] for plain, key in before.items()}
 
@@ -156,7 +158,7 @@ def _read_file(file: Path, ema: bool, mmap: bool, notes: list[str]) -> dict[str,
         return read_keras_archive(file)
     if is_safetensors_start(head, size) or file.suffix == ".safetensors":
         return _read_safetensors(file, mmap)
-    if file.suffix in (".h5", ".hdf5", ".keras"):
+    if file.suffix in SUFFIXES["Keras"]:
         raise ValueError(f"{file}: the file is damaged or not a Keras file")
     if all(byte in b"\t\r\n" or 32 <= byte < 127 for byte in head):
         start = head[:40].decode("ascii")

@@ -23,9 +23,10 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from ..utils.checks import first_line
-from ..utils.files import DISK_FULL, WEIGHT_SUFFIXES, check_path
+from ..utils.files import DISK_FULL, check_path
 from .catalogue import WEIGHTS, WeightEntry, get_weight, suggest
-from .download import URL, WITHOUT_NETWORK, DownloadError, fetch_url, url_path
+from .containers import WEIGHT_SUFFIXES
+from .download import OFFLINE, URL, DownloadError, fetch_url, url_path
 from .read import DIRECTORY_FILES, INDEX_SUFFIX, shard_names
 
 _ID = re.compile(r"(?:hf[-_]hub:)?(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
@@ -42,7 +43,7 @@ class SourceNotFoundError(DownloadError, FileNotFoundError):
 
 
 @dataclass(frozen=True)
-class Source(ABC):
+class WeightsSource(ABC):
     """Where the files of a model are; both methods fetch what is not there yet."""
 
     name: str  # what the user wrote
@@ -58,7 +59,7 @@ class Source(ABC):
 
 
 @dataclass(frozen=True)
-class LocalSource(Source):
+class LocalSource(WeightsSource):
     """A file or a directory of this machine, there or missing."""
 
     path: Path  # with the subfolder
@@ -90,7 +91,7 @@ class LocalSource(Source):
 
 
 @dataclass(frozen=True)
-class UrlSource(Source):
+class UrlSource(WeightsSource):
     """One file at an http or https address."""
 
     url: str
@@ -112,7 +113,7 @@ class UrlSource(Source):
 
 
 @dataclass(frozen=True)
-class HubSource(Source):
+class HubSource(WeightsSource):
     """A repository of the Hugging Face hub, at a revision (None: its default branch)."""
 
     repo_id: str
@@ -195,7 +196,7 @@ def _check_reachable(repo_id: str) -> None:
 def _without_hub() -> str:
     from huggingface_hub.constants import HF_HOME
 
-    return f"{WITHOUT_NETWORK} copy the cache {HF_HOME!r} (HF_HOME) of a machine that has it"
+    return f"{OFFLINE} or copy the cache {HF_HOME!r} (HF_HOME) from a machine that has it"
 
 
 @contextmanager
@@ -232,7 +233,7 @@ def _hub_errors(repo_id: str, subject: str) -> Iterator[None]:
 
 def resolve(
     source: str | os.PathLike[str], *, revision: str | None = None, subfolder: str = ""
-) -> Source:
+) -> WeightsSource:
     """Return where the files of a source are; nothing is fetched yet.
 
     A `revision` or a `subfolder` belongs to a Hugging Face repository, the latter also to a
@@ -249,17 +250,14 @@ def resolve(
     if hub is not None:
         repo_id, named = hub
         if revision is not None and named not in (None, revision):
-            raise ValueError(f"revision {revision!r} is asked for, but {name!r} names {named!r}")
+            raise ValueError(f"revision={revision!r} contradicts {named!r} in {name!r}")
         entry = next((e for e in WEIGHTS.values() if e.hub_id == repo_id), None)
         return HubSource(name, entry, repo_id, revision or named, subfolder)
     if revision not in (None, _DEFAULT):
-        raise ValueError(
-            f"revision {revision!r} is asked for, but {name!r} has none: it is no Hugging Face id"
-        )
+        raise ValueError(f"revision={revision!r} needs a Hugging Face id, got {name!r}")
     if subfolder and not path.is_dir():
         raise ValueError(
-            f"subfolder {subfolder!r} is asked for, but {name!r} has none: it is neither a "
-            "directory nor a Hugging Face id"
+            f"subfolder={subfolder!r} needs a directory or a Hugging Face id, got {name!r}"
         )
     if not path.exists() and isinstance(source, str):
         if URL.match(name):
@@ -270,13 +268,13 @@ def resolve(
     return LocalSource(name, None, path / subfolder, subfolder)
 
 
-def _source_of_entry(entry: WeightEntry) -> Source:
+def _source_of_entry(entry: WeightEntry) -> WeightsSource:
     if entry.url:
-        return UrlSource(entry.name, entry, entry.url)
+        return UrlSource(entry.tag, entry, entry.url)
     if entry.hub_id:
-        return HubSource(entry.name, entry, entry.hub_id)
+        return HubSource(entry.tag, entry, entry.hub_id)
     raise ValueError(
-        f"{entry.name} has no public link: its owner hands out {entry.file_name} after a form; "
+        f"{entry.tag} has no public link: its owner hands out {entry.file_name} after a form; "
         "give the path of your copy instead"
     )
 

@@ -24,13 +24,13 @@ from torch import Tensor
 from ..utils.checks import first_line, shorten_list
 from .containers import DAMAGED, ZIP_START, CheckpointError, check_zip
 from .numpy_types import numpy_types
-from .pickles import MAX_ITEM, PickleReader, damaged, name_of
+from .pickles import MAX_ITEM, PickleReader, name_of, raise_damaged
 
 # Entries of a checkpoint that hold its tensors, and those of their moving averages.
 WRAPPERS = ("model", "state_dict", "module", "net", "network", "backbone", "train_model")
 EMA_WRAPPERS = ("model_ema", "ema_state_dict", "state_dict_ema", "ema")
 # mmengine's EMAHook exchanges what these hold before it saves (mmengine/hooks/ema_hook.py), so that
-# all who load the first get the average; its averaged model counts `steps` beside its `module`.
+# all who load the first get the average; its averaged model has `steps` besides its `module`.
 _EXCHANGED, _COUNTER, _COPY = ("state_dict", "ema_state_dict"), "steps", "module."
 # torch names what it refused in one of these forms, followed by advice to load without protection.
 _REFUSED = re.compile(
@@ -51,7 +51,7 @@ def _no_attribute(owner: object, name: str) -> None:
 
 
 def weight_types() -> list[Any]:
-    """List what published checkpoints hold beside tensors; all of it is plain data."""
+    """List what published checkpoints hold besides tensors; all of it is plain data."""
     return [
         argparse.Namespace,
         (_HistoryBuffer, "mmengine.logging.history_buffer.HistoryBuffer"),
@@ -130,12 +130,11 @@ def read_torch_file(
     name: str | None = None,
     *,
     types: Sequence[Any] | None = None,
-    map_location: Any = "cpu",
     mmap: bool = False,
 ) -> Any:
     """Read a PyTorch file with `torch.load(weights_only=True)`, whatever the environment asks for.
 
-    Only `types` may be built beside tensors (`weight_types()` when not given), and what `pickles`
+    Only `types` may be built besides tensors (`weight_types()` when not given), and what `pickles`
     lists of torch's own; the process-wide list is not used. `name` is the file's in errors.
     CheckpointError: the file is damaged, inflates too far, or asks for another type.
     """
@@ -143,7 +142,7 @@ def read_torch_file(
     with checkpoint_errors(name), allow_only(weight_types() if types is None else types):
         with open(file, "rb") if isinstance(file, Path) else nullcontext(file) as stream:
             mmap = check_torch_file(stream, name) and mmap
-        return torch.load(file, map_location=map_location, weights_only=True, mmap=mmap)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
 
 
 def check_torch_file(stream: BinaryIO, name: str) -> bool:
@@ -174,7 +173,9 @@ def _check_zip(stream: BinaryIO, name: str) -> bool:
             for storage in reader.storages.values():
                 found = entries.get(folder + b"/data/" + storage.key.encode().lower())
                 if found is None or found.file_size < storage.nbytes:
-                    damaged(f"it lacks {storage.nbytes:,} bytes of the storage {storage.key!r}")
+                    raise_damaged(
+                        f"it lacks {storage.nbytes:,} bytes of the storage {storage.key!r}"
+                    )
     is_stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries.values())
     data = (entry for key, entry in entries.items() if b"/data/" in key)
     return is_stored and all(_is_aligned(stream, entry) for entry in data)
@@ -196,17 +197,17 @@ def _check_legacy(stream: BinaryIO, name: str) -> bool:
     stream.seek(start)
     readers = [PickleReader(stream, name, size, is_legacy=True) for _ in range(5)]
     if readers[0].read() != torch.serialization.MAGIC_NUMBER:
-        damaged("it does not begin as torch.save begins a file")
+        raise_damaged("it does not begin as torch.save begins a file")
     *_, keys = (reader.read() for reader in readers[1:])
     storages = readers[3].storages
     if not isinstance(keys, list) or sorted(keys) != sorted(storages):
-        damaged("it does not list the storages that its tensors ask for")
+        raise_damaged("it does not list the storages that its tensors ask for")
     for key in keys:
         if int.from_bytes(stream.read(8), "little") != storages[key].count:
-            damaged(f"the storage {key!r} is of another size than its tensors ask for")
+            raise_damaged(f"the storage {key!r} is of another size than its tensors ask for")
         stream.seek(storages[key].nbytes, os.SEEK_CUR)
     if stream.tell() > size:
-        damaged("it was cut off")
+        raise_damaged("it was cut off")
     return False
 
 
@@ -251,10 +252,10 @@ def _is_of_mmengine(averaged: Mapping[Any, Any]) -> bool:
     return others == {_COUNTER} and len(averaged) > 1
 
 
-def _has_tensors(value: Any, depth: int = 3) -> bool:
-    """Look into dicts inside dicts, once into each: many names may lead to one."""
+def _has_tensors(value: Any) -> bool:
+    """Return whether nested dicts hold a tensor; each is visited once, though named repeatedly."""
     level, seen = [value], set[int]()
-    for _ in range(depth + 1):
+    for _ in range(4):  # deeper ones are not looked into
         if any(isinstance(item, Tensor) for item in level):
             return True
         dicts = {id(item): item for item in level if isinstance(item, Mapping)}

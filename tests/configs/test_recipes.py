@@ -31,10 +31,9 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper, build_optim_wrapper
 from mmengine.registry import OPTIM_WRAPPERS, PARAM_SCHEDULERS, TRANSFORMS, init_default_scope
 from mmseg.structures import SegDataSample
 
-from convnext_backbone import ConvNextBackbone
+from convnext_backbone import ConvNextBackbone, list_weights
 from convnext_backbone.openmmlab.tools.channels import check_built_maps
 from convnext_backbone.openmmlab.tools.config import build_model
-from convnext_backbone.weights import list_weights
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))

@@ -11,13 +11,13 @@ from helpers.documents import fill_folder
 import convnext_backbone
 from convnext_backbone.features.extraction import extract_features
 from convnext_backbone.features.extractor import FeatureExtractor
-from convnext_backbone.images.lists import ImageList
+from convnext_backbone.images.files import ImageList
 
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 FINDER = doctest.DocTestFinder(exclude_empty=True)
 
 
-# These import a neighbour, and have tests and examples of their own.
+# These import other libraries, and have tests and examples of their own.
 ELSEWHERE = ("openmmlab", "integrations", "__main__")
 
 

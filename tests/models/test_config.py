@@ -285,7 +285,7 @@ OTHER_WORDS = {
     "pretrained": r"from_pretrained\('convnext_tiny\.fb_in1k'\)",
     "in_chans": "'num_channels'",
     "in_channels": "'num_channels'",
-    "features_only": "ConvNextBackbone returns maps",
+    "features_only": "ConvNextBackbone returns the feature maps",
     "num_classes": "'num_labels'",
     "gap_before_final_norm": "head_norm_first",
     "ls_init_value": "'layer_scale_init_value'",
@@ -336,8 +336,8 @@ def test_how_models_answer_travels_through_config_json_to_transformers_and_back(
     theirs.save_pretrained(tmp_path / "theirs")
     back = ConvNextConfig.from_pretrained(tmp_path / "theirs")
     assert (back.output_hidden_states, back.return_dict) == (True, False)
-    assert back.use_return_dict is back.return_dict
     plain = transformers.ConvNextConfig()
+    assert back.use_return_dict is back.return_dict
     assert ConvNextConfig().use_return_dict == plain.use_return_dict
     assert ConvNextConfig().output_hidden_states == plain.output_hidden_states
 

@@ -4,8 +4,12 @@ import pytest
 import timm
 import torch
 
-from convnext_backbone import ConvNextBackbone, ConvNextConfig, ConvNextForImageClassification
-from convnext_backbone.weights import load_weights
+from convnext_backbone import (
+    ConvNextBackbone,
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    load_weights,
+)
 
 SIZES = {"depths": (1, 1, 2, 1), "dims": (8, 16, 24, 32)}
 SHAPE = {"depths": (1, 1, 2, 1), "hidden_sizes": (8, 16, 24, 32)}

@@ -11,10 +11,9 @@ import torch
 from timm.models import convnext as timm_convnext
 
 from convnext_backbone import list_archs, list_weights
-from convnext_backbone.archs import ARCHS, unseen_fields
+from convnext_backbone.archs import ARCHS, fields_not_in_tensors
 from convnext_backbone.models.layers import ACTIVATIONS
-from convnext_backbone.weights import WEIGHTS
-from convnext_backbone.weights.catalogue import get_weight, hash_in_name
+from convnext_backbone.weights.catalogue import WEIGHTS, get_weight, hash_in_name
 
 LICENCES = {
     "MIT",
@@ -55,7 +54,7 @@ def test_architectures_are_timms(arch):
     """Depths, widths and shapes are compared in test_layouts, by the tensors of both."""
     with torch.device("meta"):
         theirs = timm.create_model(arch)
-    ours, block = unseen_fields(arch), theirs.stages[0].blocks[0]
+    ours, block = fields_not_in_tensors(arch), theirs.stages[0].blocks[0]
     assert block.norm.eps == theirs.stem[-1].eps == theirs.stages[1].downsample[0].eps
     assert ours["norm_eps"] == block.norm.eps
     names = {"LayerNorm": "layernorm", "RmsNorm": "rmsnorm", "SimpleNorm": "simplenorm"}
@@ -162,7 +161,6 @@ def test_entries_are_the_names_with_attributes():
     assert (entry.arch, entry.task, entry.licence, entry.gated) == (
         "convnext_tiny", "detection", "MIT", False,
     )  # fmt: skip
-    assert entry.is_backbone
     assert not entry.is_classifier
     for copied in (copy.deepcopy(entry), pickle.loads(pickle.dumps(entry))):
         assert copied == entry

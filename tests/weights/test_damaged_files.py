@@ -388,14 +388,14 @@ def test_what_is_copied_many_times_is_limited_by_what_is_stored(what, write, tmp
     kept, again = AGAIN[what]
     body = entries(kept=parts(kept), **{f"a{n}": again for n in range(1000)})
     with file_limits(free_mib=1, ratio=10):
-        refused(write(tmp_path / "w.pth", body), "would inflate from")
+        refused(write(tmp_path / "w.pth", body), "would need .* of memory")
 
 
 def test_a_pickle_of_operations_that_pack_well_is_limited_by_what_is_stored(tmp_path):
     body = b"(" + b"}" * 100_000 + b"t"
     path = write_zip(tmp_path / "w.pth", body, zipfile.ZIP_DEFLATED)
     with file_limits(free_mib=1):
-        refused(path, "would inflate from")
+        refused(path, "would need .* of memory")
     with pytest.raises(ValueError, match="expected a dict of tensors, got tuple"):
         read_checkpoint(write_zip(path, body))
 

@@ -19,7 +19,6 @@ import torch
 from helpers.originals import V1
 
 from convnext_backbone import ConvNextBackbone, ConvNextConfig
-from convnext_backbone.utils.files import WEIGHT_SUFFIXES
 from convnext_backbone.weights import (
     DownloadError,
     catalogue,
@@ -28,6 +27,7 @@ from convnext_backbone.weights import (
     open_weights,
 )
 from convnext_backbone.weights import source as sources
+from convnext_backbone.weights.containers import WEIGHT_SUFFIXES
 from convnext_backbone.weights.download import cached_path, fetch_url
 from convnext_backbone.weights.source import resolve
 
@@ -140,7 +140,7 @@ def test_dead_host_is_one_error_and_leaves_nothing(server, cache):
 def test_unknown_host_is_one_error(cache):
     with pytest.raises(DownloadError, match="cannot be reached") as caught:
         fetch_url("http://host.invalid/weights.pth")
-    for way in ("give a file", "init_cfg=None", "TORCH_HOME"):
+    for way in ("pass a local file", "init_cfg=None", "TORCH_HOME"):
         assert way in str(caught.value)
     assert _left(cache) == []
 
@@ -398,7 +398,7 @@ PAGE = b"<!DOCTYPE html><html><body>Please log in to the hotel's network</body><
 def test_what_is_no_file_of_weights_never_enters_the_cache(body, has_length, answering, cache):
     length = {"Content-Length": str(len(body))} if has_length else {}
     url, _ = answering((200, {"Content-Type": "application/octet-stream", **length}, body))
-    with pytest.raises(DownloadError, match=r"w\.pth: what the server sent is no file of weights"):
+    with pytest.raises(DownloadError, match=r"w\.pth: the server sent .* not a weights file"):
         fetch_url(url)
     assert not [path for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"]
 
@@ -406,7 +406,7 @@ def test_what_is_no_file_of_weights_never_enters_the_cache(body, has_length, ans
 def test_a_page_in_the_place_of_a_json_file_is_refused(answering, cache):
     url, _ = answering((200, {}, PAGE), (200, {}, b'{"model_type": "convnext"}'))
     url = url.replace(".pth", ".json")
-    with pytest.raises(DownloadError, match="no file of weights"):
+    with pytest.raises(DownloadError, match="not a weights file"):
         fetch_url(url)
     assert fetch_url(url).read_bytes() == b'{"model_type": "convnext"}'
 
@@ -417,7 +417,7 @@ def test_an_endless_page_is_refused_by_its_start(answering):
             yield PAGE
 
     url, _ = answering((200, {}, endless))
-    with pytest.raises(DownloadError, match="no file of weights"):
+    with pytest.raises(DownloadError, match="not a weights file"):
         fetch_url(url)
 
 
@@ -521,9 +521,9 @@ def test_names_of_files_stay_inside_the_cache(name, answering, content):
 
 def test_name_of_the_catalogue_is_fetched_checked_and_described(server, monkeypatch):
     known = catalogue.get_weight("convnext_tiny.fb_in1k")
-    entry = replace(known, name="convnext_atto.local", url=server.url())
+    entry = replace(known, tag="convnext_atto.local", url=server.url())
     for module in (catalogue, download, sources):
-        monkeypatch.setattr(module, "WEIGHTS", {entry.name: entry})
+        monkeypatch.setattr(module, "WEIGHTS", {entry.tag: entry})
     where = resolve("convnext_atto.local")
     path = where.weights()
     assert where.entry is entry
@@ -547,11 +547,11 @@ def test_name_that_cannot_be_had_says_why(name, message):
 
 def test_a_server_out_of_reach_is_reported_with_the_copy_on_the_hub(monkeypatch):
     known = catalogue.get_weight("convnext_tiny.fb_in1k")
-    values = {**vars(known), "name": "convnext_atto.gone", "url": "http://127.0.0.1:9/w.pth"}
+    values = {**vars(known), "tag": "convnext_atto.gone", "url": "http://127.0.0.1:9/w.pth"}
     entry = catalogue.WeightEntry(**values)
-    monkeypatch.setattr(catalogue, "WEIGHTS", {entry.name: entry})
+    monkeypatch.setattr(catalogue, "WEIGHTS", {entry.tag: entry})
     with pytest.raises(DownloadError, match=r"the hub has a copy, timm/convnext_tiny\.fb_in1k"):
-        resolve(entry.name).weights()
+        resolve(entry.tag).weights()
 
 
 def test_the_empty_source_is_not_the_current_directory(tmp_path, monkeypatch):

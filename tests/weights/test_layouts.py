@@ -111,5 +111,5 @@ def test_sparse_kernel_becomes_the_convolution_that_minkowski_engine_computes():
 
 def test_unknown_place_in_a_target_layout_is_named():
     tensors = {"norms.stem.weight": torch.ones(3)}
-    with pytest.raises(ValueError, match=r"torchvision has no place for norms\.stem\.weight"):
+    with pytest.raises(ValueError, match=r"torchvision cannot represent norms\.stem\.weight"):
         restore(tensors, LAYOUTS["torchvision"])

@@ -18,14 +18,10 @@ from convnext_backbone import (
     ConvNextForImageClassification,
     load_weights,
 )
-from convnext_backbone.weights import (
-    UnknownLayoutError,
-    convert_state_dict_,
-    convert_weights,
-    load,
-    open_weights,
-)
+from convnext_backbone.weights import convert_weights, load, open_weights
+from convnext_backbone.weights.layouts import UnknownLayoutError
 from convnext_backbone.weights.load import adapt_input_channels
+from convnext_backbone.weights.load_hook import convert_state_dict_
 from convnext_backbone.weights.read import read_checkpoint
 
 FIELDS = {"hidden_sizes": WIDTHS, "depths": (1, 2, 1, 1)}

@@ -13,8 +13,8 @@ from convnext_backbone import (
     ConvNextImageProcessor,
     load_weights,
 )
-from convnext_backbone.utils.files import WEIGHT_SUFFIXES
 from convnext_backbone.weights import DownloadError, open_weights
+from convnext_backbone.weights.containers import WEIGHT_SUFFIXES
 from convnext_backbone.weights.source import read_hub_id, resolve
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -118,7 +118,7 @@ def test_revision_and_subfolder_are_those_of_the_repository(cache, tmp_path):
 def test_a_subfolder_of_what_has_none_is_refused(tmp_path):
     save_model(tmp_path)
     for source in (tmp_path / "model.safetensors", "convnext_tiny.fb_in1k", "https://host/m.pth"):
-        with pytest.raises(ValueError, match="subfolder 'deep' is asked for"):
+        with pytest.raises(ValueError, match="subfolder='deep' needs a directory or"):
             resolve(source, subfolder="deep")
 
 
@@ -201,7 +201,7 @@ def test_without_a_network_the_hub_is_tried_once_and_the_error_says_how_to_go_on
         monkeypatch.setattr("convnext_backbone.weights.source.getproxies", dict)
         with pytest.raises(DownloadError, match="org/other: the hub cannot be reached") as caught:
             resolve("org/other").weights()
-    for way in ("give a file", "init_cfg=None", "HF_HOME"):
+    for way in ("pass a local file", "init_cfg=None", "HF_HOME"):
         assert way in str(caught.value)
     assert resolve("org/tiny").file("config.json").is_file()  # the cache needs no network
 
@@ -210,7 +210,7 @@ def test_a_revision_belongs_to_an_id():
     assert resolve("org/name", revision="v2").revision == "v2"
     assert resolve("hf-hub:org/name@v2", revision="v2").revision == "v2"
     assert resolve("org/name@v2").revision == "v2"
-    with pytest.raises(ValueError, match="revision 'v3' is asked for, but 'org/name@v2' names 'v2"):
+    with pytest.raises(ValueError, match="revision='v3' contradicts 'v2' in 'org/name@v2'"):
         resolve("org/name@v2", revision="v3")
 
 
@@ -220,5 +220,5 @@ def test_a_revision_belongs_to_an_id():
 def test_a_revision_of_what_has_none_is_refused(source, tmp_path):
     source = source.format(here=tmp_path)
     assert resolve(source, revision="main").name == source
-    with pytest.raises(ValueError, match=f"revision 'v2' is asked for, but '{source}' has none"):
+    with pytest.raises(ValueError, match=f"revision='v2' needs a Hugging Face id, got '{source}'"):
         resolve(source, revision="v2")
