@@ -1,15 +1,17 @@
 """The one call before inference, and the module that it returns."""
 
 import copy
+import dis
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
 
-from ..models.block import Block
 from ..models.config import ConvNextConfig
 from .fold import fold_block, fold_downsampling, promote
 from .pack import PackedBlock, PackedPatchConv, can_pack, can_pack_block
@@ -23,6 +25,7 @@ from .unmodified import (
 )
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_GLOBALS = ("LOAD_GLOBAL", "LOAD_NAME")  # operations that read a global variable
 
 
 def optimize_for_inference(
@@ -68,13 +71,19 @@ def optimize_for_inference(
             "module must be a ConvNextBackbone, a ConvNextModel or a "
             f"ConvNextForImageClassification, got {type(module).__name__}"
         )
-    own = next(p.dtype for p in module.parameters() if p.is_floating_point())
+    # A user's own parameters may come before those of the trunk, and be of another dtype.
+    weights = (*module.get_submodule("stages").parameters(), *module.parameters())
+    own = next(p.dtype for p in weights if p.is_floating_point())
     network = _copy(module).eval().requires_grad_(False)
-    promote(network, torch.promote_types(own, dtype or own))  # nothing is rounded before folding
+    if dtype is not None:
+        promote(network, torch.promote_types(own, dtype))  # nothing is rounded before folding
     if not has_global_hooks() and runs_its_parts(network):
-        _replace_parts(network, dtype or own, packed=not compile)
-    promote(network, dtype or own)
-    network.to(memory_format=torch.channels_last)
+        _replace_parts(network, dtype, packed=not compile)
+    if dtype is not None:
+        promote(network, dtype)
+    for part in network.modules():
+        if isinstance(part, nn.Conv2d):
+            part.to(memory_format=torch.channels_last)
     if compile:
         network.compile(dynamic=True)
     return OptimizedModule(network, dtype or own, compile)
@@ -82,70 +91,77 @@ def optimize_for_inference(
 
 def fold_network(network: nn.Module) -> None:
     """Fold the unmodified parts of a network where they stand, without packing: for export."""
-    _replace_parts(network, next(network.parameters()).dtype, packed=False)
+    _replace_parts(network, None, packed=False)
 
 
 def _copy(module: nn.Module) -> nn.Module:
-    """Copy a network, computed weights included, which `copy.deepcopy` alone would refuse.
+    """Return a copy of a network.
 
     Raises:
         ValueError: A part has a method that would run the original.
     """
+    with _CopyOfComputedTensors():
+        network = copy.deepcopy(module)
     originals = set(module.modules())
-    for name, part in module.named_modules():
-        if not originals.isdisjoint(_modules_named_in(vars(part).get("forward"))):
+    for name, part in network.named_modules():
+        if not originals.isdisjoint(_modules_held_by(vars(part).get("forward"), set())):
             raise ValueError(
                 f"{name!r} has a forward method that calls a module of the original, so that a "
                 "copy would run it too; give it a class of its own instead, with super().forward()"
             )
-    computed = {
-        id(value): value.detach().clone()
-        for part in module.modules()
-        for value in _tensors(vars(part))
-        if not value.is_leaf
-    }
-    return copy.deepcopy(module, computed)
+    return network
 
 
-def _modules_named_in(method: Any) -> Iterator[nn.Module]:
-    """Yield the modules that a function names, or one bound to a module: no copy reaches them."""
-    function = getattr(method, "__func__", method)
-    if inspect.isfunction(function):
-        names = inspect.getclosurevars(function)
-        defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
-        for value in (*names.nonlocals.values(), *names.globals.values(), *defaults):
-            owner = getattr(value, "__self__", value)  # of a bound method
-            if isinstance(owner, nn.Module):
-                yield owner
+class _CopyOfComputedTensors(TorchFunctionMode):
+    """Makes `copy.deepcopy` take computed tensors, such as normed weights, which it refuses."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            return args[0].detach().clone()
+        return func(*args, **(kwargs or {}))
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in attributes, and in lists and dicts among them."""
-    if isinstance(value, Tensor):
+def _modules_held_by(value: Any, seen: set[int]) -> Iterator[nn.Module]:
+    """Yield the modules that a callable may call: what it is bound to, closes over or wraps."""
+    if isinstance(value, nn.Module):
         yield value
-    elif isinstance(value, Mapping):
-        yield from _tensors([*value.values()])
-    elif isinstance(value, list | tuple | set):
-        for item in value:
-            yield from _tensors(item)
+    elif callable(value) and not isinstance(value, type) and id(value) not in seen:
+        seen.add(id(value))
+        for inner in _iter_held(value):
+            yield from _modules_held_by(inner, seen)
 
 
-def _replace_parts(network: nn.Module, dtype: torch.dtype, packed: bool) -> None:
+def _iter_held(function: Any) -> Iterator[Any]:
+    if inspect.ismethod(function):
+        yield from (function.__self__, function.__func__)
+    elif isinstance(function, partial):
+        yield from (function.func, *function.args, *function.keywords.values())
+    elif inspect.isfunction(function):
+        yield from (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+        yield from inspect.getclosurevars(function).nonlocals.values()
+        # Names of attributes are not those of globals.
+        names = (step.argval for step in dis.get_instructions(function) if step.opname in _GLOBALS)
+        yield from (function.__globals__.get(name) for name in names)
+    else:  # an object of a class with __call__
+        yield from getattr(function, "__dict__", {}).values()
+
+
+def _replace_parts(network: nn.Module, dtype: torch.dtype | None, packed: bool) -> None:
     """Put folded, cast and, where possible, packed parts in the place of unmodified ones."""
-    device = next(network.parameters()).device
-    packed = packed and can_pack(dtype, device)
     downsample_layers = network.get_submodule("downsample_layers")
     for index, layers in downsample_layers.named_children():
         if is_downsampling(layers):
             layers = fold_downsampling(layers)
             setattr(downsample_layers, index, layers)
         for name, layer in layers.named_children() if is_chain(layers) else ():
-            if packed and is_patch_conv(layer):
-                setattr(layers, name, PackedPatchConv(layer.to(dtype)))
+            if packed and is_patch_conv(layer) and can_pack(layer.to(dtype).weight):
+                setattr(layers, name, PackedPatchConv(layer))
     for chain in _chains(network.get_submodule("stages")):
         for name, block in chain.named_children():
             if is_unmodified_block(block):
-                setattr(chain, name, _optimize_block(block, dtype, packed))
+                block = fold_block(block).to(dtype)
+                is_packed = packed and can_pack_block(block)
+                setattr(chain, name, PackedBlock(block) if is_packed else block)
 
 
 def _chains(parent: nn.Module) -> Iterator[nn.Module]:
@@ -155,9 +171,14 @@ def _chains(parent: nn.Module) -> Iterator[nn.Module]:
         yield from _chains(child)
 
 
-def _optimize_block(block: Block, dtype: torch.dtype, packed: bool) -> nn.Module:
-    folded = fold_block(block).to(dtype)
-    return PackedBlock(folded) if packed and can_pack_block(folded) else folded
+def _refusal(what: str) -> Callable[..., NoReturn]:
+    """Return a method of `OptimizedModule` that only raises."""
+
+    def refuse(self: Any, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raise a RuntimeError that names what to do with the original instead."""
+        raise RuntimeError(f"an optimized module cannot be {what}")
+
+    return refuse
 
 
 class OptimizedModule(nn.Module):
@@ -247,32 +268,18 @@ class OptimizedModule(nn.Module):
 
     # Its weights are folded and packed: whatever reads, writes, moves or casts them is refused.
 
-    def save_pretrained(self, directory: Any) -> NoReturn:
-        """Refuse to save.
-
-        Raises:
-            RuntimeError: Always.
-        """
-        _refuse("saved; save the original")
-
-    def init_weights(self) -> NoReturn:
-        """Refuse to fill the weights.
-
-        Raises:
-            RuntimeError: Always.
-        """
-        _refuse("initialized; initialize the original")
-
-    def _save_to_state_dict(self, *args: Any) -> NoReturn:
-        _refuse("saved; save the original")
-
-    def _load_from_state_dict(self, *args: Any) -> NoReturn:
-        _refuse("loaded into; load into the original and optimize that")
+    save_pretrained = _save_to_state_dict = _refusal("saved; save the original")
+    init_weights = _refusal("initialized; initialize the original")
+    _load_from_state_dict = _refusal("loaded into; load into the original and optimize that")
+    __reduce_ex__ = _refusal("pickled; save the original")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "OptimizedModule":
         moved = fn(self._like)
         if (moved.device, moved.dtype) != (self._like.device, self._like.dtype):
-            _refuse("moved or cast; move the original, or give dtype to optimize_for_inference")
+            raise RuntimeError(
+                "an optimized module cannot be moved or cast; move the original, or give dtype to "
+                "optimize_for_inference"
+            )
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "OptimizedModule":
@@ -281,14 +288,7 @@ class OptimizedModule(nn.Module):
         copied.__dict__ = copy.deepcopy(self.__dict__, memo)
         return copied
 
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        _refuse("pickled; save the original")
-
 
 def _takes_gradients(x: Tensor) -> bool:
     forward_mode = forward_ad.unpack_dual(x).tangent is not None
     return forward_mode or (torch.is_grad_enabled() and x.requires_grad)
-
-
-def _refuse(what: str) -> NoReturn:
-    raise RuntimeError(f"an optimized module cannot be {what}")

@@ -26,9 +26,9 @@ _MIN_ROWS = 256
 _ROWS_HINT, _SIDE_HINT = 256, 56
 
 
-def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether oneDNN has matrix products with packed weights for this dtype on this device."""
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+def can_pack(weight: Tensor) -> bool:
+    """Whether oneDNN has matrix products with packed weights for its dtype and on its device."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     ops = torch.ops.mkldnn
     supported: Mapping[torch.dtype, Callable[[], bool]] = {
@@ -36,7 +36,7 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
         torch.bfloat16: ops._is_mkldnn_bf16_supported,
         torch.float16: ops._is_mkldnn_fp16_supported,
     }
-    return dtype in supported and bool(supported[dtype]())
+    return weight.dtype in supported and bool(supported[weight.dtype]())
 
 
 class _PackedTensor:
@@ -93,14 +93,14 @@ class PackedPatchConv(nn.Module):
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
-        self._side = conv.stride[0]
+        self.in_channels, self.stride = conv.in_channels, conv.stride
         weight = conv.weight.permute(0, 2, 3, 1).flatten(1)  # (out, in, k, k) -> (out, k * k * in)
         self.linear = PackedLinear(weight, conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve `x` (N, C, H, W) to (N, C_out, H // k, W // k)."""
         n, c, h, w = x.shape
-        k = self._side
+        k = self.stride[0]
         h, w = h // k, w // k
         if 0 in (h, w):
             raise RuntimeError(f"a map {tuple(x.shape)} is smaller than the kernel, {k}x{k}")
@@ -131,7 +131,7 @@ class PackedDepthwiseConv(nn.Module):
 
 def can_pack_block(block: Block) -> bool:
     """Whether `PackedBlock` can hold an unmodified block: its activation must be GELU."""
-    return is_unmodified(block.act, nn.GELU)
+    return is_unmodified(block.act, nn.GELU) and can_pack(block.pwconv1.weight)
 
 
 class PackedBlock(nn.Module):
@@ -141,7 +141,7 @@ class PackedBlock(nn.Module):
     image is held in V2, as tiles.
 
     Args:
-        block: What `fold.fold_block` returned, in a dtype that `can_pack` admits.
+        block: What `fold.fold_block` returned, if `can_pack_block`.
     """
 
     def __init__(self, block: Block) -> None:

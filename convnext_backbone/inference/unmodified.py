@@ -6,7 +6,7 @@ it, since a hook and a class of the user's may read the parts.
 """
 
 from collections.abc import Callable, Mapping
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
@@ -21,9 +21,19 @@ _CLASSES = (
     Block, Stage, nn.Sequential, DepthwiseConv2d, Conv2d, nn.Conv2d, LayerNorm2d, nn.LayerNorm,
     nn.Linear, nn.GELU, GlobalResponseNorm, DropPath, nn.Identity,
 )  # fmt: skip
+
+
+def _method_as_built(cls: type, name: str) -> Any:
+    method = vars(cls).get(name)
+    module = getattr(method, "__module__", _PACKAGE)
+    return method if module.startswith((_PACKAGE, "torch.")) else object()  # equals no method
+
+
 # What they are by class, when this module is imported: a class that is patched later is altered.
 _AS_BUILT = {
-    base: [vars(base).get(name) for name in _METHODS] for cls in _CLASSES for base in cls.__mro__
+    base: [_method_as_built(base, name) for name in _METHODS]
+    for cls in _CLASSES
+    for base in cls.__mro__
 }
 # torch's hooks on all modules of the process.
 _GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
@@ -64,8 +74,10 @@ def runs_its_parts(network: nn.Module) -> bool:
 
     Its parts may be altered all the same.
     """
-    methods = (getattr(network, name) for name in ("forward", "iter_maps"))
-    return all(method.__module__.startswith(_PACKAGE) for method in methods)
+    names, classes = ("forward", "iter_maps"), type(network).__mro__
+    owners = (next((cls for cls in classes if name in vars(cls)), object) for name in names)
+    is_ours = all(cls.__module__.startswith(_PACKAGE) for cls in owners)
+    return is_ours and not any(name in vars(network) for name in names)
 
 
 def is_unmodified_norm(norm: nn.Module, cls: type[nn.LayerNorm]) -> bool:
@@ -94,7 +106,7 @@ def is_downsampling(layers: nn.Module) -> TypeGuard[nn.Sequential]:
     if not is_chain(layers) or len(layers) != 2:
         return False
     norm, conv = layers
-    return is_unmodified_norm(norm, LayerNorm2d) and is_patch_conv(conv)
+    return is_unmodified_norm(norm, LayerNorm2d) and is_patch_conv(conv) and _has_one_dtype(layers)
 
 
 def _is_depthwise(conv: nn.Module) -> bool:
@@ -102,7 +114,8 @@ def _is_depthwise(conv: nn.Module) -> bool:
         is_unmodified(conv, DepthwiseConv2d)
         and isinstance(conv, nn.Conv2d)
         and conv.padding_mode == "zeros"
-        and isinstance(conv.padding, tuple)
+        # torch takes integers and words as well, oneDNN tuples only.
+        and all(isinstance(v, tuple) for v in (conv.padding, conv.stride, conv.dilation))
     )
 
 
@@ -124,12 +137,17 @@ def is_unmodified_block(block: nn.Module) -> TypeGuard[Block]:
         isinstance(block, Block)
         and is_unmodified(block, Block)
         and block._modules.keys() == _PARTS.keys()
+        and _has_one_dtype(block)
         and all(is_as_built(block.get_submodule(name)) for name, is_as_built in _PARTS.items())
         and _have_width(block.pwconv2.out_features, block.gamma)
         and _have_width(block.pwconv1.out_features, *block.grn.parameters())
     )
 
 
-def _have_width(width: int, *scales: Tensor | None) -> bool:
+def _has_one_dtype(part: nn.Module) -> bool:
+    return len({p.dtype for p in part.parameters()}) == 1
+
+
+def _have_width(width: int, *scales: Any) -> bool:
     """Whether these are vectors; other shapes that broadcast act as well, but cannot be folded."""
-    return all(scale is None or scale.shape == (width,) for scale in scales)
+    return all(s is None or (isinstance(s, Tensor) and s.shape == (width,)) for s in scales)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from typing_extensions import Self, Unpack
 
-from ..weights import LOAD_OPTIONS, load_weights
+from ..weights.load import LOAD_OPTIONS, load_weights
 from .config import ConfigFields, ConvNextConfig, resolve_config, show_config_fields
 from .layers import build_norm2d
 from .outputs import BackboneOutput, FeatureMaps, ShapeSpec
@@ -196,7 +196,7 @@ class ConvNextBackbone(PretrainedTrunk):
                 maps.append(self._norm(name, x).contiguous())
             if keep_all:
                 hidden.append(x)
-        return FeatureMaps(maps, tuple(hidden) if keep_all else None)
+        return FeatureMaps(maps, hidden_states=tuple(hidden) if keep_all else None)
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
         # A norm that the user has deleted leaves the map as it is.

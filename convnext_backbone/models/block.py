@@ -31,8 +31,8 @@ _SELECTIVE = partial(create_selective_checkpoint_contexts, _SAVED_OPS)
 
 def checkpointed(module: nn.Module, x: Tensor, with_cp: bool | str) -> Tensor:
     """Call `module` on `x`; what it holds for the backward pass is one of `WITH_CP`."""
-    # Without gradients nothing is held, so there is nothing to recompute.
-    if not with_cp or not torch.is_grad_enabled():
+    # Without gradients nothing is held, so there is nothing to recompute; nor in a traced graph.
+    if not with_cp or not torch.is_grad_enabled() or torch.jit.is_tracing():
         return module(x)
     if with_cp == "selective":
         return checkpoint(module, x, use_reentrant=False, context_fn=_SELECTIVE)

@@ -21,7 +21,6 @@ ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "gelu_new": _gelu_tanh,
     "gelu_pytorch_tanh": _gelu_tanh,
-    "gelu_tanh": _gelu_tanh,  # timm's name
     "relu": nn.ReLU,
     "silu": nn.SiLU,
     "swish": nn.SiLU,
@@ -92,18 +91,20 @@ class DepthwiseConv2d(Conv2d):
             and type(weight) in (Tensor, nn.Parameter)
             and input.dim() == 4
             and self._keeps_size(weight)
-            # oneDNN is quick with small kernels, and takes no map of one column as a kernel.
+            # oneDNN's own gradient is faster for kernels up to 3x3. Ours gives it the map as a
+            # kernel, and it rejects a kernel of width 1.
             and weight.shape[2:].numel() > 9
             and input.shape[3] > 1
         )
 
     def _keeps_size(self, weight: Tensor) -> bool:
-        spans = zip(self.dilation, weight.shape[2:], strict=False)
+        steps = self.dilation if isinstance(self.dilation, tuple) else ()  # torch takes an integer
+        spans = zip(steps, weight.shape[2:], strict=False)
         return (
             self.groups == self.in_channels == self.out_channels
             and self.stride == (1, 1)
             and self.padding_mode == "zeros"
-            and self.padding == tuple(dilation * (side - 1) / 2 for dilation, side in spans)
+            and self.padding == tuple(step * (side - 1) / 2 for step, side in spans)
         )
 
 
@@ -147,7 +148,8 @@ class SimpleNorm(nn.RMSNorm):
         dtype = torch.promote_types(x.dtype, torch.float32)
         eps = torch.finfo(dtype).eps if self.eps is None else self.eps
         scale = torch.rsqrt(x.to(dtype).var(dim=-1, keepdim=True) + eps)
-        return (x * scale).to(x.dtype) * self.weight
+        x = (x * scale).to(x.dtype)
+        return x if self.weight is None else x * self.weight
 
 
 class SimpleNorm2d(_OverChannels, SimpleNorm):
@@ -200,7 +202,7 @@ class GlobalResponseNorm(nn.Module):
         return f"{self.gamma.numel()}, eps={self.eps}"
 
 
-# A sum of squares that is nothing beside GRN's epsilon, and whose inverse is far from infinite.
+# A sum of squares that is negligible against GRN's epsilon, and whose inverse is finite.
 _SMALLEST_SUM = 1e-30
 
 
@@ -214,7 +216,7 @@ def _norm_over_pixels(x: Tensor) -> Tensor:
     sum_dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
     squares = (x.to(sum_dtype) if x.dtype is torch.float16 else x).square()
     total = squares.sum(dim=(1, 2), keepdim=True, dtype=sum_dtype)
-    # The root has no gradient at 0. Like vector_norm's, it shall be 0 for a channel of zeros.
+    # The root has no gradient at 0. Like vector_norm's, it must be 0 for a channel of zeros.
     return total.clamp_min(_SMALLEST_SUM).sqrt()
 
 

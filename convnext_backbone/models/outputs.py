@@ -30,7 +30,8 @@ class FeatureMaps(tuple[Tensor, ...]):
     Attributes:
         hidden_states: The maps of the stem and of every stage before any output norm, where they
             were asked for. They are not part of the tuple: what rebuilds a tuple from its members
-            (FSDP and accelerate in mixed precision) loses them, a `ModelOutput` keeps them.
+            (FSDP and accelerate in mixed precision, backward hooks) loses them, and so
+            DistributedDataParallel does not look for what they need; a `ModelOutput` keeps them.
         attentions: None, as a convolutional network has none.
     """
 
@@ -38,10 +39,14 @@ class FeatureMaps(tuple[Tensor, ...]):
     hidden_states: tuple[Tensor, ...] | None
 
     def __new__(
-        cls, maps: Iterable[Tensor], hidden_states: tuple[Tensor, ...] | None = None
+        cls,
+        maps: Iterable[Tensor] | Tensor,
+        *more: Tensor,
+        hidden_states: tuple[Tensor, ...] | None = None,
     ) -> "FeatureMaps":
         """Hold `maps` in order."""
-        self = super().__new__(cls, maps)
+        # torch's backward hooks rebuild a tuple as `type(output)(*output)`.
+        self = super().__new__(cls, (maps, *more) if isinstance(maps, Tensor) else maps)
         self.hidden_states = hidden_states
         return self
 
@@ -151,7 +156,7 @@ def _flatten_maps(maps: FeatureMaps) -> tuple[list[Tensor], int]:
 
 def _unflatten_maps(tensors: Iterable[Tensor], num_maps: int) -> FeatureMaps:
     tensors = tuple(tensors)
-    return FeatureMaps(tensors[:num_maps], tensors[num_maps:] or None)
+    return FeatureMaps(tensors[:num_maps], hidden_states=tensors[num_maps:] or None)
 
 
 pytree.register_pytree_node(

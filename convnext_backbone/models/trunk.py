@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..archs import half_width
 from ..inference import OptimizedModule, optimize_for_inference
-from ..weights import convert_state_dict_
+from ..weights.load_hook import convert_state_dict_
 from .block import WITH_CP, Block, Stage, checkpointed
 from .config import ConvNextConfig
 from .layers import ACTIVATIONS, Conv2d, GlobalResponseNorm, build_norm2d
@@ -159,8 +159,7 @@ class ConvNextTrunk(nn.Module):
             TypeError: `pixel_values` is not a floating-point tensor.
             ValueError: It is not (N, num_channels, H, W), or too small for stage `last`.
         """
-        channels = self._input_channels()
-        least = 1 if self.config.pad_to_stride else self.config.strides[last]
+        channels, least = self._limits(last)
         _check_images(pixel_values, channels, least, self.config.stage_names[last])
         is_padded = self.config.pad_to_stride
         x = _pad(pixel_values, self.config.strides[-1]) if is_padded else pixel_values
@@ -173,10 +172,18 @@ class ConvNextTrunk(nn.Module):
                 x = self.stages[index - 1](x)
             yield _crop(x, pixel_values, stride) if is_padded else x
 
-    def _input_channels(self) -> int | None:
-        """Return what the stem takes, also one of the user's; None where it does not say."""
-        first = next(self.downsample_layers[0].children(), None)
-        return first.in_channels if isinstance(first, nn.Conv2d) else None
+    def _limits(self, last: int) -> tuple[int | None, int]:
+        """Return the channels and the least side that the images for stage `last` have.
+
+        A stem of the user's may take others: None and 1 where it does not say.
+        """
+        stem, config = self.downsample_layers[0], self.config
+        is_chain = getattr(type(stem), "forward", None) is nn.Sequential.forward
+        first = next(stem.children(), None) if is_chain else None
+        step = config.patch_size if config.stem_type.startswith("patch") else 2
+        is_as_built = getattr(first, "stride", None) == (step, step)
+        least = config.strides[last] if is_as_built and not config.pad_to_stride else 1
+        return getattr(first, "in_channels", None), least
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any

@@ -1,6 +1,7 @@
 """optimize_for_inference: the same maps, in any dtype, and nothing else changed."""
 
 import copy
+import functools
 import types
 
 import pytest
@@ -190,6 +191,8 @@ def test_what_would_break_it_is_refused(tmp_path):
         fast(torch.zeros(1, 3, 32, 32).numpy())
     with pytest.raises(TypeError, match=r"must be floating point, got torch\.uint8"):
         fast(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"must have shape \(N, 3, H, W\), got \(1, 4, 32, 32\)"):
+        fast(torch.zeros(1, 4, 32, 32))
 
 
 # The packed block, tile by tile
@@ -439,7 +442,27 @@ def test_a_class_that_was_patched_stays(monkeypatch, cls, dtype):
         assert relative(got, e) <= 2e-6
 
 
-@pytest.mark.parametrize("how", ["closure", "default", "bound"])
+def _wrap(function):
+    @functools.wraps(function)
+    def wrapped(*args, **kwargs):
+        return function(*args, **kwargs)
+
+    return wrapped
+
+
+class _Caller:
+    """An object that is called in the place of a function, as accelerate's."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, *args, **kwargs):
+        return self.function(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "how", ["closure", "default", "bound", "wrapped twice", "partial", "object"]
+)
 def test_a_method_that_would_run_the_original_is_refused_by_name(how):
     b = build()
     block = b.stages[0][1]
@@ -448,6 +471,12 @@ def test_a_method_that_would_run_the_original_is_refused_by_name(how):
         block.forward = lambda x: run(x) * 1.5
     elif how == "default":
         block.forward = lambda x, run=run: run(x) * 1.5
+    elif how == "wrapped twice":
+        block.forward = _wrap(_wrap(run))
+    elif how == "partial":
+        block.forward = functools.partial(lambda part, x: run(x) * 1.5, block)
+    elif how == "object":
+        block.forward = _wrap(_Caller(run))
     else:
         block.forward = types.MethodType(lambda self, x: run(x) * 1.5, block)
     with pytest.raises(ValueError, match=r"'stages\.0\.1' .*forward.* of the original"):
@@ -464,6 +493,100 @@ def test_a_method_bound_to_the_copy_acts_there():
         nn.init.zeros_(block.pwconv2.weight)
     for got, e in zip(optimized(x), expected, strict=True):
         assert relative(got, e) <= 1e-6
+
+
+def test_a_compiled_stage_is_copied_with_its_network():
+    b, x = build().eval(), torch.randn(1, 3, 32, 32)
+    b.stages[1] = torch.compile(b.stages[1], backend="eager")
+    with torch.no_grad():
+        expected = b(x)
+    optimized = b.optimize_for_inference()
+    with torch.no_grad():
+        for p in b.stages.parameters():
+            nn.init.zeros_(p)
+    for got, e in zip(optimized(x), expected, strict=True):
+        assert relative(got, e.double()) <= 1e-6
+
+
+norm = nn.Identity()  # a global that has the name of an attribute
+
+
+def test_a_method_whose_attributes_have_the_names_of_globals_is_no_methods_of_the_original():
+    b = build()
+    block = b.stages[0][1]
+    globals()["norm"] = block.norm
+    try:
+        block.forward = types.MethodType(lambda self, x: x + self.norm.weight.sum(), block)
+        b.optimize_for_inference()
+    finally:
+        globals()["norm"] = nn.Identity()
+
+
+class _OnWideDtype(nn.LayerNorm):
+    """A norm that is kept in fp32 in a network of bf16."""
+
+    def forward(self, x):
+        return super().forward(x.float()).to(x.dtype)
+
+
+def _keep_norm_wide(b):
+    b.to(torch.bfloat16)
+    b.stages[0][0].norm = _OnWideDtype(b.stages[0][0].norm.normalized_shape)
+
+
+def _keep_grn_wide(b):
+    b.to(torch.bfloat16)
+    b.stages[0][0].grn.float()
+
+
+def _keep_stage_narrow(b):
+    b.stages[1].to(torch.bfloat16)
+    b.stages[1].register_forward_pre_hook(lambda m, x: x[0].bfloat16())
+    b.stages[1].register_forward_hook(lambda m, x, y: y.float())
+
+
+def _own_first(b):
+    b.temperature = nn.Parameter(torch.ones((), dtype=torch.float16))
+
+
+@pytest.mark.parametrize("alter", [_keep_norm_wide, _keep_grn_wide, _keep_stage_narrow, _own_first])
+def test_without_a_dtype_nothing_is_cast(alter):
+    b = build(use_grn=True).eval()
+    alter(b)
+    x = torch.randn(1, 3, 32, 32).to(next(b.stages.parameters()).dtype)
+    with torch.no_grad():
+        expected = b(x)
+    optimized = b.optimize_for_inference()
+    assert optimized.dtype == x.dtype
+    for got, e in zip(optimized(x), expected, strict=True):
+        assert got.dtype == e.dtype
+        assert relative(got, e.double()) <= (1e-6 if x.dtype is torch.float32 else 2e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_forward_method_that_passes_for_the_packages_own_reads_the_parts(dtype):
+    class Mine(ConvNextBackbone):
+        @functools.wraps(ConvNextBackbone.forward)
+        def forward(self, x):
+            return tuple(m * self.stages[0][0].gamma.sum() for m in super().forward(x))
+
+    b = Mine(hidden_sizes=(8, 16), depths=(1, 1), layer_scale_init_value=0.5).eval()
+    x = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        expected = copy.deepcopy(b).double()(x.double())
+    for got, e in zip(b.optimize_for_inference(dtype=dtype)(x), expected, strict=True):
+        assert relative(got, e) <= 1e-6
+
+
+def test_parts_of_other_shapes_do_not_break_it():
+    b, x = build().eval(), torch.randn(1, 3, 32, 32)
+    b.adapter = nn.Conv3d(1, 1, 1)  # five axes
+    del b.stages[0][0].gamma
+    b.stages[0][0].gamma = 0.5  # a number in the place of a parameter
+    with torch.no_grad():
+        expected = b(x)
+    for got, e in zip(b.optimize_for_inference()(x), expected, strict=True):
+        assert relative(got, e.double()) <= 1e-6
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

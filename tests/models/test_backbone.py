@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from convnext_backbone import ConvNextBackbone, ConvNextConfig, list_archs
+from convnext_backbone.models.outputs import FeatureMaps
 from convnext_backbone.models.trunk import Block
 
 TINY = {"hidden_sizes": (8, 16, 24, 32), "depths": (1, 2, 3, 1)}
@@ -441,8 +442,9 @@ def test_dynamo_traces_the_backbone_as_one_graph():
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_jit_trace_equals_eager():
-    b = tiny().eval()
+@pytest.mark.parametrize("with_cp", [False, "selective", True])
+def test_jit_trace_equals_eager(with_cp):
+    b = tiny(with_cp=with_cp).eval()
     x = torch.randn(1, 3, 64, 64)
     for got, expected in zip(torch.jit.trace(b, x)(x), b(x), strict=True):
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
@@ -680,6 +682,43 @@ def test_a_stem_of_other_channels_takes_them():
         b(torch.randn(1, 3, 64, 64))
     b.downsample_layers[0][0] = nn.Sequential(nn.Conv2d(5, 3, 1), old)
     assert b(torch.randn(1, 5, 64, 64))[-1].shape[1] == b.channels[-1]
+
+
+class _Focus(nn.Module):
+    """A stem over pixels that were moved into channels, as YOLO's."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(12, 8, 2, 2)
+
+    def forward(self, x):
+        return self.conv(nn.functional.pixel_unshuffle(x, 2))
+
+
+def test_a_stem_of_the_users_takes_what_it_takes():
+    b = tiny()
+    b.downsample_layers[0][0] = nn.Conv2d(1, 8, 3, 1, 1)  # as for images of 28 x 28
+    assert [tuple(m.shape[2:]) for m in b(torch.randn(1, 1, 28, 28))][-1] == (3, 3)
+    with pytest.raises(ValueError, match="at least 32x32"):
+        tiny()(torch.randn(1, 3, 28, 28))
+    b.downsample_layers[0] = _Focus()
+    assert [m.shape[1] for m in b(torch.randn(1, 3, 64, 64))] == [*b.channels]
+
+
+@pytest.mark.parametrize("number", [1, 2, 4])
+@pytest.mark.parametrize("kind", ["full_backward_hook", "full_backward_pre_hook"])
+def test_backward_hooks_on_the_backbone_leave_the_maps_as_they_are(kind, number):
+    b, seen = tiny(out_indices=range(5 - number, 5)), []
+    x = torch.randn(2, 3, 64, 64, requires_grad=True)
+    expected = b(x)
+    getattr(b, f"register_{kind}")(lambda *args: seen.append(args))
+    maps = b(x)
+    assert isinstance(maps, FeatureMaps)
+    assert len(maps) == number
+    for got, e in zip(maps.feature_maps, expected, strict=True):
+        torch.testing.assert_close(got, e, rtol=0, atol=0)
+    sum(m.sum() for m in maps).backward()
+    assert len(seen) == 1
 
 
 def test_a_part_of_a_stage_keeps_its_with_cp():

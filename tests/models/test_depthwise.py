@@ -75,6 +75,8 @@ def test_value_and_gradients_equal_torchs(shape, size, layout, dtype):
         {"padding": (0, 0)},
         {"padding": "same"},
         {"stride": (2, 2)},
+        {"dilation": 2, "padding": 6},
+        {"stride": 1, "padding": 3},
     ],
     ids=str,
 )

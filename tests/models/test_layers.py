@@ -8,7 +8,20 @@ from timm.layers import GlobalResponseNormMlp
 from torch import nn
 from torch.autograd import gradcheck
 
-from convnext_backbone.models.layers import ACTIVATIONS, DropPath, GlobalResponseNorm, LayerNorm2d
+from convnext_backbone.archs import NORM_HAS_BIAS
+from convnext_backbone.models.layers import (
+    ACTIVATIONS,
+    NORMS,
+    DropPath,
+    GlobalResponseNorm,
+    LayerNorm2d,
+)
+
+
+def test_every_norm_has_a_bias_or_none_as_the_table_says():
+    built = {name: [norm(4) for norm in norms] for name, norms in NORMS.items()}
+    has = {name: [hasattr(norm, "bias") for norm in norms] for name, norms in built.items()}
+    assert has == {name: [has_bias] * 2 for name, has_bias in NORM_HAS_BIAS.items()}
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
@@ -271,3 +284,10 @@ def test_grn_of_silent_channels_has_finite_gradients_of_all_orders():
     second = torch.autograd.grad(first.square().sum(), (leaf, layer.gamma))
     assert torch.isfinite(first).all()
     assert all(torch.isfinite(g).all() for g in second)
+
+
+def test_simple_norm_without_a_weight_divides_only():
+    norm = NORMS["simplenorm"][0](6, eps=1e-6, elementwise_affine=False).double()
+    x = torch.randn(4, 6, dtype=torch.float64)
+    expected = x / torch.sqrt(x.var(dim=-1, keepdim=True) + 1e-6)
+    torch.testing.assert_close(norm(x), expected)
