@@ -23,7 +23,7 @@ OPENMMLAB = {
 # Imported inside a function, with an error that names the extra where it is missing.
 OPTIONAL = {"h5py", "onnx", "onnxruntime", "onnxscript", "openvino", "nncf", "pyarrow", "ray"}
 # What a module of integrations imports, and nothing else of the package imports it.
-NEIGHBOURS = {
+LIBRARIES = {
     "segmentation_models": {"segmentation_models_pytorch"},
     "transformers": {"transformers"},
     "detectron2": {"detectron2"},
@@ -128,7 +128,7 @@ def test_foreign_packages_stay_within_their_ring(path):
     ring, _, module = name_of(path).partition(".")
     within_openmmlab = ring == "openmmlab"
     if ring == "integrations":
-        allowed = allowed | NEIGHBOURS.get(module, set())
+        allowed = allowed | LIBRARIES.get(module, set())
     for _, foreign, lazy in imports(path):
         if foreign is None or foreign in allowed or (lazy and foreign in OPTIONAL):
             continue
