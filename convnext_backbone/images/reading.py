@@ -123,7 +123,7 @@ def as_tensor(image: Any) -> Tensor:
             raise TypeError(f"an image must hold numbers, got an array of {image.dtype}")
         native = image.astype(image.dtype.newbyteorder("="), copy=False)
         # A tensor shares the memory, which must be contiguous and may be written to.
-        image = torch.from_numpy(np.require(native, requirements="CW"))
+        image = torch.from_numpy(np.require(native, requirements=("C", "W")))
     if not isinstance(image, Tensor):
         raise TypeError(
             "an image must be a path, a Pillow image, an array or a tensor, "

@@ -19,9 +19,9 @@ from ..models.layers import DropPath
 from ..utils.checks import check_choice, errors_about, shorten_list
 from ..utils.files import atomic_write, check_path, write_json
 from .containers import SUFFIXES
-from .layouts import LAYOUTS, STEM_KEY, Layout, LayoutMatch, restore
+from .layouts import LAYOUTS, STEM_KEY, TRUNK, Layout, LayoutMatch, restore
 from .load import build_blank
-from .native import TRUNK, NativeWeights, arch_name, infer_fields
+from .native import NativeWeights, arch_name, infer_fields
 
 WEIGHTS_NAME = "model.safetensors"
 TARGETS = tuple(sorted({layout.target for layout in LAYOUTS.values()} - {""}))

@@ -60,6 +60,7 @@ _HWIO: _Storages = {
 }
 _SPARSE: _Storages = {**_TORCH, "conv": ("dense_conv", "same"), "depthwise": ("dense_depthwise",)}
 
+TRUNK = ("downsample_layers.", "stages.")  # of native keys
 _BLOCK = re.compile(r"stages\.(\d{1,9})\.(\d{1,9})\.")
 _MAX_PREFIXES = 100
 
@@ -244,8 +245,9 @@ _LAYOUTS = (
            target="timm", holds_variants=True),
     Layout("timm-features", _rows("timm", replacing=_JOINED), "stem_0.weight",
            requires=("stages_{s}.blocks.{b}.conv_dw.weight",), is_timms=True),
-    Layout("torchvision", _rows("torchvision"), "features.0.0.weight",
-           requires=("features.{2s+1}.{b}.block.5.weight",),
+    Layout("torchvision", _rows("torchvision"), "0.0.weight",
+           requires=("{2s+1}.{b}.block.5.weight",), outer=_rows("torchvision top"),
+           trunk_prefix="features.",
            storage={**_TORCH, "scale": ("squeeze_scale", *_VECTORS)}, target="torchvision"),
     Layout("huggingface-v2", _HUGGINGFACE,
            "embeddings.patch_embeddings.weight",
@@ -369,7 +371,7 @@ class NativeStateDict:
     storage: dict[str, str]  # native key -> how its tensor was stored; `restore` takes it
     dropped: tuple[str, ...]  # left out on purpose: heads, decoders, mask tokens, other modules
     reshaped: Mapping[str, str]  # source keys whose tensors changed form, and how
-    unexpected: tuple[str, ...]  # under the prefix, and not known to the layout
+    unexpected: tuple[str, ...]  # in a module of the trunk, and not known to the layout
 
     @property
     def last_norm(self) -> str:
@@ -419,12 +421,11 @@ def convert(
     sources: dict[str, str] = {}
     storage: dict[str, str] = {}
     dropped: list[str] = []
-    unexpected: list[str] = []
+    unknown: list[str] = []
     for key, tensor in state_dict.items():
         known, native = locate_key(key, match)
         if native is None or (_PROJECTION.fullmatch(key) and not projection):
-            is_left_out = known or not key.startswith(match.prefix)
-            (dropped if is_left_out else unexpected).append(key)
+            (dropped if known else unknown).append(key)
             continue
         if native in sources:
             raise ValueError(f"{key} and {sources[native]} both map to {native}")
@@ -439,15 +440,26 @@ def convert(
     if _PROJECTION.fullmatch(head := sources.get("head.weight", "")) and "head.bias" not in tensors:
         tensors["head.bias"] = tensors["head.weight"].new_zeros(len(tensors["head.weight"]))
         sources["head.bias"], storage["head.bias"] = head, "a bias of zeros for none"
+    trunk = {_root(sources[key], match) for key in tensors if key.startswith(TRUNK)}
+    inside = {key for key in unknown if _root(key, match) in trunk}
     converted = NativeStateDict(
         tensors=tensors,
         sources=sources,
         storage=storage,
-        dropped=tuple(dropped),
+        dropped=(*dropped, *(key for key in unknown if key not in inside)),
         reshaped={sources[k]: how for k, how in storage.items() if how not in _AS_NATIVE},
-        unexpected=tuple(unexpected),
+        unexpected=tuple(key for key in unknown if key in inside),
     )
     return _name_final_norm(converted) if layout.shared_final_norm else converted
+
+
+def _root(key: str, match: LayoutMatch) -> str | None:
+    """Return the module right below the prefix that has a key; None: it is not below the prefix.
+
+    What is beside the trunk's cannot change its maps. Keras' layers have names with a "_" instead.
+    """
+    below = key[len(match.prefix) :]
+    return re.split("[./_]", below, maxsplit=1)[0] if key.startswith(match.prefix) else None
 
 
 def _name_final_norm(converted: NativeStateDict) -> NativeStateDict:

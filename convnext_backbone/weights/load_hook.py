@@ -16,8 +16,9 @@ def convert_state_dict_(
 
     A native state dict is left as it is, and so is one of no known layout: torch then reports what
     is missing and unexpected. From any other, and from a native one inside a larger model's, heads
-    and norms that the module does not have are taken out. ValueError: it is a relative of ConvNeXt
-    that the module cannot hold, holds several, or has a tensor of a shape that its layout has not.
+    and norms that the module does not have, and what is beside the trunk, are taken out.
+    ValueError: it is a relative of ConvNeXt that the module cannot hold, holds several, or has a
+    tensor of a shape that its layout has not.
     """
     inside = {k: v for k, v in state_dict.items() if k.startswith(prefix)}
     inner = {k[len(prefix) :]: v for k, v in inside.items() if isinstance(v, Tensor)}

@@ -27,18 +27,19 @@ from ..utils.checks import errors_about, shorten_list
 from .catalogue import WeightEntry
 from .layouts import (
     STEM_KEY,
+    TRUNK,
     LayoutMatch,
     NativeStateDict,
     UnknownLayoutError,
     convert,
     depths_of,
+    locate_key,
     recognise,
 )
 from .read import read_checkpoint
 from .source import WeightsSource, resolve
 from .timm_config import timm_args, timm_dilations, timm_fields
 
-TRUNK = ("downsample_layers.", "stages.")
 # What the tensors themselves show, and the labels. Every other field of a config.json is taken from
 # it, so that a new field of `ConvNextConfig` needs no mention here. The fields of the head are
 # among them: the tensors of a backbone do not show these. `_stated_and_shown` has the rest.
@@ -166,8 +167,16 @@ def open_weights(
     """
     origin = resolve(source, revision=revision, subfolder=subfolder)
     checkpoint = read_checkpoint(origin.weights(), ema=ema, mmap=mmap)
+    tensors = checkpoint.tensors.items()
+    shapes = {k: () if v.is_nested else tuple(v.shape) for k, v in tensors}
     with errors_about(origin.name, UnknownLayoutError):
-        match = recognise({k: tuple(v.shape) for k, v in checkpoint.tensors.items()}, prefix)
+        try:
+            match = recognise(shapes, prefix)
+        except UnknownLayoutError:
+            checkpoint.check(shapes)
+            raise
+        # Those of other modules, which are dropped, may be of any kind and size.
+        checkpoint.check(k for k in shapes if k.startswith(match.prefix) or locate_key(k, match)[0])
         converted = convert(checkpoint.tensors, match, projection=True)
     if origin.entry is not None:
         origin.entry.warn_once()

@@ -20,8 +20,10 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, NoReturn
 
 import torch
+from torch._utils import IMPORT_MAPPING, NAME_MAPPING
 
 from .containers import CheckpointError, check_inflation, memory_limit
+from .inert_types import INERT_DICTS
 from .numpy_types import refuse
 
 
@@ -115,6 +117,13 @@ class PickleReader:
                 raise_damaged(f"torch.load knows no {operation.name} in a pickle")
         return self._stack.pop()
 
+    def _begin(self, protocol: int) -> None:
+        if protocol in (4, 5):
+            raise CheckpointError(
+                f"cannot read checkpoint {self._name}: it has pickle protocol {protocol}; save it "
+                "with protocol 2, the default of torch.save"
+            )
+
     def _take(self, size: int) -> None:
         self._size += size
         if self._size > self._limit:
@@ -153,12 +162,13 @@ class PickleReader:
             refuse("a key that is no plain value")
         if isinstance(target, dict):
             target |= zip(items[::2], items[1::2], strict=True)
-        elif getattr(target, "maker", "") not in _DICTS:
+        elif getattr(target, "maker", "") not in (*_DICTS, *INERT_DICTS):
             refuse("an item of what is no dict")
 
     def _find(self, argument: str) -> None:
-        module, _, name = argument.partition(" ")
-        name = f"{'builtins' if module == '__builtin__' else module}.{name}"  # Python 2's
+        module, _, name = argument.partition(" ")  # as protocol 2 has them: Python 2's
+        module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+        name = f"{module}.{name}"
         if name == "builtins.bytearray":
             reason = "builds a bytearray, which weights have no need of"
             raise CheckpointError(f"{self._name}: its pickle {reason}")
@@ -188,8 +198,8 @@ class PickleReader:
         state, target = self._stack.pop(), self._stack[-1]
         maker, size = getattr(target, "maker", type(target).__name__), _size_of(state)
         is_versions = isinstance(state, dict) and state.keys() <= {"_metadata"}
-        is_known = maker in self._safe_names or (maker == _DICTS[0] and is_versions)
-        if not is_known or _sets_class(state):
+        is_dict = maker == _DICTS[0] or maker in INERT_DICTS
+        if not (is_versions if is_dict else maker in self._safe_names) or _sets_class(state):
             refuse(f"a state of {maker}")
         target.size += size
         self._take(size)
@@ -211,7 +221,7 @@ class PickleReader:
 
 # What torch's safe unpickler knows, besides _READ and _CONSTANTS.
 _STEPS: dict[str, Callable[[PickleReader, Any], Any]] = {
-    "PROTO": lambda reader, _: None,
+    "PROTO": PickleReader._begin,
     "STOP": lambda reader, _: None,
     "MARK": PickleReader._mark,
     "BINPUT": PickleReader._put,

@@ -8,6 +8,7 @@ under the file's own keys, either as views of the mapped file or in memory of th
 import os
 import re
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,12 +59,31 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     config: dict[str, Any] = field(default_factory=dict)  # the config.json beside the weights
     notes: list[str] = field(default_factory=list)  # what a user should know about the reading
+    stored: int = 0  # bytes of the files
+
+    def check(self, keys: Iterable[str]) -> None:
+        """Refuse tensors without values of their own, and views of far more than what is stored.
+
+        That is what is in memory for them, or what the files have.
+        """
+        size, stored, seen = 0, 0, set[int]()
+        for key in keys:
+            tensor = self.tensors[key]
+            if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_nested:
+                raise ValueError(f"{key} is sparse, nested or without values, must be dense")
+            storage = tensor.untyped_storage()
+            stored += 0 if storage.data_ptr() in seen else storage.nbytes()
+            seen.add(storage.data_ptr())
+            size += tensor.nbytes
+            check_inflation(key, size, min(stored, self.stored))
 
 
 def read_checkpoint(
     path: str | os.PathLike[str], *, ema: bool = False, mmap: bool = True
 ) -> Checkpoint:
     """Read the tensors of a file, of an index of shards, or of a directory that holds one of them.
+
+    They are unchecked: see `Checkpoint.check`.
 
     The trained weights are taken before their moving average, unless `ema`: ConvNeXt's detectors
     and segmentors start from them (arXiv 2201.03545, appendix A.3). With `mmap`, tensors are views
@@ -76,12 +96,12 @@ def read_checkpoint(
     tensors = read(file, ema, mmap, notes)
     if not tensors:
         raise ValueError(f"{file}: there are no tensors in it")
-    _check_tensors(tensors, file, _stored(file))
     tensors = _plain_keys(tensors, file)
     # Beside a file that was named and has another name than these, config.json may be foreign.
     config = file.parent / "config.json"
     is_own = file.name in DIRECTORY_FILES or Path(path).is_dir()
-    return Checkpoint(tensors, read_json(config) if is_own and config.exists() else {}, notes)
+    stated = read_json(config) if is_own and config.exists() else {}
+    return Checkpoint(tensors, stated, notes, _stored(file))
 
 
 def _stored(file: Path) -> int:
@@ -89,22 +109,6 @@ def _stored(file: Path) -> int:
     is_index = file.name.endswith(INDEX_SUFFIX)
     files = [file.parent / name for name in shard_names(file)] if is_index else [file]
     return sum(part.stat().st_size for part in files)
-
-
-def _check_tensors(tensors: dict[str, Tensor], file: Path, most: int) -> None:
-    """Refuse tensors without values of their own, and views of far more than what is stored.
-
-    That is what is in memory for them, or `most`, what the files have.
-    """
-    size, stored, seen = 0, 0, set[int]()
-    for key, tensor in tensors.items():
-        if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_nested:
-            raise ValueError(f"{file}: {key} is sparse, nested or without values, must be dense")
-        storage = tensor.untyped_storage()
-        stored += 0 if storage.data_ptr() in seen else storage.nbytes()
-        seen.add(storage.data_ptr())
-        size += tensor.nbytes
-        check_inflation(f"{file}: {key}", size, min(stored, most))
 
 
 def _plain_keys(tensors: dict[str, Tensor], file: Path) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import os
 import pickle
 import re
 import struct
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from ..utils.checks import first_line, shorten_list
 from .containers import DAMAGED, ZIP_START, CheckpointError, check_zip
+from .inert_types import inert_types
 from .numpy_types import numpy_types
 from .pickles import MAX_ITEM, PickleReader, name_of, raise_damaged
 
@@ -37,41 +39,36 @@ _REFUSED = re.compile(
     r"GLOBAL (.+?) (?:was not an allowed global|whose module)"
     r"|class '?([\w.]+)|`(\S+)` of type|unrecognized function (<[^>]+>)"
 )
+# What torch puts on its list when these are imported: a `DeviceMesh` connects to other processes.
+_OF_TORCH = re.compile(r"torch\.(distributed|nested|_dynamo)\.")
 # torch's list of types that may be built belongs to all threads of the process.
 _LOCK = RLock()
-_ADVICE = "If you trust the file, save its state dict anew with nothing but tensors in it"
-
-
-class _HistoryBuffer:
-    """Takes the place of mmengine's log buffer, of which nothing is needed here."""
-
-
-def _no_attribute(owner: object, name: str) -> None:
-    """Take the place of `getattr`, with which a HistoryBuffer names its methods."""
+# torch's hints that help nobody who loads a file.
+_HINTS = "Detected pickle protocol 3|Validating sparse tensor invariants"
+# Zip files of torch that hold a program, by how the name of an entry ends.
+_PROGRAMS = {b"/constants.pkl": "TorchScript", b"/archive_format": "torch.export"}
 
 
 def weight_types() -> list[Any]:
     """List what published checkpoints hold besides tensors; all of it is plain data."""
-    return [
-        argparse.Namespace,
-        (_HistoryBuffer, "mmengine.logging.history_buffer.HistoryBuffer"),
-        (_no_attribute, "builtins.getattr"),
-        *numpy_types(),
-    ]
+    return [argparse.Namespace, *inert_types(), *numpy_types()]
 
 
 @contextmanager
 def allow_only(types: Sequence[Any]) -> Iterator[None]:
-    """Let torch build these types and no other ones, then restore its process-wide list.
+    """Let torch build these types and the user's alone, then restore its process-wide list.
 
-    One load at a time, since the list belongs to all threads. `torch.serialization.safe_globals`
-    would add to the user's list instead of replacing it, and on leaving take off it even what was
-    there before.
+    Of one name, it is the type in `types`. One load at a time, since the list belongs to all
+    threads. `torch.serialization.safe_globals` would add to the user's list instead of replacing
+    it, and on leaving take off it even what was there before.
     """
     with _LOCK:
         others = torch.serialization.get_safe_globals()
+        named = {name_of(entry): entry for entry in others}
+        users = {name: entry for name, entry in named.items() if not _OF_TORCH.match(name)}
+        allowed = users | {name_of(entry): entry for entry in types}
         torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(list(types))
+        torch.serialization.add_safe_globals(list(allowed.values()))
         try:
             yield
         finally:
@@ -79,19 +76,11 @@ def allow_only(types: Sequence[Any]) -> Iterator[None]:
             torch.serialization.add_safe_globals(others)
 
 
-def with_user_types(types: Sequence[Any]) -> list[Any]:
-    """Add the types that the user allows in torch's list, but for those that `types` replace."""
-    replaced = {name_of(entry) for entry in types}
-    users = torch.serialization.get_safe_globals()
-    return [*(entry for entry in users if name_of(entry) not in replaced), *types]
-
-
 @contextmanager
-def checkpoint_errors(name: str, advice: str = _ADVICE) -> Iterator[None]:
+def checkpoint_errors(name: str) -> Iterator[None]:
     """Turn what torch raises while it loads into one line that names the file.
 
-    `advice` is what to do about a refused type. CheckpointError: the file is damaged, or asks for
-    a type that is not allowed.
+    CheckpointError: the file is damaged, or asks for a type that is not allowed.
     """
     try:
         yield
@@ -104,7 +93,8 @@ def checkpoint_errors(name: str, advice: str = _ADVICE) -> Iterator[None]:
             raise CheckpointError(f"cannot read checkpoint {name}: {reason}") from None
         raise CheckpointError(
             f"refused to read checkpoint {name}: it asks for {refused}, which weights have no need "
-            f"of; nothing of it was executed. {advice}"
+            "of; nothing of it was executed. If you trust the file, save its state dict alone, or "
+            "allow the type by torch.serialization.add_safe_globals"
         ) from None  # torch's own message advises to load the file without protection
     except DAMAGED as error:
         raise CheckpointError(
@@ -134,15 +124,18 @@ def read_torch_file(
 ) -> Any:
     """Read a PyTorch file with `torch.load(weights_only=True)`, whatever the environment asks for.
 
-    Only `types` may be built besides tensors (`weight_types()` when not given), and what `pickles`
-    lists of torch's own; the process-wide list is not used. `name` is the file's in errors.
+    Only `types` may be built besides tensors (`weight_types()` when not given), what the user
+    added to torch's process-wide list, and what `pickles` lists of torch's own. `name` is the
+    file's in errors.
     CheckpointError: the file is damaged, inflates too far, or asks for another type.
     """
     name = str(file) if name is None else name
     with checkpoint_errors(name), allow_only(weight_types() if types is None else types):
         with open(file, "rb") if isinstance(file, Path) else nullcontext(file) as stream:
             mmap = check_torch_file(stream, name) and mmap
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", _HINTS, UserWarning)
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
 
 
 def check_torch_file(stream: BinaryIO, name: str) -> bool:
@@ -162,6 +155,9 @@ def check_torch_file(stream: BinaryIO, name: str) -> bool:
 def _check_zip(stream: BinaryIO, name: str) -> bool:
     """Check a zip file, its pickles, and that it has the storages that they ask for."""
     entries = check_zip(stream, name)
+    for end, kind in _PROGRAMS.items():
+        if any(key.endswith(end) for key in entries):
+            raise CheckpointError(f"{name}: this is a program of {kind}, not a state dict")
     size = stream.seek(0, os.SEEK_END)
     with zipfile.ZipFile(stream) as archive:
         for key in (key for key in entries if key.endswith(b".pkl")):
@@ -216,35 +212,57 @@ def unwrap(
 ) -> dict[str, Tensor]:
     """Return the tensors inside what `torch.load` returned, through up to `depth` wrappers.
 
-    What was chosen is added to `notes`. ValueError: there are none under any known wrapper.
+    Where no wrapper is known, it is the entry with the most tensors. What was chosen is added to
+    `notes`. ValueError: there are none, or two entries have as many.
     """
     if not depth:
         raise ValueError(f"{source}: too many dicts inside each other")
     if not isinstance(loaded, Mapping):
         raise ValueError(f"{source}: expected a dict of tensors, got {type(loaded).__name__}")
-    tensors = {k: v for k, v in loaded.items() if isinstance(v, Tensor) and isinstance(k, str)}
+    tensors = _tensors(loaded)
     known = (*WRAPPERS, *EMA_WRAPPERS)
     wrapped = {k: v for k in known if isinstance(v := loaded.get(k), Mapping) and _has_tensors(v)}
-    if tensors and not wrapped:
-        return tensors
+    if not wrapped:
+        sizes = {key: len(_tensors(value)) for key, value in loaded.items() if isinstance(key, str)}
+        if tensors and len(tensors) >= max(sizes.values()):
+            return tensors
+        largest = _largest_entry(sizes, source)
+        notes.append(f"{largest!r} used, the entry with the most tensors")
+        return unwrap(loaded[largest], source, ema, notes, depth - 1)
     plain = next((k for k in WRAPPERS if k in wrapped), None)
     averaged = next((k for k in EMA_WRAPPERS if k in wrapped), None)
     if (plain, averaged) == _EXCHANGED and _is_of_mmengine(wrapped["ema_state_dict"]):
         notes.append(f"the moving average used, which mmengine writes to {plain!r}")
         return unwrap(wrapped["state_dict"], source, ema=False, notes=notes, depth=depth - 1)
     chosen = (averaged or plain) if ema else (plain or averaged)
-    if chosen is None:
-        entries = sorted(key for key in loaded if isinstance(key, str))
-        raise ValueError(
-            f"{source}: there are no tensors in it, neither at the top nor under one of "
-            f"{', '.join(known)}; its entries are {shorten_list(entries, 20) or 'without names'}"
-        )
+    assert chosen is not None
     if averaged is not None:
         other = plain if chosen == averaged else averaged
         notes.append(f"{chosen!r} used" + (f"; {other!r} is there too" if other else ""))
     elif ema:
         notes.append(f"there is no moving average in it; {chosen!r} used")
     return unwrap(wrapped[chosen], source, ema, notes if averaged is None else [], depth - 1)
+
+
+def _largest_entry(sizes: Mapping[str, int], source: str) -> str:
+    """Return the entry that holds the most tensors itself: those of optimizers are further down."""
+    most = max(sizes.values(), default=0)
+    if not most:
+        entries = shorten_list(sorted(sizes), 20) or "without names"
+        raise ValueError(f"{source}: there are no tensors in it; its entries are {entries}")
+    largest = [key for key, size in sizes.items() if size == most]
+    if len(largest) > 1:
+        entries = shorten_list(largest, 20)
+        raise ValueError(
+            f"{source}: the entries {entries} hold {most} tensors each; save the wanted one alone"
+        )
+    return largest[0]
+
+
+def _tensors(value: Any) -> dict[str, Tensor]:
+    """Return the tensors that stand in a dict itself, under texts."""
+    items = value.items() if isinstance(value, Mapping) else ()
+    return {k: v for k, v in items if isinstance(v, Tensor) and isinstance(k, str)}
 
 
 def _is_of_mmengine(averaged: Mapping[Any, Any]) -> bool:

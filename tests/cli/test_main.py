@@ -137,7 +137,7 @@ def test_convert_onto_its_own_source_works(source):
     before = ConvNextForImageClassification.from_pretrained(source).state_dict()
     assert main(["convert", str(source), str(source), "--to", "torchvision"]) == 0
     after = ConvNextForImageClassification.from_pretrained(source)
-    assert after.load_report.layout == "torchvision"
+    assert after.load_report.layout == "torchvision (prefix 'features.')"
     assert all(torch.equal(after.state_dict()[key], tensor) for key, tensor in before.items())
 
 

@@ -29,7 +29,6 @@ from convnext_backbone.weights.torch_files import (
     check_torch_file,
     checkpoint_errors,
     read_torch_file,
-    with_user_types,
 )
 
 
@@ -146,6 +145,7 @@ def numbers(values):
 
 
 EMPTY = call("collections.OrderedDict")
+INERT, INERT_DICT = call("pathlib.PosixPath", text("a")), call("collections.defaultdict")
 
 
 def storage(key="0", count=4, kind="Float", view=b""):
@@ -281,6 +281,40 @@ HOSTILE = {
     "pairs of tuples in tuples": call("collections.OrderedDict", b"](" + DEEP + NONE + b"\x86e"),
     "a huge key": b"}" + number((1 << 61) - 1) + NONE + b"s",
     "a long tuple for a key": b"}" + parts(*[NONE] * 1000) + NONE + b"s",
+    # What an object that keeps nothing takes the place of.
+    "methods of an inert dict": INERT_DICT + entries(items=number(1)) + b"b",
+    "attributes of an inert dict, as a dict of another kind": INERT_DICT + EMPTY + b"b",
+    "an item of an inert dict": entries(a=INERT_DICT + NONE + b"a"),
+    "an entry of an inert object": entries(a=INERT + text("a") + NONE + b"s"),
+    "a call of an inert object": entries(a=INERT + NOTHING + b"R"),
+    "an inert storage": entries(a=tensor(INERT)),
+    "inert hooks": entries(
+        a=call("torch._utils._rebuild_tensor_v2", storage(), *shape(), NO, INERT_DICT)
+    ),
+    "an inert class of a tensor": entries(
+        a=with_type(
+            "torch._utils._rebuild_tensor_v2",
+            "pathlib.PosixPath",
+            parts(storage(), *shape(), NO, EMPTY),
+        )
+    ),
+    "an inert class of a wrapper": entries(
+        a=call(
+            "torch._utils._rebuild_wrapper_subclass",
+            *(name("pathlib.PosixPath"), name("torch.float32"), *shape((1 << 40,))[1:], number(0)),
+            *(call("torch.serialization._get_layout", text("torch.strided")), text("cpu"), NO),
+        )
+    ),
+    "an inert layout": entries(
+        a=call("torch._utils._rebuild_sparse_tensor", INERT, parts(tensor(), tensor(), NONE))
+    ),
+    "an inert device": entries(
+        a=call(
+            "torch._utils._rebuild_device_tensor_from_numpy",
+            *(INERT, name("torch.float32"), text("cpu"), NO),
+        )
+    ),
+    "an inert scalar of numpy": entries(a=call("numpy._core.multiarray.scalar", DTYPE, INERT)),
     # What is no pickle of weights.
     "an operation of protocol 4": b"\x8f",
     "an operation that is none": b"\xff",
@@ -398,6 +432,41 @@ def test_a_pickle_of_operations_that_pack_well_is_limited_by_what_is_stored(tmp_
         refused(path, "would need .* of memory")
     with pytest.raises(ValueError, match="expected a dict of tensors, got tuple"):
         read_checkpoint(write_zip(path, body))
+
+
+@pytest.mark.parametrize("one", [INERT, new("uuid.UUID"), INERT_DICT])
+def test_objects_that_keep_nothing_count_as_memory(one, tmp_path):
+    path = write_zip(tmp_path / "w.pth", b"(" + one * 10_000 + b"t", zipfile.ZIP_DEFLATED)
+    with file_limits(free_mib=1):
+        refused(path, "would need .* of memory")
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.filterwarnings("error")
+def test_a_newer_protocol_is_read_or_named(protocol, is_zip, tmp_path):
+    path = tmp_path / "w.pth"
+    options = {"pickle_protocol": protocol, "_use_new_zipfile_serialization": is_zip}
+    torch.save(V1.state_dict(), path, **options)
+    if protocol == 3:
+        assert read_checkpoint(path).tensors.keys() == V1.state_dict().keys()
+    else:
+        refused(path, f"it has pickle protocol {protocol}; save it with protocol 2")
+
+
+@pytest.mark.filterwarnings("error:Validating sparse")
+def test_no_hint_of_torch_is_shown(tmp_path):
+    torch.save({"model": V1.state_dict(), "mask": torch.eye(3).to_sparse()}, tmp_path / "w.pth")
+    assert ConvNextBackbone.from_pretrained(tmp_path / "w.pth").load_report.notes == ()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_program_is_named(tmp_path):
+    path, module = tmp_path / "w.pth", torch.nn.Linear(2, 2)
+    torch.jit.trace(module, torch.ones(1, 2)).save(path)
+    refused(path, "this is a program of TorchScript, not a state dict")
+    torch.export.save(torch.export.export(module, (torch.ones(1, 2),)), tmp_path / "w.pt2")
+    refused(tmp_path / "w.pt2", r"this is a program of torch\.export, not a state dict")
 
 
 # ------------------------------------------------------------------------------ old files
@@ -548,9 +617,24 @@ def test_types_that_the_user_allows_are_read(tmp_path):
     torch.save(content, tmp_path / "w.pth")
     refused(tmp_path / "w.pth", r"asks for \S*(Subclass|Slots)")
     with torch.serialization.safe_globals([Subclass, Slots]):
-        read = read_torch_file(tmp_path / "w.pth", types=with_user_types([]))
+        read = read_torch_file(tmp_path / "w.pth", types=[])
     assert type(read["a"]) is Subclass
     assert read["b"].value == 3
+
+
+@pytest.mark.parametrize(
+    "what", ["distributed.device_mesh.DeviceMesh", "nested._internal.nested_tensor._rebuild_njt"]
+)
+def test_what_torch_allows_by_itself_is_not_the_users(what, tmp_path):
+    pytest.importorskip("torch.distributed.tensor")
+    assert f"torch.{what}" in {
+        f"{kind.__module__}.{kind.__qualname__}"
+        for kind in torch.serialization.get_safe_globals()
+        if not isinstance(kind, tuple)
+    }
+    path = write_zip(tmp_path / "w.pth", entries(a=call(f"torch.{what}", text("cpu"), number(0))))
+    with pytest.raises(CheckpointError, match=rf"asks for torch\.{what},"):
+        read_checkpoint(path)
 
 
 def test_the_check_leaves_a_stream_where_it_was_and_maps_what_is_aligned(tmp_path):

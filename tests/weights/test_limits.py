@@ -236,6 +236,24 @@ def test_more_memory_than_there_is_is_an_error_of_one_line(count, old_format, tm
     refused(path)
 
 
+@pytest.mark.parametrize("kind", ["sparse", "nested", "expanded", "meta"])
+def test_tensors_of_other_modules_may_be_of_any_kind(kind, tmp_path):
+    tensor = {
+        "sparse": torch.eye(5).to_sparse(),
+        "nested": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        "expanded": torch.ones(1, 1).expand(8192, 8192),
+        "meta": torch.empty(8, device="meta"),
+    }[kind]
+    wrapped = {f"backbone.{key}": value for key, value in STATE.items()}
+    path = tmp_path / "w.pth"
+    torch.save({**wrapped, "graph.adjacent": tensor}, path)
+    module = ConvNextBackbone.from_pretrained(path)
+    assert "graph.adjacent" in module.load_report.dropped
+    assert torch.equal(module.stages[0][0].gamma, STATE["stages.0.0.gamma"])
+    torch.save({**wrapped, "backbone.mask_token": tensor}, path)
+    refused(path, "backbone.mask_token")
+
+
 def test_checkpoint_that_contains_itself_is_refused(tmp_path):
     state = {"w": torch.ones(1)}
     state["model"] = state
@@ -276,7 +294,12 @@ def test_load_state_dict_refuses_blocks_that_are_not_there(key):
 @pytest.mark.timeout(120)  # seconds; of every key with every other they would take longer
 @pytest.mark.parametrize(
     "key",
-    ["stages.{}.0.gamma", "p{}.downsample_layers.0.0.weight", "no.such.key.{}", "1" * 500 + "{}"],
+    [
+        "stages.{}.0.gamma",
+        "p{}.downsample_layers.0.0.weight",
+        "no.such.key.{}",
+        f"stages.{'1' * 500}{{}}",
+    ],
 )
 def test_thousands_of_keys_are_refused(key, tmp_path):
     many = {key.format(index): torch.zeros(1) for index in range(10, 10_000)}

@@ -7,9 +7,10 @@ import re
 import warnings
 
 import pytest
+import timm
 import torch
 import torchvision
-from helpers.originals import DEPTHS, DINOV3, ORIGINALS, V1, WIDTHS
+from helpers.originals import DEPTHS, DINOV3, ORIGINALS, V1, WIDTHS, randomise
 from torch import nn
 
 from convnext_backbone import (
@@ -76,6 +77,95 @@ def test_one_tensor_of_the_wrong_shape_is_named(name, tmp_path, saved):
     for key in inside[:: max(1, len(inside) // 6)]:
         with pytest.raises(ValueError, match=rf"{key}"):
             ConvNextBackbone.from_pretrained(saved({**state, key: torch.zeros(7)}))
+
+
+def _last_map_is(module, expected):
+    """The last map of a backbone is an expected one, up to the norm of outputs that it adds."""
+    maps = module(IMAGE)[-1]
+    normed = nn.functional.layer_norm(expected.movedim(1, -1), expected.shape[1:2], eps=1e-6)
+    torch.testing.assert_close(maps, normed.movedim(-1, 1), rtol=1e-4, atol=1e-4)
+
+
+IMAGE = torch.linspace(-1, 1, 3 * 64 * 64).reshape(1, 3, 64, 64)
+_NEW_HEADS = {
+    "a sequence in the head": lambda net: setattr(
+        net.head, "fc", nn.Sequential(nn.Dropout(), nn.Linear(32, 3))
+    ),
+    "a linear head": lambda net: setattr(net, "head", nn.Linear(32, 3)),
+    "a normed weight": lambda net: nn.utils.parametrizations.weight_norm(net.head.fc),
+    "another beside it": lambda net: net.add_module("aux_head", nn.Linear(32, 3)),
+    "numbers beside it": lambda net: net.register_buffer("mean", torch.zeros(3)),
+}
+
+
+@pytest.mark.parametrize("what", _NEW_HEADS)
+def test_a_backbone_loads_a_network_whose_head_was_replaced(what, saved):
+    net = randomise(timm.models.convnext.ConvNeXt(num_classes=7, depths=DEPTHS, dims=WIDTHS))
+    known = set(net.state_dict())
+    _NEW_HEADS[what](net)
+    path = saved(net.state_dict())
+    with torch.no_grad():
+        module = ConvNextBackbone.from_pretrained(path).eval()
+        _last_map_is(module, net.forward_features(IMAGE))
+    assert net.state_dict().keys() - known <= set(module.load_report.dropped)
+    unknown = {**net.state_dict(), "stages.0.blocks.0.ls9.gamma": torch.ones(8)}
+    with pytest.raises(ValueError, match=r"unexpected: stages\.0\.blocks\.0\.ls9\.gamma$"):
+        ConvNextBackbone.from_pretrained(saved(unknown))
+
+
+@pytest.mark.parametrize("origin", ["timm", "torchvision"])
+def test_a_classifier_says_that_its_head_is_missing_where_it_was_replaced(origin, saved):
+    head = nn.Sequential(nn.Dropout(), nn.Linear(32, 3))
+    if origin == "timm":
+        net = timm.models.convnext.ConvNeXt(num_classes=7, depths=DEPTHS, dims=WIDTHS)
+        net.head.fc = head
+    else:
+        net = _torchvision()
+        net.classifier[2] = head
+    path = saved(randomise(net).state_dict())
+    with pytest.raises(ValueError, match=r"(?s)missing: head\.weight, head\.bias.*fresh=\('head\."):
+        ConvNextForImageClassification.from_pretrained(path, num_labels=3)
+    module = ConvNextForImageClassification.from_pretrained(path, num_labels=3, fresh=("head.",))
+    assert module.load_report.fresh == ("head.weight", "head.bias")
+    with torch.no_grad():
+        module.head.weight.copy_(head[1].weight)
+        module.head.bias.copy_(head[1].bias)
+        torch.testing.assert_close(module.eval()(IMAGE).logits, net(IMAGE), rtol=1e-4, atol=1e-4)
+
+
+def test_an_unknown_layer_of_keras_is_refused_where_it_may_be_in_the_trunk(tmp_path, saved):
+    state = _tensors("keras_h5", tmp_path)
+    name = next(key for key in state if "_stem/" in key).partition("_stem/")[0]
+    head = {"dense_2/kernel": torch.ones(32, 3), "dense_2/bias": torch.ones(3)}
+    module = ConvNextBackbone.from_pretrained(saved({**state, **head}))
+    assert set(head) <= set(module.load_report.dropped)
+    unknown = f"{name}_stage_0_block_0_second_scale/gamma"
+    with pytest.raises(ValueError, match=f"unexpected: {unknown}"):
+        ConvNextBackbone.from_pretrained(saved({**state, unknown: torch.ones(8)}))
+
+
+def _torchvision():
+    blocks = zip(WIDTHS, [*WIDTHS[1:], None], DEPTHS, strict=True)
+    blocks = [torchvision.models.convnext.CNBlockConfig(*block) for block in blocks]
+    return randomise(torchvision.models.convnext.ConvNeXt(blocks))
+
+
+@pytest.mark.parametrize("form", ["features", "with pooling", "all but the head", "in a detector"])
+def test_the_features_of_torchvision_are_a_network_of_their_own(form, saved):
+    net = _torchvision()
+    part = {
+        "features": net.features,
+        "with pooling": nn.Sequential(net.features, nn.AdaptiveAvgPool2d(1)),
+        "all but the head": nn.Sequential(*list(net.children())[:-1]),
+        "in a detector": nn.ModuleDict({"body": net.features, "fpn": nn.Conv2d(32, 8, 1)}),
+    }[form]
+    with torch.no_grad():
+        module = ConvNextBackbone.from_pretrained(saved(part.state_dict())).eval()
+        _last_map_is(module, net.features(IMAGE))
+    assert module.load_report.layout.startswith("torchvision")
+    again = ConvNextBackbone.from_pretrained(saved(net.state_dict()))
+    for key, tensor in module.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[key])
 
 
 def test_all_misfits_are_in_one_error(tmp_path, saved):

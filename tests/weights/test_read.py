@@ -271,6 +271,40 @@ def test_trained_weights_are_taken_before_their_average_and_the_report_says_so(t
     assert "'model_ema' used" in averaged.notes[0]
 
 
+NAMES = ("model_state_dict", "model_state", "params", "weights", "student", "generator", "my net")
+
+
+@pytest.mark.parametrize("beside", [0.3, torch.tensor(0.3)], ids=["number", "tensor"])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_entry_of_any_name_is_found_by_its_tensors(name, beside, tmp_path):
+    module = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(module.parameters())
+    module(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    content = {name: V1.state_dict(), "optimizer_state_dict": optimizer.state_dict(), "epoch": 3}
+    content |= {"loss": beside, "means": {"a": torch.ones(2)}, 7: {"a": torch.ones(2)}}
+    torch.save(content, tmp_path / "w.pth")
+    expected = torch.load(tmp_path / "w.pth", weights_only=True)[name]
+    read = read_checkpoint(tmp_path / "w.pth")
+    assert read.notes == [f"{name!r} used, the entry with the most tensors"]
+    assert read.tensors.keys() == expected.keys()
+    assert all(torch.equal(read.tensors[key], expected[key]) for key in expected)
+
+
+def test_of_two_entries_of_one_size_none_is_chosen(tmp_path):
+    torch.save({"student": V1.state_dict(), "teacher": V1.state_dict()}, tmp_path / "w.pth")
+    count = len(V1.state_dict())
+    with pytest.raises(
+        ValueError, match=rf"w\.pth: the entries student, teacher hold {count} tensors each"
+    ):
+        read_checkpoint(tmp_path / "w.pth")
+
+
+def test_tensors_at_the_top_are_taken_before_an_entry_of_as_many(tmp_path):
+    torch.save({"a": torch.zeros(1), "extra": {"b": torch.ones(1)}}, tmp_path / "w.pth")
+    assert list(read_checkpoint(tmp_path / "w.pth").tensors) == ["a"]
+
+
 def test_average_alone_is_taken_and_noted(tmp_path):
     torch.save({"ema_state_dict": {"w": torch.ones(1)}}, tmp_path / "ema.pth")
     checkpoint = read_checkpoint(tmp_path / "ema.pth")

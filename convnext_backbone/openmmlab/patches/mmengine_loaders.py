@@ -26,9 +26,8 @@ from ...weights.torch_files import (
     allow_only,
     check_torch_file,
     checkpoint_errors,
-    with_user_types,
 )
-from .mmengine_safe_globals import ADVICE, mmengine_types
+from .mmengine_safe_globals import mmengine_types
 
 _FORCE, _FORBID = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 _Loader = Callable[..., Any]
@@ -50,7 +49,7 @@ def _load_safely(loader: _Loader) -> _Loader:
     @wraps(loader, assigned=("__name__", "__qualname__", "__doc__"))
     def load(filename: str, map_location: Any = None, **options: Any) -> Any:
         try:
-            with checkpoint_errors(filename, ADVICE), _weights_only():
+            with checkpoint_errors(filename), _weights_only():
                 _check_file(Path(filename).expanduser(), filename)
                 checkpoint = loader(filename, map_location=map_location, **options)
                 _remove_configs(checkpoint)
@@ -105,7 +104,7 @@ def _remove_configs(checkpoint: Any) -> None:
 @contextmanager
 def _weights_only() -> Iterator[None]:
     # The lock of `allow_only` holds for the environment too, which belongs to the whole process.
-    with allow_only(with_user_types(mmengine_types())):
+    with allow_only(mmengine_types()):
         before = {name: os.environ.pop(name, None) for name in (_FORCE, _FORBID)}
         os.environ[_FORCE] = "1"
         try:

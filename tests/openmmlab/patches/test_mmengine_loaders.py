@@ -107,6 +107,48 @@ def test_a_training_checkpoint_is_read_whole(saved):
     assert hub.get_info("best_score") == np.float32(0.75)
 
 
+def test_dicts_of_a_configuration_are_read(saved):
+    """Of a dict in a configuration's metainfo, mmengine saves a ConfigDict."""
+    from mmengine.config import Config, ConfigDict
+
+    written = training_checkpoint()
+    metainfo = Config({"metainfo": {"classes": ("cat",), "labels": {0: {"x": [1, {"y": 2}]}}}})
+    written["meta"]["dataset_meta"] = dict(metainfo.metainfo)
+    path = saved(written)
+    expected = torch.load(path, weights_only=False)["meta"]["dataset_meta"]
+    read = mm._load_checkpoint(str(path))["meta"]["dataset_meta"]
+    assert read == expected
+    assert type(read["labels"]) is type(read["labels"][0]) is type(expected["labels"]) is ConfigDict
+    assert read["labels"][0].x[1].y == 2
+    from convnext_backbone.weights.read import read_checkpoint
+
+    assert set(read_checkpoint(path).tensors) == {"weight", "bias"}
+
+
+def test_dicts_of_a_configuration_are_not_copied_at_every_level(tmp_path):
+    """The class's own constructor takes 2 ** 40 copies for this."""
+
+    class Level:
+        def __init__(self, inside):
+            self.inside = inside
+
+        def __reduce__(self):
+            from mmengine.config import ConfigDict
+
+            return ConfigDict, ({"a": self.inside, "b": self.inside},)
+
+    level = {}
+    for _ in range(40):
+        level = Level(level)
+    torch.save({"state_dict": {}, "meta": level}, tmp_path / "w.pth")
+    assert "b" in mm._load_checkpoint(str(tmp_path / "w.pth"))["meta"]
+    plain = {}
+    for _ in range(40):
+        plain = {"a": plain, "b": plain}
+    torch.save({"state_dict": {}, "meta": Level(plain)}, tmp_path / "w.pth")
+    assert "b" in mm._load_checkpoint(str(tmp_path / "w.pth"))["meta"]
+
+
 def test_torchs_list_of_safe_types_is_left_as_it_was(saved):
     before = set(torch.serialization.get_safe_globals())
     path = saved(training_checkpoint())

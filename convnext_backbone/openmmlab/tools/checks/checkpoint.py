@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from ....utils.files import check_regular
-from ....weights.torch_files import CheckpointError, read_torch_file, with_user_types
+from ....weights.torch_files import CheckpointError, read_torch_file
 from ...config_walk import class_count_key, is_remote, iter_heads, split_datasets
 from ...patches.mmengine_safe_globals import mmengine_types
 from ..datasets import resolve_dataset
@@ -23,6 +23,19 @@ from .report import Report, list_quoted
 _RESUME_KEYS = ("meta", "state_dict", "optimizer", "message_hub")
 
 
+def resume_keys(cfg: Config) -> Sequence[str]:
+    """Return what a checkpoint needs for a run to be resumed from it.
+
+    Where the run saves no optimizers, its schedule sets its checkpoints apart from the best ones
+    and from those of other runs, which lack both.
+    """
+    hook = (cfg.get("default_hooks") or {}).get("checkpoint") or {}
+    if hook.get("save_optimizer", True):
+        return _RESUME_KEYS
+    schedule = ("param_schedulers",) if cfg.get("param_scheduler") else ()
+    return (*(key for key in _RESUME_KEYS if key != "optimizer"), *schedule)
+
+
 def check_start(cfg: Config, argument: str) -> None:
     """Check the checkpoint that `load_from` and `resume` choose, if any; see `check_checkpoint`.
 
@@ -30,12 +43,14 @@ def check_start(cfg: Config, argument: str) -> None:
     """
     path = cfg.get("load_from")
     if path is not None:
-        check_checkpoint(str(path), argument, resume=bool(cfg.get("resume")))
+        check_checkpoint(str(path), argument, resume_keys(cfg) if cfg.get("resume") else ())
     elif cfg.get("resume"):
-        cfg.load_from = find_resumable(Path(cfg.work_dir), argument)
+        cfg.load_from = find_resumable(Path(cfg.work_dir), argument, resume_keys(cfg))
 
 
-def find_resumable(work_dir: Path, argument: str) -> str | None:
+def find_resumable(
+    work_dir: Path, argument: str, needed: Sequence[str] = _RESUME_KEYS
+) -> str | None:
     """Return the checkpoint that `last_checkpoint` names, or else the newest that can be resumed.
 
     Runs that were killed under mmengine's own hook may name a file that is missing or cut short,
@@ -58,7 +73,7 @@ def find_resumable(work_dir: Path, argument: str) -> str | None:
     errors = []
     for path in (named, *map(str, newest)):
         try:
-            check_checkpoint(path, argument, resume=True)
+            check_checkpoint(path, argument, needed)
         except UsageError as error:
             errors.append(error)
             continue
@@ -101,10 +116,11 @@ def check_trained_classes(report: Report) -> None:
         )
 
 
-def check_checkpoint(path: str, argument: str, *, resume: bool = False) -> None:
-    """Check that a checkpoint exists, loads with `weights_only=True` and, to resume, is a run's.
+def check_checkpoint(path: str, argument: str, needed: Sequence[str] = ()) -> None:
+    """Check that a checkpoint exists, loads with `weights_only=True` and has what is needed.
 
-    A URL is left to mmengine. `argument` is what the user called it, for the message.
+    A URL is left to mmengine. `argument` is what the user called it, for the message; `needed` is
+    empty but for a run to be resumed.
 
     Raises:
         UsageError: It is missing, damaged, holds objects that safe loading refuses, or lacks what
@@ -127,8 +143,8 @@ def check_checkpoint(path: str, argument: str, *, resume: bool = False) -> None:
     if not isinstance(tensors, Mapping):
         kind = type(tensors).__name__
         raise UsageError(f"{argument} {path!r}: its 'state_dict' is a {kind}, not a mapping")
-    missing = [key for key in _RESUME_KEYS if key not in checkpoint]
-    if resume and missing:
+    missing = [key for key in needed if key not in checkpoint]
+    if missing:
         raise UsageError(
             f"{argument} {path!r} cannot be resumed: it has no {missing[0]!r}; "
             "to start from its weights alone use --cfg-options load_from=PATH"
@@ -137,7 +153,7 @@ def check_checkpoint(path: str, argument: str, *, resume: bool = False) -> None:
 
 def _read_checkpoint(path: str, argument: str) -> Any:
     # Also the types that the user allows: mmengine's loader takes them too.
-    types = with_user_types(mmengine_types())
+    types = mmengine_types()
     with warnings.catch_warnings():
         # torch's hints about pickle protocols do not help a user who chose the wrong file.
         warnings.simplefilter("ignore", UserWarning)
