@@ -61,6 +61,13 @@ def iter_named_dicts(value: Any, where: str) -> Iterator[tuple["ConfigDict", str
         yield from iter_named_dicts(item, f"{where}.{key}")
 
 
+def list_named(value: Any, where: str) -> list[tuple["ConfigDict", str]]:
+    """List a part of a config that may be one dict, several or none, each with its name."""
+    if isinstance(value, Mapping):
+        return [(value, where)] if value else []
+    return [(part, f"{where}.{index}") for index, part in enumerate(value or ())]
+
+
 def inner_model(cfg: Any) -> "ConfigDict":
     """Return the model of a config, which --tta wraps."""
     return cfg.model.get("module", cfg.model)
@@ -75,7 +82,7 @@ def iter_heads(cfg: Any) -> Iterator[tuple["ConfigDict", str]]:
     """Yield every part of the model that predicts the classes of the data, with its name."""
     for part, where in iter_named_dicts(inner_model(cfg), "model"):
         own = type_name(part) not in _OTHER_CLASSES and "rpn_head" not in where
-        if class_count_key(part) in part and own:
+        if class_count_key(part) in part and own and not part.get("class_agnostic"):
             yield part, where
 
 
@@ -117,7 +124,8 @@ def split_datasets(cfg: Mapping[str, Any], *splits: str) -> list[tuple["ConfigDi
     """List the data sets of "train", "val", "test" or by default all as `iter_datasets` does."""
     found: list[tuple[ConfigDict, str]] = []
     for name in (f"{split}_dataloader" for split in splits or ("train", "val", "test")):
-        found += iter_datasets((cfg.get(name) or {}).get("dataset"), f"{name}.dataset")
+        for loader, where in list_named(cfg.get(name), name):  # a loop may have several
+            found += iter_datasets(loader.get("dataset"), f"{where}.dataset")
     return found
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from ...models.backbone import ConvNextBackbone
 from ...utils.commandline import one_line
-from ..config_walk import as_list, inner_model, iter_named_dicts, type_name
+from ..config_walk import as_list, inner_model, iter_named_dicts, list_named, type_name
 from .datasets import find_class, is_published
 from .errors import UsageError
 from .processes import print_once
@@ -69,14 +69,16 @@ class _Maps:
         """
         channels = read(self.backbone.channels)
         given = list(part[key]) if isinstance(part[key], Sequence) else part[key]
+        if given == channels:
+            return
         miscounted = self.from_zero is not None and given == read(self.from_zero)
-        if given != channels and (miscounted or self.typed.covers(f"{where}.{key}")):
+        if miscounted or self.typed.covers(f"{where}.{key}"):
             reason = f": it has {_describe_maps(self.backbone)}{_index_base(self.backbone)}"
             raise UsageError(
                 f"{where}.{key} is {given}, but the backbone's maps have {channels}"
                 f"{reason if miscounted else ''}"
             )
-        part[key] = channels
+        part[key] = tuple(channels) if isinstance(part[key], tuple) else channels
 
 
 def find_backbone(cfg: Config) -> ConfigDict | None:
@@ -106,14 +108,15 @@ def fit_channels(cfg: Config, typed: TypedOptions) -> None:
     # Strides that fit show that the indices are right, whatever ResNet's channels are left over.
     known = _check_strides(cfg.model, backbone, named=named) or named
     maps = _Maps(backbone, None if known else _count_from_zero(backbone), typed)
-    necks = _list_named(cfg.model.get("neck"), "model.neck")
+    necks = list_named(cfg.model.get("neck"), "model.neck")
     if not necks:
-        _fit_readers(cfg.model, maps, (*_READERS, *(_DETECTOR_READERS if _is_plain(cfg) else ())))
-        if _is_plain(cfg):
+        plain = _is_plain(cfg, cfg.model)
+        _fit_readers(cfg.model, maps, (*_READERS, *(_DETECTOR_READERS if plain else ())))
+        if plain:
             _fit_roi_head(cfg.model.get("roi_head") or {}, maps)
         return
     first, where = necks[0]
-    if "in_channels" in first:
+    if "in_channels" in first and _is_plain(cfg, first):
         maps.fill_in(first, "in_channels", where, lambda all_: _neck_channels(first, all_))
 
 
@@ -141,27 +144,22 @@ def _count_from_zero(backbone: ConvNextBackbone) -> Sequence[int] | None:
 
 
 def _neck_channels(neck: ConfigDict, channels: Sequence[int]) -> int | list[int]:
-    """Return the channels of every map, or of the last, in the order in which the neck lists them.
-
-    A neck that is not known may read them in reverse, which a list that falls shows.
-    """
-    given, name = neck.in_channels, type_name(neck)
-    if not isinstance(given, Sequence):
+    """Return the channels of every map, or of the last, in the order in which a neck has them."""
+    if not isinstance(neck.in_channels, Sequence):
         return channels[-1]
-    falls = name not in _PYRAMIDS and sorted(given) != list(given) == sorted(given, reverse=True)
-    return list(channels)[:: -1 if falls or name in _FROM_DEEPEST else 1]
+    return list(channels)[:: -1 if type_name(neck) in _FROM_DEEPEST else 1]
 
 
-def _is_plain(cfg: Config) -> bool:
-    """Return whether a model is one of OpenMMLab's, which has nothing between maps and heads."""
+def _is_plain(cfg: Config, part: ConfigDict) -> bool:
+    """Return whether a model or neck is one of OpenMMLab's, which reads all maps as they are."""
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope")):
-        return is_published(find_class(cfg.model.get("type"), MODELS))
+        return is_published(find_class(part.get("type"), MODELS))
 
 
 def _fit_readers(model: ConfigDict, maps: _Maps, readers: Sequence[str]) -> None:
     """Give the heads of a model without a neck the channels."""
     for key in readers:
-        for head, name in _list_named(model.get(key), f"model.{key}"):
+        for head, name in list_named(model.get(key), f"model.{key}"):
             for part, where in iter_named_dicts(head, name):  # K-Net's head holds another
                 if "in_channels" in part and (part is head or "in_index" in part):
                     _fit_head(part, where, maps)
@@ -173,16 +171,9 @@ def _fit_roi_head(roi_head: Mapping[str, Any], maps: _Maps) -> None:
     if not roi_head.get("shared_head"):  # which has channels of its own
         crops += [("bbox_head", "in_channels"), ("mask_head", "in_channels")]
     for name, key in crops:
-        for part, where in _list_named(roi_head.get(name), f"model.roi_head.{name}"):
+        for part, where in list_named(roi_head.get(name), f"model.roi_head.{name}"):
             if key in part:
                 maps.fill_in(part, key, where, lambda all_: all_[-1])
-
-
-def _list_named(value: Any, name: str) -> list[tuple[ConfigDict, str]]:
-    """List one part of a model, or each of several, with its name."""
-    if isinstance(value, Mapping):
-        return [(value, name)] if value else []
-    return [(part, f"{name}.{index}") for index, part in enumerate(value or ())]
 
 
 def _fit_head(head: ConfigDict, where: str, maps: _Maps) -> None:
@@ -215,34 +206,17 @@ def check_built_maps(cfg: Config, model: nn.Module) -> None:
     model of smaller strides trains as well.
 
     Raises:
-        UsageError: Anchors, points or RoI extractors stand on other levels than there are, or a
-            shared head reads other channels.
+        UsageError: Anchors, points or RoI extractors stand on other levels than there are.
     """
     settings = find_backbone(cfg)
     backbone = next((part for part in model.modules() if isinstance(part, ConvNextBackbone)), None)
     if settings is None or backbone is None:
         return
     own = inner_model(cfg)
-    if not own.get("neck") and _is_plain(cfg):
-        _check_shared_head(model, own, backbone)
     compared = _compare_strides(_iter_built_strides(model), own, backbone)
     named = settings.get("out_features") is not None
     if not compared and not named and _count_from_zero(backbone) is not None:
         print_once(f"warning: {_describe_unused(backbone)}")
-
-
-def _check_shared_head(model: nn.Module, settings: ConfigDict, backbone: ConvNextBackbone) -> None:
-    """Refuse the last stage of a ResNet behind maps of other channels; it has no setting of its."""
-    heads = (getattr(part, "shared_head", None) for part in model.modules())
-    parts = (part for head in heads if isinstance(head, nn.Module) for part in head.modules())
-    convs = [part for part in parts if isinstance(part, nn.Conv2d)]
-    if convs and convs[0].in_channels != backbone.channels[-1]:
-        name = type_name(settings.roi_head.shared_head)
-        raise UsageError(
-            f"model.roi_head.shared_head ({name}) reads {convs[0].in_channels} channels, but the "
-            f"backbone's map has {backbone.channels[-1]}; model.roi_head.shared_head=None leaves "
-            "it out"
-        )
 
 
 def _check_strides(model: ConfigDict, backbone: ConvNextBackbone, *, named: bool) -> bool:

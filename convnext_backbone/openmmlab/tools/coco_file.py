@@ -4,6 +4,7 @@ import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
+from types import NoneType
 from typing import Any
 
 from ..config_walk import is_remote
@@ -17,8 +18,8 @@ _KEYS: Mapping[str, Mapping[str, Any]] = {
     "images": {"id": _ID, "file_name": str, "width": _NUMBER, "height": _NUMBER},
     "annotations": {
         "id": _ID,
-        "image_id": _ID,
-        "category_id": _ID,
+        "image_id": (*_ID, NoneType),  # mmdet passes over an annotation of none
+        "category_id": (*_ID, NoneType),
         "bbox": object,
         "area": object,
     },

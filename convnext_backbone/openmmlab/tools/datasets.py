@@ -15,6 +15,7 @@ from .coco_file import Annotation, kept_categories, read_coco
 from .errors import CONFIG_ERRORS, UsageError
 
 COCO, LABEL_MAPS = "CocoDataset", "BaseSegDataset"  # the classes whose files are checked
+_READ = (("mmdet", COCO), ("mmseg", LABEL_MAPS))  # with their packages
 # Data sets of others whose lengths add up, or are repeated.
 _WRAPPERS = ("ConcatDataset", "MultiImageMixDataset", "RepeatDataset")
 _PUBLISHED = ("mmcv.", "mmdet.", "mmengine.", "mmseg.")
@@ -165,9 +166,14 @@ class CocoSet(DataSource):
 
 
 def load_coco(source: DataSource, *, unlabelled: bool = False) -> CocoSet:
-    """Read the annotation file of a data set, as `read_coco` does."""
+    """Read the annotation file of a data set, as `read_coco` does.
+
+    Unless its filter leaves them out, mmdet trains on images without objects too.
+    """
+    built = source.built
+    unlabelled |= not built.test_mode and not (built.filter_cfg or {}).get("filter_empty_gt")
     coco = read_coco(source.ann_file, unlabelled=unlabelled)
-    return CocoSet(source.config, source.where, source.built, source.reads, coco)
+    return CocoSet(source.config, source.where, built, source.reads, coco)
 
 
 def resolve_dataset(dataset: Mapping[str, Any], where: str = "") -> DataSource | None:
@@ -205,8 +211,7 @@ def is_published(type_: Any, packages: tuple[str, ...] = _PUBLISHED) -> bool:
 def _known_base(type_: type) -> type | None:
     """Return the class `COCO` or `LABEL_MAPS` of mmdet or mmsegmentation that one derives from."""
     for base in type_.__mro__:
-        own = base.__module__.startswith(("mmdet.", "mmseg."))
-        if own and base.__name__ in (COCO, LABEL_MAPS):
+        if (base.__module__.partition(".")[0], base.__name__) in _READ:
             return base
     return None
 
@@ -251,7 +256,7 @@ def _count_images(dataset: Any, where: str) -> int | None:
         return None
     if source.reads == COCO:
         path = source.ann_file
-        if path and not os.path.isfile(path):
+        if path and not os.path.exists(path):
             raise FileNotFoundError(path)
         return len(load_coco(source).images) if path else None
     stems = source.stems()

@@ -146,11 +146,12 @@ def enable_tta(cfg: Config, path: str) -> None:
 
 
 def _describe_detector_tta(cfg: Config, pipeline: Sequence[ConfigDict]) -> None:
-    if (cfg.model.get("roi_head") or cfg.model).get("mask_head") is not None:
-        raise UsageError("--tta: mmdet's test-time augmentation merges boxes, not masks")
     if "tta_model" not in cfg:
         nms = {"type": "nms", "iou_threshold": 0.5}
         cfg.tta_model = {"type": "DetTTAModel", "tta_cfg": {"nms": nms, "max_per_img": 100}}
+    masks = (cfg.model.get("roi_head") or cfg.model).get("mask_head") is not None
+    if masks and type_name(cfg.tta_model) == "DetTTAModel":
+        raise UsageError("--tta: mmdet's test-time augmentation merges boxes, not masks")
     if "tta_pipeline" not in cfg:
         keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
         mirror = [{"type": "RandomFlip", "prob": prob} for prob in (1.0, 0.0)]

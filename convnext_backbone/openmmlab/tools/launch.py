@@ -20,7 +20,7 @@ from mmengine.runner import FlexibleRunner, Runner
 from ...utils.commandline import EXIT_USAGE, print_error
 from ...utils.files import DISK_FULL
 from .arguments import test_parser, train_parser
-from .checks.checkpoint import check_checkpoint, check_start, find_resumable
+from .checks.checkpoint import check_checkpoint, check_start, find_resumable, resume_keys
 from .checks.options import check_folders
 from .checks.report import Report
 from .checks.table import run_checks
@@ -160,7 +160,8 @@ def start_from_resumed(cfg: Config, resume: str) -> None:
     Where nothing is saved yet, the run starts as it does without the flag: a job that may be
     stopped and started again has one command for both.
     """
-    path = find_resumable(Path(cfg.work_dir), "--resume") if resume == "auto" else resume
+    needed = resume_keys(cfg)
+    path = find_resumable(Path(cfg.work_dir), "--resume", needed) if resume == "auto" else resume
     cfg.resume = path is not None
     if path is not None:
         cfg.load_from = path

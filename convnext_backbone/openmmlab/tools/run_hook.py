@@ -128,8 +128,9 @@ def summarise(runner: Runner, cfg: Config, loaded: LoadReport | None) -> Iterato
     batch = images_per_step(loader)
     step = f", {batch} a step{processes}" if batch else ""
     yield "train", f"{len(loader.dataset)} images{step}, {len(loader)} steps"
-    if runner.val_loop is not None:
-        yield "val", f"{len(runner.val_dataloader.dataset)} images"
+    validated = getattr(runner.val_loop and runner.val_dataloader, "dataset", None)
+    if validated is not None:  # a loop of the user's may have several
+        yield "val", f"{len(validated)} images"
     classes = (getattr(loader.dataset, "metainfo", None) or {}).get("classes")
     if classes:
         yield "classes", f"{len(classes)}: {shorten_list([str(name) for name in classes], 10)}"

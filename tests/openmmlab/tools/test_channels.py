@@ -154,6 +154,40 @@ def test_a_head_of_a_segmentor_is_refused_alike(indices, channels, tmp_path):
         load_config(path, {}, ())
 
 
+def test_a_neck_of_the_users_own_keeps_its_channels(tmp_path):
+    """It may read some of the maps only."""
+    neck = {"_delete_": True, "type": "OwnNeck", "in_channels": [24, 32]}
+    path = detector(tmp_path, "retinanet/retinanet_r50_fpn_1x_coco.py", [1, 2, 3, 4], neck=neck)
+    assert load_config(path, {}, ()).model.neck.in_channels == [24, 32]
+
+
+@pytest.mark.parametrize("channels", [(16, 24, 32), (512, 1024, 2048)])
+def test_channels_in_a_tuple_stay_in_one(channels, tmp_path):
+    """mmsegmentation's JPU takes nothing else."""
+    path = detector(
+        tmp_path, "fastfcn/fastfcn_r50-d32_jpu_psp_4xb4-80k_ade20k-512x512.py", [2, 3, 4],
+        scope="mmseg", neck={"in_channels": channels},
+    )  # fmt: skip
+    cfg = load_config(path, {}, ())
+    assert cfg.model.neck.in_channels == (16, 24, 32)
+    check_model(cfg)
+
+
+def test_weights_of_another_network_in_a_base_are_named_with_their_setting(tmp_path):
+    file = "deeplabv3plus/deeplabv3plus_r50-d8_4xb4-80k_ade20k-512x512.py"
+    path = detector(tmp_path, file, [1, 2, 3, 4], scope="mmseg", pretrained="a://resnet50_v1c")
+    with pytest.raises(UsageError, match=r"no argument 'pretrained'.*; set model\.pretrained=None"):
+        check_model(load_config(path, {}, ()))
+
+
+def test_a_norm_that_needs_the_processes_is_built_with_them(tmp_path):
+    neck = {"norm_cfg": {"type": "MMSyncBN"}}
+    path = detector(tmp_path, "retinanet/retinanet_r50_fpn_1x_coco.py", [1, 2, 3, 4], neck=neck)
+    check_model(load_config(path, {}, (), "pytorch"))
+    with pytest.raises(UsageError, match="process group"):
+        check_model(load_config(path, {}, ()))
+
+
 # --------------------------------------------------------------------------- without a neck
 
 
@@ -188,15 +222,6 @@ def test_channels_left_over_are_those_of_no_other_stage_where_the_strides_fit(tm
     with open(path, "a", encoding="utf-8") as file:
         file.write(f"default_scope = 'mmdet'\nmodel['backbone'].update({backbone!r})\n")
     assert load_config(path, {}, ()).model.rpn_head.in_channels == 512
-
-
-def test_a_shared_head_that_reads_other_channels_is_named(tmp_path):
-    path = detector(tmp_path, "_base_/models/faster-rcnn_r50-caffe-c4.py", [3])
-    with open(path, "a", encoding="utf-8") as file:
-        file.write("default_scope = 'mmdet'\n")
-    message = r"model\.roi_head\.shared_head \(ResLayer\) reads 1024 channels, .* 24"
-    with pytest.raises(UsageError, match=message):
-        check_model(load_config(path, {}, ()))
 
 
 def test_a_detector_of_the_users_own_keeps_the_channels_of_its_heads(tmp_path, monkeypatch):

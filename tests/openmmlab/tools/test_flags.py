@@ -14,6 +14,7 @@ from mmengine.registry import HOOKS
 from convnext_backbone.openmmlab.checkpoint_hook import AtomicCheckpointHook
 from convnext_backbone.openmmlab.config_walk import split_datasets
 from convnext_backbone.openmmlab.tools import flags as run_flags
+from convnext_backbone.openmmlab.tools.errors import UsageError
 
 
 def test_amp_asks_for_what_the_machine_has():
@@ -62,6 +63,24 @@ def test_augmentation_reaches_the_data_set_inside_a_wrapper(scope, wrapper):
     ((inner, _),) = split_datasets(cfg, "test")
     assert inner.pipeline == settings["tta_pipeline"]
     assert wrapper is None or "pipeline" not in cfg.test_dataloader.dataset
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_masks_are_augmented_by_a_model_of_the_users_only(given):
+    cfg = Config(
+        {
+            "default_scope": "mmdet",
+            "model": {"type": "Own", "mask_head": {}},
+            "test_dataloader": {"dataset": {"pipeline": [{"type": "Pack"}]}},
+            **({"tta_model": {"type": "OwnTTAModel"}} if given else {}),
+        }
+    )
+    if given:
+        run_flags.enable_tta(cfg, "c.py")
+        assert cfg.model.type == "OwnTTAModel"
+        return
+    with pytest.raises(UsageError, match="merges boxes, not masks"):
+        run_flags.enable_tta(cfg, "c.py")
 
 
 class Own(CheckpointHook):

@@ -4,11 +4,10 @@ mmdet drops most malformed boxes in silence, and ends in the middle of an epoch 
 """
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from ...config_walk import as_list, inner_model, iter_named_dicts, split_metrics
+from ...config_walk import as_list, split_metrics
 from ..coco_file import Annotation, kept_categories
 from ..datasets import CocoSet
 from ..errors import UsageError
@@ -34,8 +33,8 @@ def check_annotations(data: CocoSet, report: Report) -> None:
     for annotation in show_progress(data.annotations, f"checking {data.file}"):
         is_own = annotation["category_id"] in categories
         _check_box(annotation, data, _is_finite if is_own else _is_number)
-    filters = data.filter_cfg.get("filter_empty_gt")
-    if not own and ((data.trains and filters) or not data.annotations):
+    filters = data.trains and data.filter_cfg.get("filter_empty_gt")
+    if not own and (filters or (report.split != "train" and not data.annotations)):
         raise UsageError(
             f"{data.file} has no annotation of the classes {list_quoted(data.classes)} "
             f"({data.where})"
@@ -233,22 +232,6 @@ def _is_apart(box: Sequence[float], extent: _Extent, width: float, height: float
     across = min(right, x + w, width) - max(left, x, 0)
     down = min(bottom, y + h, height) - max(top, y, 0)
     return min(across, down) < -_ROUNDING
-
-
-def check_limits(data: CocoSet, report: Report) -> None:
-    """Report images of an evaluation with more objects than the model may find."""
-    if report.split == "train":
-        return
-    test_cfg = inner_model(report.cfg).get("test_cfg") or {}
-    objects = Counter(annotation["image_id"] for annotation in data.of_classes)
-    for part, where in iter_named_dicts(test_cfg, "model.test_cfg"):
-        limit = part.get("max_per_img")
-        crowded = [i for i, n in objects.items() if isinstance(limit, int) and 0 <= limit < n]
-        if crowded:
-            report.warn(
-                f"{data.file}: {len(crowded)} images have more objects than {where}.max_per_img="
-                f"{limit}, such as id {crowded[0]!r} with {objects[crowded[0]]}"
-            )
 
 
 def _is_segmentation(value: Any) -> bool:

@@ -8,7 +8,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-from ...config_walk import class_count_key, iter_heads, iter_named_dicts, type_name
+from ...config_walk import as_list, class_count_key, iter_heads, iter_named_dicts, type_name
 from ..datasets import DataSource, find_class, is_published
 from ..errors import CONFIG_ERRORS, UsageError, describe_error
 from ..loading import first_other_class
@@ -26,10 +26,16 @@ def check_num_classes(cfg: Config, num_classes: int) -> None:
     """
     for head, where in iter_heads(cfg):
         key = class_count_key(head)
-        if head[key] != num_classes:
+        if head[key] != num_classes and not _is_binary(head, num_classes):
             raise UsageError(
                 f"{where}.{key} is {head[key]}, but the data set has {num_classes} classes"
             )
+
+
+def _is_binary(head: Mapping[str, Any], num_classes: int) -> bool:
+    """Return whether a segmentor's head tells two classes apart by one channel and a sigmoid."""
+    sigmoid = any(loss.get("use_sigmoid") for loss in as_list(head.get("loss_decode")))
+    return sigmoid and num_classes == 2 and head.get("num_classes") == 1
 
 
 def check_same_classes(sources: Sequence[DataSource], report: Report) -> None:
@@ -117,7 +123,8 @@ def _try_loss(
         BaseDecodeHead.loss_by_feat
     ):
         return  # it may call its losses in a way of its own
-    channels, weights = head.get("out_channels") or num_classes, loss.get("class_weight")
+    channels = head.get("out_channels") or (1 if _is_binary(head, num_classes) else num_classes)
+    weights = loss.get("class_weight")
     # Not as wide as there are weights: they would be broadcast over the pixels of a row.
     width = 2 * max(num_classes, len(weights or ())) + 1
     labels = (torch.arange(2 * width) % num_classes).reshape(1, 2, width)

@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from ...config_walk import is_local, is_remote, split_datasets, split_metrics
+from ...config_walk import is_local, is_remote, split_datasets, split_metrics, type_name
 from ..coco_file import category_names, read_coco
-from ..datasets import CocoSet, DataSource, load_coco, resolve_dataset
+from ..datasets import COCO, CocoSet, DataSource, load_coco, resolve_dataset
 from ..errors import UsageError
-from .annotations import check_annotations, check_limits, is_run_length
+from .annotations import check_annotations, is_run_length
 from .classes import check_num_classes
 from .images import MAX_IMAGES, ImageReader, check_exist, show_progress, spread
 from .report import Report, count_table, list_quoted
@@ -38,7 +38,6 @@ def check_coco(source: DataSource, report: Report) -> None:
         _check_references(data, report)
         _check_ids(data, report)
         check_annotations(data, report)
-    check_limits(data, report)
     _check_filter(data, report)
     _check_images(data, report)
     _summarize(data, report)
@@ -52,23 +51,25 @@ def check_evaluators(report: Report) -> None:
     """
     datasets = split_datasets(report.cfg, report.split)
     source = resolve_dataset(datasets[0][0]) if len(datasets) == 1 else None
-    own = source.ann_file if source else ""
-    if not own.endswith(".json"):
+    if source is None or source.reads != COCO or not source.ann_file:
         return
     for metric, where in split_metrics(report.cfg, report.split):
         other = metric.get("ann_file")
         is_file = isinstance(other, str) and is_local(metric) and not is_remote(other)
-        if not is_file or os.path.samefile(other, own):
+        if type_name(metric) != "CocoMetric" or not is_file:
             continue
         own_ids, other_ids = (
-            {image["id"] for image in read_coco(file, unlabelled=True)["images"]}
-            for file in (own, other)
+            {image["id"] for image in images}
+            for images in (
+                load_coco(source, unlabelled=True).images,
+                read_coco(other, unlabelled=True)["images"],
+            )
         )
         lacking = own_ids - other_ids
         if lacking:
             raise UsageError(
-                f"{where}.ann_file {other!r} lacks {len(lacking)} images of {own!r}, the "
-                f"annotation file of {report.split}_dataloader"
+                f"{where}.ann_file {other!r} lacks {len(lacking)} images of {source.ann_file!r}, "
+                f"the annotation file of {report.split}_dataloader"
             )
 
 
@@ -228,7 +229,7 @@ def _summarize(data: CocoSet, report: Report) -> None:
         )
     report.summaries.append("\n".join(lines))
     absent = [name for name in classes if not counts[name]]
-    if absent and data.annotations:
+    if absent and (data.annotations or data.trains):
         report.warn(f"{where}: {data.file} has no instance of {list_quoted(absent)}")
 
 

@@ -33,11 +33,7 @@ def _check_files(cfg: Mapping[str, Any], splits: Sequence[str]) -> None:
                 continue
             root = dataset.get("data_root")
             ann_file = dataset.get("ann_file") or ""
-            # mmsegmentation lists the images where it is a folder.
-            is_folder = cfg.get("default_scope") == "mmseg" and os.path.isdir(
-                join_root(root, str(ann_file))
-            )
-            if isinstance(ann_file, str) and ann_file and not is_folder:
+            if isinstance(ann_file, str) and ann_file:
                 _require(join_root(root, ann_file), f"{where}.ann_file", "annotation file")
             # Other loaders may take it for the name of an archive, or for part of a key.
             opens_images = ImageReader(dataset.get("pipeline")).opens_files
@@ -51,8 +47,7 @@ def _check_files(cfg: Mapping[str, Any], splits: Sequence[str]) -> None:
 
 
 def _require(path: str, where: str, kind: str) -> None:
-    if not path or is_remote(path):
-        return
-    exists = os.path.isdir(path) if kind == "folder" else os.path.isfile(path)
-    if not exists:
+    # A folder of annotation files is what data sets of a user's own may read.
+    exists = os.path.isdir if kind == "folder" else os.path.exists
+    if path and not is_remote(path) and not exists(path):
         raise UsageError(f"{kind} {path!r} not found ({where})")

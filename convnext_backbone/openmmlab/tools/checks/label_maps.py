@@ -11,6 +11,7 @@ from PIL import Image
 
 from ....utils.files import IMAGE_SUFFIXES
 from ...config_walk import (
+    as_list,
     find_preprocessor,
     is_local,
     is_remote,
@@ -63,8 +64,9 @@ def check_label_maps(source: DataSource, report: Report) -> np.ndarray | None:
     listed_in = source.ann_file if listed else images
     if ImageReader(source.pipeline).opens_files:
         check_exist(images, [stem + suffix for stem in stems], listed_in)
-    # mmsegmentation's own step reads them from files; others may read anything.
-    if loads and all(is_local(s) and s.get("imdecode_backend") != "tifffile" for s in loads):
+    # mmsegmentation's own step reads them from files; others may read anything, or change labels.
+    reads = all(is_local(s) and s.get("imdecode_backend") != "tifffile" for s in loads)
+    if loads and known and reads:
         check_exist(maps, [stem + source.built.seg_map_suffix for stem in stems], listed_in)
         # Of another resolution, they are resized to the size of their images; an evaluation is not.
         resizes = report.split == "train" and any("Resize" in type_name(step) for step in steps)
@@ -169,7 +171,7 @@ def check_zero_labels(read: Sequence[tuple[DataSource, np.ndarray | None]], repo
 
 def _check_batch(report: Report, num_sizes: int) -> None:
     """Report an evaluation in batches whose images mmsegmentation does not pad to one size."""
-    loader = report.cfg.get(f"{report.split}_dataloader") or {}
+    loader, *_ = as_list(report.cfg.get(f"{report.split}_dataloader")) or [{}]
     batch, pads = loader.get("batch_size", 1), find_preprocessor(report.cfg).get("test_cfg")
     if report.split != "train" and batch > 1 and num_sizes > 1 and not pads:
         report.warn(
@@ -246,12 +248,13 @@ def _read_labels(path: str, backend: str | None) -> np.ndarray:
             f"label map {path!r} has {labels.shape[2]} channels{reader}; a label map has one, "
             "whose values are the classes"
         )
-    if labels.dtype != np.bool_ and not 0 <= labels.min() <= labels.max() < _VALUES:
+    read, beyond = labels.astype(np.uint8), (labels < 0) | (labels >= _VALUES)
+    if (read[beyond] != _IGNORED_LABEL).any():  # 65535 and -1 are void as well
         raise UsageError(
             f"label map {path!r} holds values from {labels.min()} to {labels.max()}; "
             f"mmsegmentation reads them modulo {_VALUES}"
         )
-    return labels.astype(np.uint8)
+    return read
 
 
 def _void_labels(report: Report) -> set[int]:

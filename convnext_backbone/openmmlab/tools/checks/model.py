@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from ...config_walk import SEGMENTORS, find_preprocessor, iter_dicts, type_name
+from ...config_walk import SEGMENTORS, find_preprocessor, inner_model, iter_dicts, type_name
 from ..channels import check_built_maps, find_backbone
 from ..config import build_as_run
 from ..datasets import count_training_images
@@ -38,7 +38,13 @@ def check_model(cfg: Config, splits: Sequence[str] = ()) -> None:
                 # Some models compute their rates of stochastic depth with a tensor.
                 model = build_as_run(cfg, "cpu")
         except BUILD_ERRORS as error:
-            raise UsageError(f"config {cfg.filename!r}, model: {describe_error(error)}") from error
+            if cfg.launcher != "none" and "process group" in str(error):
+                return  # mmcv's MMSyncBN asks for the group that the runner makes
+            asked = "'pretrained'" in str(error) and inner_model(cfg).get("pretrained")
+            advice = "; set model.pretrained=None, which mmsegmentation hands on" if asked else ""
+            raise UsageError(
+                f"config {cfg.filename!r}, model: {describe_error(error)}{advice}"
+            ) from error
     check_built_maps(cfg, model)
     if "train" in splits:
         _check_single_images(cfg, model)

@@ -99,7 +99,9 @@ def check_loop(cfg: Config) -> None:
         UsageError: A number of epochs, iterations or an interval is not a positive integer.
     """
     for key in _COUNTS:
-        check_count(f"train_cfg.{key}", cfg.train_cfg.get(key, 1))
+        value = cfg.train_cfg.get(key, 1)
+        is_whole = isinstance(value, float) and value.is_integer()  # which mmengine takes as well
+        check_count(f"train_cfg.{key}", int(value) if is_whole else value)
 
 
 def check_windows(cfg: Config) -> None:

@@ -19,6 +19,7 @@ from ...config_walk import (
     iter_datasets,
     iter_dicts,
     iter_heads,
+    list_named,
     type_name,
 )
 from ..channels import find_backbone
@@ -37,9 +38,13 @@ def check_first_sample(report: Report) -> None:
     Raises:
         UsageError: It cannot be read, lacks its label map, or does not fit the model.
     """
-    cfg, where = report.cfg, f"{report.split}_dataloader.dataset"
-    model = inner_model(cfg)
-    dataset = cfg[f"{report.split}_dataloader"].dataset
+    name = f"{report.split}_dataloader"
+    for loader, where in list_named(report.cfg[name], name):
+        _check_first(loader.dataset, f"{where}.dataset", report)
+
+
+def _check_first(dataset: Mapping[str, Any], where: str, report: Report) -> None:
+    cfg, model = report.cfg, inner_model(report.cfg)
     parts = [part for part in iter_dicts(dataset) if "type" in part]
     read = [id(part) for part, _ in iter_datasets(dataset)]  # of known classes, or built on them
     kinds = [find_class(part["type"], DATASETS) or find_class(part["type"], TRANSFORMS)

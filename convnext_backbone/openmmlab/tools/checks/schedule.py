@@ -50,7 +50,7 @@ def check_schedule(report: Report) -> None:
     if key is None or not num_images:
         return
     per_epoch = iterations_per_epoch(cfg, num_images)
-    total = cfg.train_cfg[key] * (per_epoch if key == "max_epochs" else 1)
+    total = int(cfg.train_cfg[key]) * (per_epoch if key == "max_epochs" else 1)
     advice = "custom_dataset.epochs or custom_dataset.iters fits the schedule to the training"
     for scheduler, where in iter_schedulers(cfg):
         name = f"{where} ({scheduler['type']})"

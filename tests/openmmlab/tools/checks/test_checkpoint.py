@@ -90,6 +90,20 @@ def test_nothing_that_can_be_resumed_is_an_error_and_no_new_start(work_dir):
         find_resumable(work_dir, "--resume")
 
 
+def test_a_run_that_saves_no_optimizer_goes_on_without_it(work_dir):
+    whole = {k: v for k, v in WHOLE.items() if k != "optimizer"}
+    torch.save({**whole, "param_schedulers": [{}]}, work_dir / "iter_30.pth")
+    torch.save(whole, work_dir / "best_mIoU.pth")  # without a schedule, as mmengine saves it
+    os.utime(work_dir / "best_mIoU.pth", (3 * 10**9, 3 * 10**9))
+    (work_dir / "last_checkpoint").write_text("moved.pth")
+    hooks = {"checkpoint": {"save_optimizer": False}}
+    run = {"resume": True, "work_dir": str(work_dir), "param_scheduler": [{"type": "LinearLR"}]}
+    for hook, expected in ((hooks, 30), ({}, 20)):
+        cfg = Config({**run, "default_hooks": hook})
+        check_start(cfg, "--resume")
+        assert cfg.load_from == str(work_dir / f"iter_{expected}.pth")
+
+
 def test_a_run_that_saved_nothing_starts_anew(tmp_path):
     cfg = Config({"resume": True, "work_dir": str(tmp_path / "new")})
     check_start(cfg, "--resume")

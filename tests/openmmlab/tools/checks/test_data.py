@@ -237,6 +237,66 @@ def test_an_evaluator_of_other_images_is_refused(tmp_path):
         checked(cfg, "val")
 
 
+def test_an_evaluator_of_the_images_that_the_indices_choose_passes(tmp_path):
+    cfg = prepared(DETECTOR, custom_dataset=write_detection(tmp_path))
+    cfg.val_dataloader.dataset.indices = 1
+    other = coco(images=coco()["images"][:1], annotations=coco()["annotations"][:1])
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    cfg.val_evaluator.ann_file = str(tmp_path / "other.json")
+    checked(cfg, "val")
+
+
+def test_evaluators_of_data_in_another_format_are_passed_over(tmp_path):
+    """As those of mmdet's Mask2Former on COCO: panoptic data, and a metric of instances beside."""
+    cfg = prepared(DETECTOR, custom_dataset=write_detection(tmp_path))
+    panoptic = [{"image_id": 1, "file_name": "1.png", "segments_info": []}]
+    (tmp_path / "panoptic.json").write_text(json.dumps(coco(annotations=panoptic)))
+    cfg.val_dataloader.dataset.update(type="CocoPanopticDataset", ann_file="panoptic.json")
+    checked(cfg, "val")
+
+
+@pytest.mark.parametrize("key", ["annotations", None])
+def test_images_without_objects_train_where_no_filter_leaves_them_out(key, tmp_path):
+    """The unlabelled half of semi-supervised training."""
+    from mmengine.registry import DATASETS, init_default_scope
+
+    cfg = prepared(DETECTOR, custom_dataset=write_detection(tmp_path))
+    labelled = cfg.train_dataloader.dataset
+    values = {k: [] if k == "annotations" else v for k, v in coco().items()}
+    values = values if key else {k: v for k, v in values.items() if k != "annotations"}
+    (tmp_path / "unlabelled.json").write_text(json.dumps(values))
+    unlabelled = {**labelled, "ann_file": "unlabelled.json", "filter_cfg": {}}
+    cfg.train_dataloader.dataset = {"type": "ConcatDataset", "datasets": [labelled, unlabelled]}
+    init_default_scope("mmdet")
+    assert len(DATASETS.build(cfg.train_dataloader.dataset)) == 4
+    report = checked(cfg, "train")
+    assert any("has no instance of 'nut', 'bolt', 'gear'" in text for text in report.warnings)
+    cfg.train_dataloader.dataset = {**unlabelled, "filter_cfg": {"filter_empty_gt": True}}
+    message = "no annotation of the classes" if key else "no 'annotations'"
+    with pytest.raises(UsageError, match=message):
+        checked(cfg, "train")
+
+
+def test_label_maps_of_mmdets_own_data_set_are_not_taken_for_mmsegmentations(tmp_path):
+    folders = {"img_path": "train", "seg_map_path": "train/maps"}
+    options = write_segmentation(tmp_path)
+    dataset = {
+        "type": "BaseSegDataset", "data_root": options["root"], "data_prefix": folders,
+        "metainfo": {"classes": ("road", "sky")}, "pipeline": [],
+    }  # fmt: skip
+    values = {"default_scope": "mmdet", "model": {}, "train_cfg": {}}
+    checked(Config({**values, "val_dataloader": {"dataset": dataset}}), "val")
+
+
+def test_an_annotation_without_an_image_or_a_category_is_passed_over_as_mmdet_does(tmp_path):
+    first, second = coco()["annotations"]
+    strays = [{**first, "id": 3, "image_id": None}, {**first, "id": 4, "category_id": None}]
+    options = write_detection(tmp_path, coco(annotations=[first, second, *strays]))
+    warnings = checked(prepared(DETECTOR, custom_dataset=options), "train").warnings
+    for key in ("image_id", "category_id"):
+        assert any(f"1 annotations whose {key} is none" in text for text in warnings)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -314,3 +374,5 @@ def test_a_head_with_another_number_of_classes_is_named(tmp_path):
     cfg.model.roi_head.mask_head.num_classes = 80
     with pytest.raises(UsageError, match=r"model\.roi_head\.mask_head\.num_classes is 80.* 3 clas"):
         checked(cfg)
+    cfg.model.roi_head.mask_head.class_agnostic = True  # one mask for all of them
+    checked(cfg)

@@ -148,6 +148,12 @@ def test_a_training_of_no_length_is_refused(key, value):
         option_checks.check_loop(Config({"train_cfg": {key: value}}))
 
 
+@pytest.mark.parametrize("key", ["max_epochs", "max_iters", "val_interval"])
+def test_a_length_may_be_a_whole_float_as_mmengine_takes_it(key):
+    """As mmdet's V3Det recipes have: `val_interval=max_iter / 5`."""
+    option_checks.check_loop(Config({"train_cfg": {key: 1e2}}))
+
+
 def test_a_layer_decay_that_does_not_know_the_backbone_is_refused_with_ours():
     cfg = Config(CFG)
     option_checks.check_optimizer(cfg)

@@ -13,7 +13,8 @@ pytest.importorskip("mmseg")
 pytestmark = pytest.mark.openmmlab
 
 from helpers.own_data import checked as check_data
-from mmengine.registry import TRANSFORMS
+from mmengine.registry import LOOPS, TRANSFORMS
+from mmengine.runner import BaseLoop, ValLoop
 
 from convnext_backbone.openmmlab.tools import flags as run_flags
 from convnext_backbone.openmmlab.tools import launch
@@ -197,6 +198,44 @@ def test_losses_that_mmsegmentation_computes_pass(loss, tmp_path):
     checked(tmp_path, settings(write_set(tmp_path), head={"loss_decode": loss}))
 
 
+def test_one_channel_and_a_sigmoid_tell_two_classes_apart(tmp_path):
+    """`num_classes=1` is mmsegmentation's older form of `num_classes=2, out_channels=1`."""
+    losses = [SIGMOID, {"type": "DiceLoss"}]
+    head = {"num_classes": 1, "threshold": 0.3, "loss_decode": losses}
+    tiny = settings(write_set(tmp_path, (0, 1)), ["background", "fg"], head)
+    checked(tmp_path, tiny)
+    assert trained(tmp_path, tiny) == 0
+    tiny["model"]["decode_head"]["loss_decode"] = SOFTMAX
+    with pytest.raises(UsageError, match="num_classes is 1, but the data set has 2 classes"):
+        checked(tmp_path, tiny)
+
+
+def write_deep(root, dtype, void):
+    """Label maps of 0, 1 and void, in more than 8 bits."""
+    for path in (root / "ann").rglob("*.png"):
+        labels = np.resize(np.array([0, 1, void], dtype), (HEIGHT, WIDTH))
+        path.unlink()
+        Image.fromarray(labels).save(path.with_suffix(".tif"))
+
+
+@pytest.mark.filterwarnings("ignore:For binary segmentation")
+@pytest.mark.parametrize(
+    ("dtype", "void", "fits"),
+    [(np.uint16, 65535, True), (np.int32, -1, True), (np.uint16, 256, False)],
+)
+def test_values_that_are_void_modulo_256_are_void(dtype, void, fits, tmp_path):
+    write_deep(write_set(tmp_path), dtype, void)
+    tiny = settings(tmp_path, ("a", "b"))
+    for split in ("train", "val", "test"):
+        tiny[f"{split}_dataloader"]["dataset"]["seg_map_suffix"] = ".tif"
+    if fits:
+        checked(tmp_path, tiny)
+        assert trained(tmp_path, tiny) == 0
+        return
+    with pytest.raises(UsageError, match="values from 0 to 256"):
+        checked(tmp_path, tiny)
+
+
 # --------------------------------------------------------------------------- splits that disagree
 
 
@@ -290,6 +329,29 @@ def test_an_evaluator_that_holds_metrics_is_walked_through(evaluator, tmp_path):
     assert trained(tmp_path, tiny) == 0
 
 
+@LOOPS.register_module()
+class OwnLoop(BaseLoop):
+    """A loop of a user's that validates on one data set after the other."""
+
+    def __init__(self, runner, dataloader, evaluator):
+        super().__init__(runner, dataloader)
+        self.evaluator = evaluator
+
+    def run(self):
+        for loader in self.dataloader:
+            ValLoop(self.runner, loader, copy.deepcopy(self.evaluator)).run()
+
+
+def test_a_loop_of_the_users_gets_its_list_of_data_loaders(tmp_path):
+    tiny = settings(write_set(tmp_path))
+    tiny["val_dataloader"] = [tiny["val_dataloader"], copy.deepcopy(tiny["val_dataloader"])]
+    tiny["val_cfg"] = {"type": "OwnLoop"}
+    assert trained(tmp_path, tiny) == 0
+    tiny["val_dataloader"][1]["dataset"]["pipeline"] = [LOAD, RESIZE, PACK]
+    with pytest.raises(UsageError, match=r"val_dataloader\.1\.dataset\.pipeline.*LoadAnnotations"):
+        checked(tmp_path, tiny)
+
+
 def test_mmdets_evaluator_of_several_data_sets_passes(tmp_path):
     tiny = settings(write_set(tmp_path))
     one = tiny["val_dataloader"]["dataset"]
@@ -366,9 +428,6 @@ def test_an_unlabelled_test_set_passes_where_it_is_only_predicted(tmp_path):
     del dataset["data_prefix"]["seg_map_path"]
     tiny["test_evaluator"] = {**IOU, "format_only": True, "output_dir": str(tmp_path / "out")}
     checked(tmp_path, tiny, "test")
-    del tiny["test_evaluator"]["output_dir"]
-    with pytest.raises(UsageError, match=r"test_evaluator\.format_only=True.*output_dir"):
-        checked(tmp_path, tiny, "test")
     tiny["test_evaluator"] = IOU
     with pytest.raises(UsageError, match=r"test_dataloader.*LoadAnnotations"):
         checked(tmp_path, tiny, "test")
@@ -404,6 +463,25 @@ def test_steps_of_a_users_are_not_run(tmp_path):
             dataset["pipeline"] = [LOAD, {"type": "OwnStep"}, *labels, PACK]
             checked(tmp_path, tiny, split)
     assert not CALLS
+
+
+@TRANSFORMS.register_module()
+class OwnBinarize:
+    """A transform of a user's, by which 255 becomes the second class."""
+
+    def __call__(self, results):
+        results["gt_seg_map"] = (results["gt_seg_map"] > 0).astype(np.uint8)
+        return results
+
+
+@pytest.mark.filterwarnings("ignore:For binary segmentation")
+def test_labels_that_a_step_of_the_users_may_change_are_not_judged(tmp_path):
+    tiny = settings(write_set(tmp_path, (0, 255)), ["background", "fg"])
+    for split in ("train", "val", "test"):
+        steps = tiny[f"{split}_dataloader"]["dataset"]["pipeline"]
+        steps.insert(steps.index(ANNOTATIONS) + 1, {"type": "OwnBinarize"})
+    checked(tmp_path, tiny)
+    assert trained(tmp_path, tiny) == 0
 
 
 @pytest.mark.parametrize("wrapper", ["RepeatDataset", "ConcatDataset", "MultiImageMixDataset"])
