@@ -21,12 +21,12 @@ def _children(pid):
     ]
 
 
-def _working(pid):
-    """The processes below this one in which an actor is writing a shard."""
+def _workers(pid, title):
+    """The processes below this one to which Ray gave the title: of an actor, or of a method."""
     found = []
     for child in _children(pid):
-        title = Path(f"/proc/{child}/cmdline").read_bytes()
-        found += [child] if title.startswith(b"ray::_Worker.write") else _working(child)
+        line = Path(f"/proc/{child}/cmdline").read_bytes()
+        found += [child] if line.startswith(title) else _workers(child, title)
     return found
 
 
@@ -53,8 +53,10 @@ def test_a_killed_worker_loses_nothing_and_adds_nothing(weights_file, image_fold
 
     def images():
         for number, entry in enumerate(ImageList([image_folder])):
-            if number == 24:  # while both workers are at work
-                killed.extend(_working(os.getpid())[:1])
+            if number == 24:  # while the workers write, or between two shards
+                titles = (b"ray::_Worker.write", b"ray::_Worker")
+                workers = [worker for title in titles for worker in _workers(os.getpid(), title)]
+                killed.append(workers[0])
                 os.kill(killed[0], signal.SIGKILL)
                 # What one leaves that is killed while it writes, which this one may not have done.
                 partial = tmp_path / "ray" / f".features-000003-00.parquet.{killed[0]}.part"
