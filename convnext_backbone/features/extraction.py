@@ -133,12 +133,12 @@ def extract_features(
         )
     own = copy.copy(extractor)
     own.run_options = chosen.configure(extractor.run_options, engine_options)
-    plan = {
+    plan: dict[str, Any] = {
         "format": FORMAT,
         "files": chosen.format,
         "shard_images": _SHARD_IMAGES,
         "shard_bytes": _SHARD_BYTES,
-        "settings": json.loads(json.dumps(own.describe())),
+        "settings": _settings(own),
     }
     given = {"files": format, "shard_images": shard_images, "shard_bytes": shard_bytes}
     plan = _write_or_compare_plan(out, plan, {k: v for k, v in given.items() if v is not None})
@@ -222,6 +222,11 @@ def _write_or_compare_plan(
     return before
 
 
+def _settings(extractor: FeatureExtractor) -> dict[str, Any]:
+    """Return what decides about the values, as a file gives it back."""
+    return json.loads(json.dumps(extractor.describe()))
+
+
 def _unusable(folder: str) -> ValueError:
     return ValueError(f"{folder}; use another folder or delete it")
 
@@ -279,7 +284,7 @@ class ShardWriter:
         path = self.out / PLAN
         if not path.is_file() or read_json(path) != self.plan:
             raise OSError(f"{self.out} must be a folder that all machines share, {path} is not")
-        here = json.loads(json.dumps(self.extractor.describe()))
+        here = _settings(self.extractor)
         if here != self.plan["settings"]:
             wanted = self.plan["settings"]["versions"]
             raise ValueError(f"a worker must have the driver's {wanted}, got {here['versions']}")

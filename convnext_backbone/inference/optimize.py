@@ -25,7 +25,6 @@ from .unmodified import (
 )
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_GLOBALS = ("LOAD_GLOBAL", "LOAD_NAME")  # operations that read a global variable
 
 
 def optimize_for_inference(
@@ -140,8 +139,9 @@ def _iter_held(function: Any) -> Iterator[Any]:
         yield from (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
         yield from inspect.getclosurevars(function).nonlocals.values()
         # Names of attributes are not those of globals.
-        names = (step.argval for step in dis.get_instructions(function) if step.opname in _GLOBALS)
-        yield from (function.__globals__.get(name) for name in names)
+        steps = dis.get_instructions(function)
+        names = (step.argval for step in steps if step.opname == "LOAD_GLOBAL")
+        yield from map(function.__globals__.get, names)
     else:  # an object of a class with __call__
         yield from getattr(function, "__dict__", {}).values()
 

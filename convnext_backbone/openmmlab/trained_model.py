@@ -91,7 +91,7 @@ def load_trained_model(
             model, meta = load_model(cfg, checkpoint, "cpu")
     except UsageError as error:
         raise ValueError(str(error)) from error
-    model = model.eval().requires_grad_(False)
+    model.requires_grad_(False)
     trained_from = init.get("checkpoint") if isinstance(init, Mapping) else None
     return TrainedModel(model, cfg, _TASKS[cfg.default_scope], meta, trained_from)
 

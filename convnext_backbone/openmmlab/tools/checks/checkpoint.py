@@ -1,7 +1,6 @@
 """Checks of the checkpoint that a run starts from."""
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -152,14 +151,9 @@ def check_checkpoint(path: str, argument: str, needed: Sequence[str] = ()) -> No
 
 
 def _read_checkpoint(path: str, argument: str) -> Any:
-    # Also the types that the user allows: mmengine's loader takes them too.
-    types = mmengine_types()
-    with warnings.catch_warnings():
-        # torch's hints about pickle protocols do not help a user who chose the wrong file.
-        warnings.simplefilter("ignore", UserWarning)
-        try:
-            # mmap spares reading weights that only a later load needs.
-            name = repr(path) if argument == "checkpoint" else f"{argument} {path!r}"
-            return read_torch_file(Path(path), name, types=types, mmap=True)
-        except CheckpointError as error:
-            raise UsageError(str(error)) from error
+    name = repr(path) if argument == "checkpoint" else f"{argument} {path!r}"
+    try:
+        # mmap spares reading weights that only a later load needs.
+        return read_torch_file(Path(path), name, types=mmengine_types(), mmap=True)
+    except CheckpointError as error:
+        raise UsageError(str(error)) from error
