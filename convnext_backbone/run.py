@@ -1,8 +1,8 @@
 """`python -m convnext_backbone.run SCRIPT ARGS...`: run a script of OpenMMLab's, unedited.
 
 mmdet's and mmseg's own tools import `mmcv.ops` before they read a config, so the `custom_imports`
-of the config comes too late to serve it; here this package is imported first. Checkpoints of
-mmengine can be read by plain `torch.load(weights_only=True)` in this process.
+of the config comes too late to serve it; here this package is imported first. `torch.load` reads
+checkpoints of mmengine here, and safely.
 
 SCRIPT is a file, or `mmdet:NAME` or `mmseg:NAME` for a tool that the installed package brings, such
 as `mmdet:analysis_tools/browse_dataset.py`; `mmdet:` alone lists them.
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     if script is None:
         print(__doc__)
         return EXIT_USAGE
-    _allow_checkpoints()
+    _replace_torch_load()
     sys.argv = [str(script), *argv[1:]]
     sys.path[0] = str(script.parent)
     runpy.run_path(str(script), run_name="__main__")
@@ -59,12 +59,12 @@ def find_script(name: str) -> Path | None:
     return folder / inside
 
 
-def _allow_checkpoints() -> None:
+def _replace_torch_load() -> None:
     import torch
 
-    from .openmmlab.patches.mmengine_safe_globals import mmengine_types
+    from .openmmlab.patches.mmengine_loaders import load
 
-    torch.serialization.add_safe_globals(mmengine_types())
+    vars(torch)["load"] = load
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Trainers save paths, dates, settings and classes of optimizers with the weights,
 them. Nothing of these types is imported or built.
 """
 
-from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -20,16 +19,16 @@ class Inert:
     def __setstate__(self, _: object) -> None: ...
 
 
-class InertDict:
-    """Takes the place of a class of dicts: torch sets entries of plain ones alone."""
+class InertDict(Inert):
+    """Takes the place of a class of dicts."""
 
     def __new__(cls, *_: object) -> Any:
         """Return a plain dict, without the arguments."""
-        return OrderedDict()
+        return {}
 
 
-class InertList:
-    """Takes the place of a class of lists: torch adds items to plain ones alone."""
+class InertList(Inert):
+    """Takes the place of a class of lists."""
 
     def __new__(cls, *_: object) -> Any:
         """Return a plain list, without the arguments."""
@@ -38,7 +37,7 @@ class InertList:
 
 # Module -> its types. A new one is a word here.
 _OBJECTS = {
-    "builtins": "Ellipsis NotImplemented bool dict float frozenset getattr int list object range "
+    "builtins": "Ellipsis NotImplemented bool dict float getattr int list object range "
     "slice str tuple",
     "datetime": "date datetime time timedelta timezone",
     "decimal": "Decimal",
@@ -66,26 +65,21 @@ _DICTS = {
     "lightning_fabric.utilities.data": "AttributeDict",
     "pytorch_lightning.utilities.parsing": "AttributeDict",
 }
+_LISTS = {"collections": "deque"}
 
 
 def _names(table: dict[str, str]) -> list[str]:
     return [f"{module}.{name}" for module, names in table.items() for name in names.split()]
 
 
-INERT_DICTS = frozenset(_names(_DICTS))
-
-
-def inert_types() -> list[tuple[type, str]]:
-    """List the stand-ins with the types' names, for `torch.serialization.add_safe_globals`."""
-    optimizers = {
-        f"{kind.__module__}.{kind.__qualname__}"
-        for module in (torch.optim, torch.optim.lr_scheduler)
-        for kind in vars(module).values()
-        if isinstance(kind, type) and kind.__module__.startswith("torch.optim.")
-    }
-    names = {
-        **dict.fromkeys((*_names(_OBJECTS), *optimizers), Inert),
-        **dict.fromkeys(INERT_DICTS, InertDict),
-        "collections.deque": InertList,
-    }
-    return [(kind, name) for name, kind in names.items()]
+_OPTIMIZERS = {
+    f"{kind.__module__}.{kind.__qualname__}"
+    for module in (torch.optim, torch.optim.lr_scheduler)
+    for kind in vars(module).values()
+    if isinstance(kind, type) and kind.__module__.startswith("torch.optim.")
+}
+INERT_TYPES: dict[str, type[Inert]] = {
+    **dict.fromkeys((*_names(_OBJECTS), *_OPTIMIZERS), Inert),
+    **dict.fromkeys(_names(_DICTS), InertDict),
+    **dict.fromkeys(_names(_LISTS), InertList),
+}

@@ -1,4 +1,4 @@
-"""numpy's arrays and scalars out of a pickle, rebuilt by functions that check every part.
+"""numpy's arrays and scalars out of a pickle, of checked parts alone.
 
 numpy's own constructors trust what a file says: `numpy.ndarray` and `multiarray.scalar` take bytes
 for objects, and a dtype's state can clear the flag that says so; the bytes of a file are then used
@@ -9,10 +9,11 @@ booleans, numbers, bytes and text, whose size must be that of their data.
 import math
 import re
 from collections.abc import Callable
-from pickle import UnpicklingError
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
+
+from .containers import refuse
 
 _CODE = re.compile(r"[<>=|]?(?:[?bBhHiIlLqQefdFD]|[biufcSU]\d{1,9})")
 _KINDS = "biufcSU"
@@ -20,20 +21,15 @@ _MAX_AXES = 8
 _ORDERS = ("<", ">", "|", "=")
 
 
-def refuse(what: str) -> NoReturn:
-    """Refuse what a pickle asks for, in the form in which torch names it."""
-    raise UnpicklingError(f"GLOBAL {what} was not an allowed global")
-
-
 class CheckedDtype:
     """Takes the place of `numpy.dtype`: a simple type, never one of objects or of fields."""
 
     def __init__(self, code: object, align: object = False, copy: object = False) -> None:
         if not isinstance(code, str) or not _CODE.fullmatch(code):
-            refuse(f"numpy.dtype({code!r})")
+            refuse(f"numpy.dtype({code[:20]!r})" if isinstance(code, str) else "numpy.dtype(...)")
         self.dtype = np.dtype(code)
 
-    def __setstate__(self, state: object) -> None:
+    def set_state(self, state: object) -> None:
         """Take over the byte order; nothing else of a simple type's state may vary."""
         if not isinstance(state, tuple) or len(state) not in (8, 9) or state[1] not in _ORDERS:
             refuse("a state of numpy.dtype")
@@ -44,34 +40,34 @@ class CheckedDtype:
             self.dtype = self.dtype.newbyteorder(state[1])
 
 
-class CheckedArray(np.ndarray):
-    """Takes the place of `numpy.ndarray`; it pickles as a plain array."""
+def _array(*_: object) -> None:
+    """Take the place of `numpy.ndarray`, whose constructor takes a buffer for its elements."""
+    refuse("numpy.ndarray(...)")
 
-    def __new__(cls, *args: object) -> "CheckedArray":
-        """Refuse to be called: the constructor of an array takes a buffer for its elements."""
-        refuse("numpy.ndarray(...)")
 
-    def __setstate__(self, state: Any) -> None:
-        """Fill the array from (version, shape, dtype, is it Fortran order, bytes), once."""
-        # A second state would free the memory of the first, which a tensor may share by now.
-        if "is_filled" in vars(self):
-            refuse("a second state of numpy.ndarray")
-        self.is_filled = True
-        if not isinstance(state, tuple) or len(state) != 5:
-            refuse("a state of numpy.ndarray")
-        _, shape, dtype, fortran, data = state
-        # numpy's own __setstate__ trusts the number of axes and reads beyond its 64.
-        sizes = isinstance(shape, tuple) and len(shape) <= _MAX_AXES
-        sizes = sizes and all(type(n) is int and n >= 0 for n in shape)
-        # The strides of an empty array must not overflow either.
-        sizes = sizes and math.prod(n or 1 for n in shape) < 1 << 48
-        if not sizes or not _holds(dtype, data, math.prod(shape)):
-            refuse("numpy.ndarray of objects or of another size than its data")
-        plain: Any = (1, shape, dtype.dtype, bool(fortran), data)
-        super().__setstate__(plain)
+def reconstruct(cls: object, shape: object, code: object) -> Any:
+    """Return an empty array whose state comes next, as `multiarray._reconstruct` does."""
+    if cls is not _array:
+        refuse("an array of another class")
+    return np.empty(0, np.uint8)
 
-    def __reduce__(self) -> Any:
-        return np.asarray(self).__reduce__()
+
+def fill_array(array: Any, state: Any) -> None:
+    """Fill an array of `reconstruct` from (version, shape, dtype, is it Fortran order, bytes).
+
+    Only once: a second state would free the memory of the first, which may be shared by now.
+    """
+    if not isinstance(state, tuple) or len(state) != 5:
+        refuse("a state of numpy.ndarray")
+    _, shape, dtype, fortran, data = state
+    # numpy's own __setstate__ trusts the number of axes and reads beyond its 64.
+    sizes = isinstance(shape, tuple) and len(shape) <= _MAX_AXES
+    sizes = sizes and all(type(n) is int and n >= 0 for n in shape)
+    # The strides of an empty array must not overflow either.
+    sizes = sizes and math.prod(n or 1 for n in shape) < 1 << 48
+    if not sizes or not _holds(dtype, data, math.prod(shape)):
+        refuse("numpy.ndarray of objects or of another size than its data")
+    array.__setstate__((1, shape, dtype.dtype, bool(fortran), data))
 
 
 def _holds(dtype: object, data: object, count: int) -> bool:
@@ -84,13 +80,6 @@ def _holds(dtype: object, data: object, count: int) -> bool:
     )
 
 
-def _reconstruct(cls: object, shape: object, code: object) -> CheckedArray:
-    """Return the empty array whose state comes next, as `multiarray._reconstruct` does."""
-    if cls is not CheckedArray:
-        refuse(f"an array of class {cls!r}")
-    return np.ndarray.__new__(CheckedArray, (0,), np.uint8)
-
-
 def _scalar(dtype: Any, data: Any = None) -> Any:
     """Return a scalar of its bytes, as `multiarray.scalar` does."""
     if not _holds(dtype, data, 1):
@@ -98,20 +87,20 @@ def _scalar(dtype: Any, data: Any = None) -> Any:
     return np.frombuffer(data, dtype.dtype)[0]
 
 
-def _no_bytes() -> bytes:
-    """Return the data of an empty array, which pickles as a call of `bytes`."""
-    return b""
+def _from_buffer(data: Any, dtype: Any, shape: Any, order: object) -> Any:
+    """Return an array of its bytes, as numpy writes it with protocol 5 of pickle."""
+    if not isinstance(data, bytes | bytearray):
+        refuse("an array of what is no bytes")
+    array = np.empty(0, np.uint8)
+    fill_array(array, (1, shape, dtype, order == "F", bytes(data)))
+    return array
 
 
-def numpy_types() -> list[tuple[Callable[..., Any], str]]:
-    """List the stand-ins with numpy's names, for `torch.serialization.add_safe_globals`.
-
-    numpy names its constructors differently before and after version 2; either reads both.
-    """
-    return [
-        (CheckedArray, "numpy.ndarray"),
-        (CheckedDtype, "numpy.dtype"),
-        (_no_bytes, "builtins.bytes"),
-        *((_reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
-        *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-    ]
+# numpy names its constructors differently before and after version 2; either reads both.
+NUMPY_TYPES: dict[str, Callable[..., Any]] = {
+    "numpy.ndarray": _array,
+    "numpy.dtype": CheckedDtype,
+    **{f"numpy.{core}.multiarray._reconstruct": reconstruct for core in ("core", "_core")},
+    **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
+    **{f"numpy.{core}.numeric._frombuffer": _from_buffer for core in ("core", "_core")},
+}

@@ -1,32 +1,35 @@
 """PyTorch files: read without executing anything in them, every fault one clear error.
 
-This module alone knows which types a file may hold, what torch raises on a file that is damaged or
-asks for more, and under which entries of a checkpoint the weights are; `pickles` knows which calls
-may make them.
+This module alone knows which types a file may hold besides tensors, how its containers are built,
+and under which entries of a checkpoint the weights are; `pickles` reads the pickles in them.
 """
 
 import argparse
 import io
 import os
-import pickle
-import re
 import struct
-import warnings
+import sys
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from threading import RLock
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
+from torch.storage import UntypedStorage
 
 from ..utils.checks import first_line, shorten_list
-from .containers import DAMAGED, ZIP_START, CheckpointError, check_zip
-from .inert_types import inert_types
-from .numpy_types import numpy_types
-from .pickles import MAX_ITEM, PickleReader, name_of, raise_damaged
+from .containers import (
+    DAMAGED,
+    ZIP_START,
+    CheckpointError,
+    RefusedError,
+    check_zip,
+    raise_damaged,
+)
+from .inert_types import INERT_TYPES
+from .pickles import MAX_ITEM, PickleReader, StorageFinder, users_types
 
 # Entries of a checkpoint that hold its tensors, and those of their moving averages.
 WRAPPERS = ("model", "state_dict", "module", "net", "network", "backbone", "train_model")
@@ -34,51 +37,18 @@ EMA_WRAPPERS = ("model_ema", "ema_state_dict", "state_dict_ema", "ema")
 # mmengine's EMAHook exchanges what these hold before it saves (mmengine/hooks/ema_hook.py), so that
 # all who load the first get the average; its averaged model has `steps` besides its `module`.
 _EXCHANGED, _COUNTER, _COPY = ("state_dict", "ema_state_dict"), "steps", "module."
-# torch names what it refused in one of these forms, followed by advice to load without protection.
-_REFUSED = re.compile(
-    r"GLOBAL (.+?) (?:was not an allowed global|whose module)"
-    r"|class '?([\w.]+)|`(\S+)` of type|unrecognized function (<[^>]+>)"
-)
-# What torch puts on its list when these are imported: a `DeviceMesh` connects to other processes.
-_OF_TORCH = re.compile(r"torch\.(distributed|nested|_dynamo)\.")
-# torch's list of types that may be built belongs to all threads of the process.
-_LOCK = RLock()
-# torch's hints that help nobody who loads a file.
-_HINTS = "Detected pickle protocol 3|Validating sparse tensor invariants"
 # Zip files of torch that hold a program, by how the name of an entry ends.
-_PROGRAMS = {b"/constants.pkl": "TorchScript", b"/archive_format": "torch.export"}
-
-
-def weight_types() -> list[Any]:
-    """List what published checkpoints hold besides tensors; all of it is plain data."""
-    return [argparse.Namespace, *inert_types(), *numpy_types()]
-
-
-@contextmanager
-def allow_only(types: Sequence[Any]) -> Iterator[None]:
-    """Let torch build these types and the user's alone, then restore its process-wide list.
-
-    Of one name, it is the type in `types`. One load at a time, since the list belongs to all
-    threads. `torch.serialization.safe_globals` would add to the user's list instead of replacing
-    it, and on leaving take off it even what was there before.
-    """
-    with _LOCK:
-        others = torch.serialization.get_safe_globals()
-        named = {name_of(entry): entry for entry in others}
-        users = {name: entry for name, entry in named.items() if not _OF_TORCH.match(name)}
-        allowed = users | {name_of(entry): entry for entry in types}
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(list(allowed.values()))
-        try:
-            yield
-        finally:
-            torch.serialization.clear_safe_globals()
-            torch.serialization.add_safe_globals(others)
+_PROGRAMS = {"/constants.pkl": "TorchScript", "/archive_format": "torch.export"}
+_PICKLE = "/data.pkl"
+# What published checkpoints hold besides tensors, all of it plain data, by its name in pickles.
+WEIGHT_TYPES: dict[str, Any] = {"argparse.Namespace": argparse.Namespace, **INERT_TYPES}
+# Returns a storage where it shall be, given it and the device that it was saved from.
+Place = Callable[[UntypedStorage, str], UntypedStorage]
 
 
 @contextmanager
 def checkpoint_errors(name: str) -> Iterator[None]:
-    """Turn what torch raises while it loads into one line that names the file.
+    """Turn what is raised while a file is read into one line that names it.
 
     CheckpointError: the file is damaged, or asks for a type that is not allowed.
     """
@@ -86,131 +56,163 @@ def checkpoint_errors(name: str) -> Iterator[None]:
         yield
     except CheckpointError:
         raise
-    except pickle.UnpicklingError as error:
-        refused = refused_type(error)
-        if refused is None:
-            reason = f"the PyTorch file is damaged: {_gist(error)}"
-            raise CheckpointError(f"cannot read checkpoint {name}: {reason}") from None
+    except RefusedError as error:
         raise CheckpointError(
-            f"refused to read checkpoint {name}: it asks for {refused}, which weights have no need "
+            f"refused to read checkpoint {name}: it asks for {error}, which weights have no need "
             "of; nothing of it was executed. If you trust the file, save its state dict alone, or "
             "allow the type by torch.serialization.add_safe_globals"
-        ) from None  # torch's own message advises to load the file without protection
+        ) from None
     except DAMAGED as error:
         raise CheckpointError(
-            f"cannot read checkpoint {name}: {_gist(error)} "
+            f"cannot read checkpoint {name}: {first_line(error)} "
             "(truncated, damaged, or not a PyTorch file)"
         ) from error
-
-
-def refused_type(error: pickle.UnpicklingError) -> str | None:
-    """Return the name of the type that safe loading refused, or None for a damaged file."""
-    found = _REFUSED.search(str(error))
-    return next(filter(None, found.groups())) if found else None
-
-
-def _gist(error: Exception) -> str:
-    """Return the part of torch's long messages that names the fault."""
-    gist = str(error).partition("WeightsUnpickler error: ")[2]
-    return gist.strip().partition("\n")[0] if gist else first_line(error)
 
 
 def read_torch_file(
     file: Path | BinaryIO,
     name: str | None = None,
     *,
-    types: Sequence[Any] | None = None,
+    types: Mapping[str, Any] = WEIGHT_TYPES,
     mmap: bool = False,
+    place: Place | None = None,
 ) -> Any:
-    """Read a PyTorch file with `torch.load(weights_only=True)`, whatever the environment asks for.
+    """Read what `torch.save` wrote; whatever the environment asks for, nothing in it is executed.
 
-    Only `types` may be built besides tensors (`weight_types()` when not given), what the user
-    added to torch's process-wide list, and what `pickles` lists of torch's own. `name` is the
-    file's in errors.
-    CheckpointError: the file is damaged, inflates too far, or asks for another type.
+    Args:
+        file: The file, or a stream of its bytes.
+        name: The file's in errors; its path when not given.
+        types: What may be called besides what weights need, by its name in pickles. What the user
+            added by `torch.serialization.add_safe_globals` may be called as well.
+        mmap: Map the storages of a file instead of copying them.
+        place: Moves each storage to a device; they stay on the CPU when not given.
+
+    Raises:
+        CheckpointError: The file is damaged, inflates too far, or asks for another type.
     """
     name = str(file) if name is None else name
-    with checkpoint_errors(name), allow_only(weight_types() if types is None else types):
-        with open(file, "rb") if isinstance(file, Path) else nullcontext(file) as stream:
-            mmap = check_torch_file(stream, name) and mmap
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", _HINTS, UserWarning)
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+    types = {**users_types(), **types}
+    place = place or (lambda storage, _: storage)
+    with (
+        checkpoint_errors(name),
+        open(file, "rb") if isinstance(file, Path) else nullcontext(file) as stream,
+    ):
+        is_zip = stream.read(len(ZIP_START)) == ZIP_START
+        stream.seek(0)
+        if not is_zip:
+            return _read_legacy(stream, name, types, place)
+        mapped = str(file) if isinstance(file, Path) and mmap else None
+        return _read_zip(stream, name, types, place, mapped)
 
 
-def check_torch_file(stream: BinaryIO, name: str) -> bool:
-    """Check what a PyTorch file would build, without loading it; return whether it can be mapped.
-
-    That may be what torch's process-wide list holds now, and what `pickles` lists. Errors are those
-    of `checkpoint_errors`: it asks for more, for far more memory than is stored, or is damaged.
-    """
-    start = stream.tell()
-    is_zip = stream.read(len(ZIP_START)) == ZIP_START
-    stream.seek(start)
-    is_mappable = (_check_zip if is_zip else _check_legacy)(stream, name)
-    stream.seek(start)
-    return is_mappable
-
-
-def _check_zip(stream: BinaryIO, name: str) -> bool:
-    """Check a zip file, its pickles, and that it has the storages that they ask for."""
+def _read_zip(
+    stream: BinaryIO, name: str, types: Mapping[str, Any], place: Place, path: str | None
+) -> Any:
+    """Read a zip file: a pickle, and an entry for each of its storages, mapped where `path` is."""
     entries = check_zip(stream, name)
     for end, kind in _PROGRAMS.items():
         if any(key.endswith(end) for key in entries):
             raise CheckpointError(f"{name}: this is a program of {kind}, not a state dict")
     size = stream.seek(0, os.SEEK_END)
+    pickled = next((key for key in entries if key.endswith(_PICKLE)), None)
+    if pickled is None:
+        raise_damaged("torch.save did not write this zip file")
+    folder = pickled.removesuffix(_PICKLE)
+    mapped: Any = UntypedStorage.from_file(path, False, size) if path else None
     with zipfile.ZipFile(stream) as archive:
-        for key in (key for key in entries if key.endswith(b".pkl")):
-            if not entries[key].CRC:  # torch leaves it 0 where the user switched checksums off
-                del entries[key].CRC
-            reader = PickleReader(io.BytesIO(archive.read(entries[key])), name, size)
-            reader.read()
-            folder = key.rpartition(b"/")[0]
-            for storage in reader.storages.values():
-                found = entries.get(folder + b"/data/" + storage.key.encode().lower())
-                if found is None or found.file_size < storage.nbytes:
-                    raise_damaged(
-                        f"it lacks {storage.nbytes:,} bytes of the storage {storage.key!r}"
-                    )
-    is_stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries.values())
-    data = (entry for key, entry in entries.items() if b"/data/" in key)
-    return is_stored and all(_is_aligned(stream, entry) for entry in data)
+        for entry in entries.values():
+            if not entry.CRC:  # torch leaves it 0 where the user switched checksums off
+                del entry.CRC
+        order = entries.get(f"{folder}/byteorder")
+        if order and archive.read(order) != sys.byteorder.encode():
+            raise_damaged("it is of a machine with another order of bytes")
+
+        def fetch(key: str, nbytes: int, location: str) -> UntypedStorage:
+            entry = entries.get(f"{folder}/data/{key}")
+            if entry is None or entry.file_size < nbytes:
+                raise_damaged(f"it lacks {nbytes:,} bytes of the storage {key!r}")
+            begin = _begin(stream, entry)
+            is_mapped = mapped is not None and entry.compress_type == zipfile.ZIP_STORED
+            # torch's functions for complex numbers crash on memory that is not aligned.
+            if is_mapped and begin % MAX_ITEM == 0 and begin + nbytes <= size:
+                return place(mapped[begin : begin + nbytes], location)
+            with archive.open(entry) as data:
+                return place(_read_storage(data, nbytes), location)
+
+        return PickleReader(
+            io.BytesIO(archive.read(entries[pickled])), name, size, types, fetch
+        ).read()
 
 
-def _is_aligned(stream: BinaryIO, entry: zipfile.ZipInfo) -> bool:
-    """Return whether bytes may be mapped: torch's functions for complex numbers crash on others."""
+def _begin(stream: BinaryIO, entry: zipfile.ZipInfo) -> int:
+    """Return where the bytes of an entry begin."""
     stream.seek(entry.header_offset + 26)  # of the lengths of the name and of the extra field
-    return (entry.header_offset + 30 + sum(struct.unpack("<2H", stream.read(4)))) % MAX_ITEM == 0
+    return entry.header_offset + 30 + sum(struct.unpack("<2H", stream.read(4)))
 
 
-def _check_legacy(stream: BinaryIO, name: str) -> bool:
-    """Check a file of torch < 1.6: five pickles, then the storages that the last of them lists.
+def _read_storage(stream: Any, nbytes: int) -> UntypedStorage:
+    storage = UntypedStorage(nbytes)
+    memory = torch.empty(0, dtype=torch.uint8).set_(storage).numpy().data
+    done = 0
+    while done < nbytes:
+        count = stream.readinto(memory[done:])
+        if not count:
+            raise_damaged("it was cut off")
+        done += count
+    return storage
 
-    torch hands out a storage that is not listed as it was allocated, with what was in that memory.
+
+def _read_legacy(stream: BinaryIO, name: str, types: Mapping[str, Any], place: Place) -> Any:
+    """Read a file of torch < 1.6: five pickles, then the storages that the last of them lists.
+
+    The fourth is the content. It is read twice, since where a storage lies is known only from the
+    sizes of those before it.
     """
-    start = stream.tell()
     size = stream.seek(0, os.SEEK_END)
-    stream.seek(start)
-    readers = [PickleReader(stream, name, size, is_legacy=True) for _ in range(5)]
-    if readers[0].read() != torch.serialization.MAGIC_NUMBER:
+    stream.seek(0)
+
+    def nothing(*_: object) -> UntypedStorage:
+        return UntypedStorage(0)
+
+    def read() -> Any:
+        return PickleReader(stream, name, size, {}, nothing).read()
+
+    if read() != torch.serialization.MAGIC_NUMBER:
         raise_damaged("it does not begin as torch.save begins a file")
-    *_, keys = (reader.read() for reader in readers[1:])
-    storages = readers[3].storages
-    if not isinstance(keys, list) or sorted(keys) != sorted(storages):
+    for _ in range(2):
+        read()
+    content = stream.tell()
+    finder = StorageFinder(stream, name, size, {}, nothing)
+    finder.read()
+    keys = read()
+    is_list = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    if not is_list or sorted(keys) != sorted(finder.storages):
         raise_damaged("it does not list the storages that its tensors ask for")
+    places: dict[str, int] = {}
     for key in keys:
-        if int.from_bytes(stream.read(8), "little") != storages[key].count:
+        kind, count = finder.storages[key]
+        if int.from_bytes(stream.read(8), "little") != count:
             raise_damaged(f"the storage {key!r} is of another size than its tensors ask for")
-        stream.seek(storages[key].nbytes, os.SEEK_CUR)
+        places[key] = stream.tell()
+        stream.seek(kind.nbytes(count), os.SEEK_CUR)
     if stream.tell() > size:
         raise_damaged("it was cut off")
-    return False
+
+    def fetch(key: str, nbytes: int, location: str) -> UntypedStorage:
+        here = stream.tell()
+        stream.seek(places[key])
+        storage = _read_storage(stream, nbytes)
+        stream.seek(here)
+        return place(storage, location)
+
+    stream.seek(content)
+    return PickleReader(stream, name, size, types, fetch).read()
 
 
 def unwrap(
     loaded: Any, source: str, ema: bool, notes: list[str], depth: int = 8
 ) -> dict[str, Tensor]:
-    """Return the tensors inside what `torch.load` returned, through up to `depth` wrappers.
+    """Return the tensors inside what a PyTorch file holds, through up to `depth` wrappers.
 
     Where no wrapper is known, it is the entry with the most tensors. What was chosen is added to
     `notes`. ValueError: there are none, or two entries have as many.

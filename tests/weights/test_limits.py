@@ -324,7 +324,7 @@ def test_memory_for_nothing_is_not_allocated(old_format, tmp_path):
 
     path = tmp_path / "w.pth"
     torch.save({"a": Ask()}, path, _use_new_zipfile_serialization=not old_format)
-    refused(path, "builds a bytearray")
+    refused(path, "asks for builtins.bytearray")
 
 
 # ------------------------------------------------------------------------------ the limits

@@ -1,36 +1,31 @@
 """mmengine's checkpoint loaders, none of which may unpickle unsafely.
 
-mmengine 0.10.7 calls `torch.load` without `weights_only`, which the variable
-TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD turns into unsafe loading. onedl-mmengine 0.10.12 loads with
-`weights_only=False` whatever safe loading refuses. Both read http(s) with `weights_only=False`,
-the default of `torch.hub.load_state_dict_from_url`, which also keeps whatever a server sends.
+mmengine 0.10.7 calls `torch.load` without `weights_only`, which refuses its own checkpoints, or,
+where the variable TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set, loads unsafely. onedl-mmengine 0.10.12
+loads with `weights_only=False` whatever safe loading refuses. Both read http(s) by
+`torch.hub.load_state_dict_from_url`, which also keeps whatever a server sends.
 
-Each registered loader stays, and runs under torch's own switch TORCH_FORCE_WEIGHTS_ONLY_LOAD, which
-overrides the `weights_only` of any caller of `torch.load`. Goes when every loader of both families
-passes `weights_only=True`.
+Each registered loader stays, and finds this package's reader in the place of `torch.load`. Goes
+when every loader of both families passes `weights_only=True` and reads its own checkpoints.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
+from threading import RLock
 from types import ModuleType
 from typing import Any
 
 import torch
+from torch.storage import UntypedStorage
 
 from ...weights.download import DownloadError, cache_directory, fetch_url
-from ...weights.torch_files import (
-    CheckpointError,
-    allow_only,
-    check_torch_file,
-    checkpoint_errors,
-)
-from .mmengine_safe_globals import mmengine_types
+from ...weights.torch_files import CheckpointError, Place, checkpoint_errors, read_torch_file
+from .mmengine_types import mmengine_types
 
-_FORCE, _FORBID = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 _Loader = Callable[..., Any]
+_LOCK = RLock()  # `torch.load` belongs to all threads of the process
 
 
 def repair(checkpoint: ModuleType) -> None:
@@ -39,21 +34,57 @@ def repair(checkpoint: ModuleType) -> None:
     loaders = checkpoint.CheckpointLoader
     for prefix, loader in list(loaders._schemes.items()):
         loaders.register_scheme(prefix, _load_safely(loader), force=True)
-    if hasattr(checkpoint, "_safe_torch_load"):
-        # onedl's function would put the real `getattr` on torch's allow-list.
-        vars(checkpoint)["_safe_torch_load"] = torch.load
+    if hasattr(checkpoint, "_safe_torch_load"):  # onedl's, which falls back to unsafe loading
+        vars(checkpoint)["_safe_torch_load"] = lambda *args, **kwargs: torch.load(*args, **kwargs)
+
+
+def load(file: Any, map_location: Any = None, *_: Any, name: str | None = None, **__: Any) -> Any:
+    """Take the place of `torch.load`, for checkpoints of mmengine, and whatever it is asked for.
+
+    Without `map_location`, tensors are on the CPU. `name` is the file's in errors.
+    """
+    source = Path(file) if isinstance(file, str | Path) else file
+    types = mmengine_types()
+    checkpoint = read_torch_file(source, name, types=types, place=_place(map_location))
+    _remove_configs(checkpoint)
+    return checkpoint
+
+
+def _place(map_location: Any) -> Place | None:
+    """Return what moves a storage as `torch.load(map_location=...)` does."""
+    if map_location is None or callable(map_location):
+        return map_location
+
+    def place(storage: UntypedStorage, location: str) -> UntypedStorage:
+        is_map = isinstance(map_location, dict)
+        device = torch.device(map_location.get(location, location) if is_map else map_location)
+        memory = torch.empty(0, dtype=torch.uint8).set_(storage)
+        return storage if device.type == "cpu" else memory.to(device).untyped_storage()
+
+    return place
+
+
+@contextmanager
+def _loads_by(read: Callable[..., Any]) -> Iterator[None]:
+    with _LOCK:
+        before = torch.load
+        torch.load = read
+        try:
+            yield
+        finally:
+            torch.load = before
 
 
 def _load_safely(loader: _Loader) -> _Loader:
     # mmengine logs the name of a loader without its "load_from_".
     @wraps(loader, assigned=("__name__", "__qualname__", "__doc__"))
-    def load(filename: str, map_location: Any = None, **options: Any) -> Any:
+    def load_from(filename: str, map_location: Any = None, **options: Any) -> Any:
+        def read(file: Any, map_location: Any = None, *args: Any, **kwargs: Any) -> Any:
+            return load(file, map_location, name=filename)
+
         try:
-            with checkpoint_errors(filename), _weights_only():
-                _check_file(Path(filename).expanduser(), filename)
-                checkpoint = loader(filename, map_location=map_location, **options)
-                _remove_configs(checkpoint)
-                return checkpoint
+            with checkpoint_errors(filename), _loads_by(read):
+                return loader(filename, map_location=map_location, **options)
         except CheckpointError as error:
             cause, name = error.__cause__, filename.partition("://")[2]
             if isinstance(cause, DownloadError):
@@ -65,7 +96,7 @@ def _load_safely(loader: _Loader) -> _Loader:
                 raise CheckpointError(f"cannot read checkpoint {filename}: {reason}") from cause
             raise
 
-    return load
+    return load_from
 
 
 def _load_url(
@@ -73,16 +104,7 @@ def _load_url(
 ) -> Any:
     """Take the place of `torch.hub.load_state_dict_from_url`, with this package's checks."""
     directory = cache_directory() if model_dir is None else Path(model_dir)  # as there
-    path = fetch_url(url, progress=progress, directory=directory)
-    _check_file(path, url)
-    return torch.load(path, map_location=map_location)
-
-
-def _check_file(path: Path, name: str) -> None:
-    """Check what a file claims; other schemes' files and missing ones are the loaders'."""
-    if path.is_file():
-        with path.open("rb") as file:
-            check_torch_file(file, name)
+    return load(fetch_url(url, progress=progress, directory=directory), map_location, name=url)
 
 
 def _remove_configs(checkpoint: Any) -> None:
@@ -99,16 +121,3 @@ def _remove_configs(checkpoint: Any) -> None:
         if isinstance(holder, dict):
             holder.pop("config", None)
             holder.pop("cfg", None)
-
-
-@contextmanager
-def _weights_only() -> Iterator[None]:
-    # The lock of `allow_only` holds for the environment too, which belongs to the whole process.
-    with allow_only(mmengine_types()):
-        before = {name: os.environ.pop(name, None) for name in (_FORCE, _FORBID)}
-        os.environ[_FORCE] = "1"
-        try:
-            yield
-        finally:
-            del os.environ[_FORCE]
-            os.environ.update({name: value for name, value in before.items() if value is not None})

@@ -11,7 +11,7 @@ from mmengine.registry import DefaultScope
 from ....utils.files import check_regular
 from ....weights.torch_files import CheckpointError, read_torch_file
 from ...config_walk import class_count_key, is_remote, iter_heads, split_datasets
-from ...patches.mmengine_safe_globals import mmengine_types
+from ...patches.mmengine_types import mmengine_types
 from ..datasets import resolve_dataset
 from ..errors import UsageError
 from ..loading import advise_config, first_other_class, trained_classes
@@ -116,13 +116,13 @@ def check_trained_classes(report: Report) -> None:
 
 
 def check_checkpoint(path: str, argument: str, needed: Sequence[str] = ()) -> None:
-    """Check that a checkpoint exists, loads with `weights_only=True` and has what is needed.
+    """Check that a checkpoint exists, can be read and has what is needed.
 
     A URL is left to mmengine. `argument` is what the user called it, for the message; `needed` is
     empty but for a run to be resumed.
 
     Raises:
-        UsageError: It is missing, damaged, holds objects that safe loading refuses, or lacks what
+        UsageError: It is missing or damaged, holds what weights have no need of, or lacks what
             resuming needs.
     """
     if is_remote(path):
