@@ -72,6 +72,8 @@ REPOSITORY = {
         for path in sorted((ROOT / "configs").glob("*/README.md"))
     },
 }
+# What links lead to, besides: a file whose page shows what it holds.
+PAGES = {**REPOSITORY, "convnext_backbone/weights/catalogue.csv": "catalogue.md"}
 
 
 def write_generated() -> None:
@@ -149,7 +151,7 @@ def _with_links(text: str, here: Path, page: Path) -> str:
             return match[0]
         target = target / "README.md" if (target / "README.md").is_file() else target
         name = os.path.relpath(target, ROOT)
-        linked = GENERATED / REPOSITORY[name] if name in REPOSITORY else target
+        linked = GENERATED / PAGES[name] if name in PAGES else target
         if linked.is_relative_to(DOCS):
             return f"[{label}]({os.path.relpath(linked, page)})"
         return f"`{label}`" if target.suffix == ".py" else f"{label} (`{name}`)"
