@@ -25,17 +25,20 @@ OK, NOTE, PROBLEM = "ok", "note", "problem"
 _TOLERANCE = 1e-3  # of a normed feature in fp32, on any device, against the CPU in fp64
 _CORE = ("torch", "torchvision", "numpy", "Pillow", "safetensors", "huggingface_hub")
 _EXTRAS = {"keras": ("h5py",), "export": ("onnx", "onnxruntime", "onnxscript")}
-_ONEDL = ("mmengine", "mmcv", "mmdetection", "mmsegmentation", "mmpretrain")
-_FAMILIES = {
-    "openmmlab": ("mmengine", "mmcv", "mmcv-lite", "mmdet", "mmsegmentation", "mmpretrain"),
-    "onedl": tuple(f"onedl-{name}" for name in _ONEDL),
-}
-# distribution -> the module that a config imports, each after those that it needs
+# Distributions of both families of OpenMMLab -> the module that a config imports, each after those
+# that it needs. Those without one are only listed.
 _MODULES = {
-    **dict.fromkeys(("mmengine", "onedl-mmengine"), "mmengine.runner"),
-    **dict.fromkeys(("mmcv", "mmcv-lite", "onedl-mmcv"), "mmcv"),
-    **dict.fromkeys(("mmdet", "onedl-mmdetection"), "mmdet.models"),
-    **dict.fromkeys(("mmsegmentation", "onedl-mmsegmentation"), "mmseg.models"),
+    "mmengine": "mmengine.runner",
+    "mmcv": "mmcv",
+    "mmcv-lite": "mmcv",
+    "mmdet": "mmdet.models",
+    "mmsegmentation": "mmseg.models",
+    "mmpretrain": "",
+    "onedl-mmengine": "mmengine.runner",
+    "onedl-mmcv": "mmcv",
+    "onedl-mmdetection": "mmdet.models",
+    "onedl-mmsegmentation": "mmseg.models",
+    "onedl-mmpretrain": "",
 }
 _REINSTALL_TORCH = "pip install --upgrade --force-reinstall torch torchvision"
 _PLAIN_MMCV = "pip install 'mmcv-lite>=2.1,<2.2'"
@@ -71,7 +74,7 @@ class CheckResult:
 def installed_versions() -> dict[str, str]:
     """Return the version of every installed distribution that matters here, by name."""
     versions = {}
-    for name in chain(_CORE, *_FAMILIES.values(), *_EXTRAS.values()):
+    for name in chain(_CORE, _MODULES, *_EXTRAS.values()):
         with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     return versions
@@ -92,9 +95,7 @@ def check_torch(_: Mapping[str, str]) -> Iterator[CheckResult]:
     """Run what fails where torch was built for another NumPy, or torchvision for another torch."""
 
     def run_nms() -> None:
-        from torchvision.ops import nms
-
-        nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)
+        import_module("torchvision.ops").nms(torch.zeros(1, 4), torch.ones(1), 0.5)
 
     for what, run, detail, fix in (
         ("numpy in torch", torch.zeros(1).numpy, "arrays pass", "pip install --upgrade torch"),
@@ -110,43 +111,33 @@ def check_torch(_: Mapping[str, str]) -> Iterator[CheckResult]:
 
 def check_families(versions: Mapping[str, str]) -> Iterator[CheckResult]:
     """Report which family of OpenMMLab packages is installed, and whether its members fit."""
-    found = _installed_families(versions)
-    if not found:
+    detail = ", ".join(f"{name} {versions[name]}" for name in _MODULES if name in versions)
+    if not detail:
         detail = f"not installed; `{_OPENMMLAB}` brings mmdet and mmseg"
         yield CheckResult("OpenMMLab", NOTE, detail)
-        return
-    detail = ", ".join(f"{name} {versions[name]}" for names in found.values() for name in names)
-    fix = _fix_of_two_families(versions)
-    if fix:
+    elif fix := _fix_of_two_families(versions):
         detail = f"two families that overwrite each other: {detail}"
         yield CheckResult("OpenMMLab", PROBLEM, detail, fix)
-        return
-    yield CheckResult("OpenMMLab", OK, f"{next(iter(found))}: {detail}")
-    if {"mmcv", "mmcv-lite"} <= versions.keys():
-        detail = "mmcv and mmcv-lite are both installed and overwrite each other"
-        yield CheckResult("mmcv", PROBLEM, detail, _OTHER_MMCV)
-
-
-def _installed_families(versions: Mapping[str, str]) -> dict[str, list[str]]:
-    found = {
-        family: [name for name in names if name in versions] for family, names in _FAMILIES.items()
-    }
-    return {family: names for family, names in found.items() if names}
+    else:
+        family = "onedl" if detail.startswith("onedl-") else "openmmlab"
+        yield CheckResult("OpenMMLab", OK, f"{family}: {detail}")
+        if {"mmcv", "mmcv-lite"} <= versions.keys():
+            detail = "mmcv and mmcv-lite are both installed and overwrite each other"
+            yield CheckResult("mmcv", PROBLEM, detail, _OTHER_MMCV)
 
 
 def _fix_of_two_families(versions: Mapping[str, str]) -> str:
     """Return what to type where there are two families, and nothing otherwise."""
-    found = _installed_families(versions)
-    if len(found) < 2:
+    names = [name for name in _MODULES if name in versions]
+    if len({name.startswith("onedl-") for name in names}) < 2:
         return ""
-    names = " ".join(name for family in found.values() for name in family)
-    return f"pip uninstall -y {names} && {_OPENMMLAB}"
+    return f"pip uninstall -y {' '.join(names)} && {_OPENMMLAB}"
 
 
 def check_openmmlab_imports(versions: Mapping[str, str]) -> Iterator[CheckResult]:
     """Import what is installed, and report which package provides mmcv's operations."""
-    names = [name for name in _MODULES if name in versions]
-    if not any(_MODULES[name].startswith("mmengine") for name in names):
+    names = [name for name, module in _MODULES.items() if module and name in versions]
+    if not {"mmengine", "onedl-mmengine"} & versions.keys():
         if find_spec("mmengine") is None:
             return
         names.insert(0, "mmengine")  # a folder that pip did not install
@@ -251,12 +242,10 @@ def check_devices(_: Mapping[str, str]) -> Iterator[CheckResult]:
 def _explain_missing_gpu() -> CheckResult:
     if not Path("/proc/driver/nvidia/version").exists():
         return CheckResult("GPU", NOTE, "none: everything runs on the CPU")
-    detail = "there is an NVIDIA driver, but "
-    if torch.version.cuda is None:
-        detail += "this torch is built for the CPU"
-        return CheckResult("GPU", PROBLEM, detail, _REINSTALL_TORCH)
-    detail += f"torch built for CUDA {torch.version.cuda} sees no GPU"
-    return CheckResult("GPU", PROBLEM, detail, "nvidia-smi")
+    detail, fix = "this torch is built for the CPU", _REINSTALL_TORCH
+    if torch.version.cuda is not None:
+        detail, fix = f"torch built for CUDA {torch.version.cuda} sees no GPU", "nvidia-smi"
+    return CheckResult("GPU", PROBLEM, f"there is an NVIDIA driver, but {detail}", fix)
 
 
 def self_test(device: torch.device) -> CheckResult:
@@ -268,8 +257,7 @@ def self_test(device: torch.device) -> CheckResult:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         backbone = ConvNextBackbone(hidden_sizes=(16, 32), depths=(2, 2), out_indices=(1, 2)).eval()
-    x, y = torch.arange(96.0)[:, None], torch.arange(128.0)[None]
-    image = torch.stack([x + 0 * y, y + 0 * x, (x * y) % 256]).to(torch.uint8)
+        image = torch.randint(256, (3, 96, 128), dtype=torch.uint8)
     fx = FeatureExtractor(backbone, device=device, size="native", num_workers=0)
     try:
         features = fx.run_one(image)

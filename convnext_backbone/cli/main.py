@@ -69,9 +69,6 @@ def _warnings_as_lines(program: str) -> Iterator[None]:
             return
         print(f"{program}: warning: {one_line(message)}", file=sys.stderr)
 
-    before = warnings.showwarning
-    setattr(warnings, "showwarning", show)  # noqa: B010 - mypy takes a module's functions as fixed
-    try:
+    with warnings.catch_warnings():  # restores the function
+        setattr(warnings, "showwarning", show)  # noqa: B010 - to mypy, a module's functions are fixed
         yield
-    finally:
-        setattr(warnings, "showwarning", before)  # noqa: B010

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .ops import nms_mask
@@ -175,21 +176,9 @@ def top_boxes(
     boxes: Tensor, scores: Tensor, labels: Tensor, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the `count` best of candidates (N, M), padded if M is smaller: the best first."""
-    scores, rows = pad_rows(scores, count, NO_BOX).topk(count)
+    scores, rows = best_rows(scores, count)
     rows = rows.where(scores >= 0, 0)
     return gather_rows(boxes, rows), scores, labels.gather(1, rows)
-
-
-def read_max_candidates(where: str, test_cfg: Mapping[str, Any]) -> int:
-    """Return how many candidates of a level are kept for NMS; `where` names `test_cfg`.
-
-    Raises:
-        ValueError: All are: their number would depend on the size of the image.
-    """
-    count = int(test_cfg.get("nms_pre", -1))
-    if count <= 0:
-        raise ValueError(f"{where}.nms_pre must be positive to be deployed, got {count}")
-    return count
 
 
 def best_candidates(scores: Tensor, count: int, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -204,15 +193,15 @@ def best_candidates(scores: Tensor, count: int, threshold: float) -> tuple[Tenso
         Scores, indices of priors and classes, (N, M) each.
     """
     classes = scores.shape[-1]
-    best, pairs = pad_rows(scores.flatten(1), count, NO_BOX).topk(count)
+    best, pairs = best_rows(scores.flatten(1), count)
     valid = best > threshold
     pairs = pairs.where(valid, 0)
     return best.where(valid, NO_BOX), pairs // classes, pairs % classes
 
 
-def pad_rows(values: Tensor, count: int, value: float) -> Tensor:
-    """Append `count` columns to (N, M), so that topk of `count` works for every M."""
-    return torch.cat([values, values.new_full((values.shape[0], count), value)], dim=1)
+def best_rows(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the `count` best scores of (N, M), `NO_BOX` where M is smaller, and their rows."""
+    return F.pad(scores, (0, count), value=NO_BOX).topk(count)
 
 
 def gather_rows(values: Tensor, rows: Tensor) -> Tensor:

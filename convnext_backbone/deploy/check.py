@@ -1,4 +1,4 @@
-"""Compare a deployed detector or segmentor with the predictions of the library that trained it.
+"""Compare a written network with its original, a backbone's features or a model's predictions.
 
 Boxes whose scores or overlaps lie closer to a threshold than the rounding error may be kept by one
 and dropped by the other: such ties are counted, and everything else has to agree. So may a pixel
@@ -17,7 +17,7 @@ from torchvision.ops import box_iou
 from ..images.reading import load_image, to_eight_bits, to_rgb
 from .boxes import Limits, Size
 
-Run = Callable[[np.ndarray], Mapping[str, np.ndarray]]
+Outputs = Mapping[str, Tensor]  # by name; of one image, or of a batch
 
 
 class DisagreementError(RuntimeError):
@@ -43,9 +43,16 @@ class Tolerance:
 
 
 @dataclass
-class Report:
-    """What was compared, and the largest differences that were seen."""
+class Comparison:
+    """Compares a written network with its original, and keeps the largest differences.
 
+    Attributes:
+        tolerance: What is accepted.
+        limits: Of a detector, None of other networks.
+    """
+
+    tolerance: Tolerance
+    limits: Limits | None = None
     shapes: list[tuple[int, int, int]] = field(default_factory=list)  # (N, H, W)
     compared: int = 0  # boxes or pixels
     ties: int = 0
@@ -53,12 +60,8 @@ class Report:
     classes: set[int] = field(default_factory=set)  # of the trained model's boxes or pixels
     worst: dict[str, float] = field(default_factory=dict)
 
-    def note(self, name: str, difference: float) -> None:
-        """Keep the largest difference of an output."""
-        self.worst[name] = max(difference, self.worst.get(name, 0.0))  # in this order also nan
-
     def as_json(self) -> dict[str, Any]:
-        """Return it for deploy.json."""
+        """Return what was seen for deploy.json."""
         unit = "pixels" if "label_map" in self.worst else "boxes"
         warning = self._warning(unit)
         return {
@@ -82,6 +85,127 @@ class Report:
             )
         return None
 
+    def _note(self, name: str, difference: float) -> None:
+        self.worst[name] = max(difference, self.worst.get(name, 0.0))  # in this order also nan
+
+    def compare_features(self, images: Tensor, expected: Outputs, got: Outputs) -> None:
+        """Compare the maps of a backbone, or what a classifier gives, for images (N, C, H, W).
+
+        Raises:
+            DisagreementError: An output has another shape, or is off by more than is accepted.
+        """
+        place = f"for images of {tuple(images.shape)}"
+        for name, theirs in expected.items():
+            ours = torch.as_tensor(got[name])
+            _check_shape(name, ours, theirs, place)
+            scale = max(1.0, float(theirs.abs().max()))
+            error = float((ours.float() - theirs.float()).abs().max()) / scale
+            if not error <= self.tolerance.features:  # also when it is nan
+                raise DisagreementError(
+                    f"the file gives {name} off by {error:.2g} {place}, allowed is "
+                    f"{self.tolerance.features:g}"
+                )
+            self._note(name, error)
+        self.shapes.append((len(images), *images.shape[2:]))
+
+    def compare_predictions(
+        self,
+        images: Tensor,
+        run: Callable[[np.ndarray], Mapping[str, np.ndarray]],
+        predict: Callable[[Tensor], Sequence[Outputs]],
+    ) -> None:
+        """Run a detector or segmentor and its file on images (N, 3, H, W).
+
+        Args:
+            images: uint8, RGB.
+            run: The deployed network.
+            predict: The trained model; see `openmmlab.trained_model.predict`.
+
+        Raises:
+            DisagreementError: They differ by more than is accepted; the message says where.
+        """
+        shape = (len(images), *images.shape[2:])
+        outputs = run(images.numpy())
+        for index, expected in enumerate(predict(images)):
+            got = {name: torch.as_tensor(values[index]) for name, values in outputs.items()}
+            place = f"image {index} of a batch {shape}"
+            if self.limits is None:
+                self._compare_label_maps(expected, got, place)
+            else:
+                self._compare_boxes(expected, got, self.limits, place)
+        self.shapes.append(shape)
+
+    # Label maps.
+
+    def _compare_label_maps(self, expected: Outputs, got: Outputs, place: str) -> None:
+        logits, labels, ours = expected["logits"], expected["label_map"], got["label_map"]
+        _check_shape("label_map", ours, labels, place)
+        different, several = ours != labels, len(logits) > 1
+        scores = {"logits": logits, "probabilities": logits.softmax(0) if several else logits}
+        compared = [name for name in scores if name in got]
+        for name in compared:
+            self._compare_scores(name, scores[name], got[name], place)
+        if compared and several:  # without scores, equal classes could hide a wrong graph
+            loss = logits.amax(0) - logits.gather(0, ours.clamp(0, len(logits) - 1)[None])[0]
+            ties = different & (loss <= self.tolerance.margin * logits.abs().amax(0))
+            self.ties += int(ties.sum())
+            different &= ~ties
+        share = float(different.float().mean())
+        self._note("label_map", share)
+        self.compared += labels.numel()
+        self.classes.update(labels.unique().tolist())
+        if self.tolerance.refuse and share > self.tolerance.labels:
+            raise DisagreementError(
+                f"{place}: {share:.2%} of the pixels have other labels, allowed are "
+                f"{self.tolerance.labels:.2%}"
+            )
+
+    def _compare_scores(self, name: str, expected: Tensor, got: Tensor, place: str) -> None:
+        """Compare logits or probabilities (C, H, W), which each pixel's class is chosen by."""
+        _check_shape(name, got, expected, place)
+        largest = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
+        difference = (got - expected).abs().amax(0) / largest
+        self._note(name, float(difference.max()))
+        allowed = self.tolerance.logits
+        share = float((~(difference <= allowed)).float().mean())  # nan is off as well
+        if self.tolerance.refuse and share > self.tolerance.labels:
+            raise DisagreementError(
+                f"{place}: in {share:.2%} of the pixels {name} differ by more than {allowed:g} of "
+                f"the largest, allowed are {self.tolerance.labels:.2%}"
+            )
+
+    # Boxes.
+
+    def _compare_boxes(self, expected: Outputs, got: Outputs, limits: Limits, place: str) -> None:
+        _check_padding(got, place)
+        tolerance = self.tolerance
+        found = {name: values[got["labels"] >= 0] for name, values in got.items()}
+        rows, columns = _match(expected, found, tolerance)
+        for name in expected:
+            if rows and name != "labels":
+                off = found[name][columns].float() - expected[name][rows].float()
+                self._note(name, float(off.abs().max()))
+        self.compared += len(rows)
+        self.classes.update(expected["labels"].tolist())
+        for who, one, other, matched in (
+            ("the trained model", expected, found, rows),
+            ("the deployed network", found, expected, columns),
+        ):
+            ties = 0
+            for row in sorted(set(range(len(one["labels"]))) - set(matched)):
+                if not tolerance.refuse:
+                    self.missed += 1
+                elif _is_tie(one, row, other, tolerance, limits):
+                    ties += 1
+                else:
+                    raise DisagreementError(_describe_box(place, who, one, row, other))
+            self.ties += ties
+            if ties > max(1, tolerance.ties * len(rows)):
+                raise DisagreementError(f"{place}: {ties} of {ties + len(rows)} boxes differ")
+        worst, allowed = self.worst.get("masks", 0.0), tolerance.masks
+        if tolerance.refuse and not worst <= allowed:  # also when it is nan
+            raise DisagreementError(f"{place}: masks differ by {worst:.2g}, allowed is {allowed:g}")
+
 
 def load_images(paths: Sequence[str], size: Size) -> Tensor:
     """Return images (N, 3, H, W) uint8, RGB, stretched to a size (H, W)."""
@@ -90,136 +214,13 @@ def load_images(paths: Sequence[str], size: Size) -> Tensor:
     return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
 
 
-def compare(
-    report: Report,
-    images: Tensor,
-    run: Run,
-    predict: Callable[[Tensor], Sequence[Mapping[str, Tensor]]],
-    tolerance: Tolerance,
-    limits: Limits | None,
-) -> None:
-    """Run both on images (N, 3, H, W) of one size and add what is seen to the report.
-
-    Args:
-        report: Is added to.
-        images: uint8, RGB.
-        run: The deployed network.
-        predict: The trained model; see `openmmlab.trained_model.predict`.
-        tolerance: What is accepted.
-        limits: Of a detector; None for a segmentor.
-
-    Raises:
-        DisagreementError: They differ by more; the message says where and by how much.
-    """
-    shape = (len(images), *images.shape[2:])
-    outputs = run(images.numpy())
-    for index, expected in enumerate(predict(images)):
-        got = {name: torch.as_tensor(values[index]) for name, values in outputs.items()}
-        place = f"image {index} of a batch {shape}"
-        if limits is None:
-            _compare_label_maps(report, expected, got, tolerance, place)
-        else:
-            _compare_boxes(report, expected, got, tolerance, limits, place)
-    report.shapes.append(shape)
-
-
-def _compare_label_maps(
-    report: Report,
-    expected: Mapping[str, Tensor],
-    got: Mapping[str, Tensor],
-    tolerance: Tolerance,
-    place: str,
-) -> None:
-    logits, labels, ours = expected["logits"], expected["label_map"], got["label_map"]
-    check_shape("label_map", ours, labels, place)
-    different = ours != labels
-    scores = {"logits": logits, "probabilities": logits.softmax(0) if len(logits) > 1 else logits}
-    compared = [name for name in scores if name in got]
-    for name in compared:
-        _compare_scores(report, name, scores[name], got[name], tolerance, place)
-    if compared:  # otherwise a wrong graph could hide behind classes that are nearly equal
-        loss = logits.amax(0) - logits.gather(0, ours.clamp(0, len(logits) - 1)[None])[0]
-        ties = different & (loss <= tolerance.margin * logits.abs().amax(0)) & (len(logits) > 1)
-        report.ties += int(ties.sum())
-        different = different & ~ties
-    share = float(different.float().mean())
-    report.note("label_map", share)
-    report.compared += labels.numel()
-    report.classes.update(labels.unique().tolist())
-    if tolerance.refuse and share > tolerance.labels:
-        raise DisagreementError(
-            f"{place}: {share:.2%} of the pixels have other labels, allowed are "
-            f"{tolerance.labels:.2%}"
-        )
-
-
-def _compare_scores(
-    report: Report, name: str, expected: Tensor, got: Tensor, tolerance: Tolerance, place: str
-) -> None:
-    """Compare logits or probabilities (C, H, W), which each pixel's class is chosen by."""
-    check_shape(name, got, expected, place)
-    largest = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
-    difference = (got - expected).abs().amax(0) / largest
-    report.note(name, float(difference.max()))
-    share = float((~(difference <= tolerance.logits)).float().mean())  # nan is off as well
-    if tolerance.refuse and share > tolerance.labels:
-        raise DisagreementError(
-            f"{place}: in {share:.2%} of the pixels {name} differ by more than "
-            f"{tolerance.logits:g} of the largest, allowed are {tolerance.labels:.2%}"
-        )
-
-
-def check_shape(name: str, got: Tensor, expected: Tensor, place: str) -> None:
-    """Refuse an output of another shape, with a `DisagreementError` that says where it was."""
+def _check_shape(name: str, got: Tensor, expected: Tensor, place: str) -> None:
     if got.shape != expected.shape:
         shapes = tuple(got.shape), tuple(expected.shape)
         raise DisagreementError(f"{place}: {name} has shape {shapes[0]}, it must be {shapes[1]}")
 
 
-# ------------------------------------------------------------------------------ boxes
-
-
-def _compare_boxes(
-    report: Report,
-    expected: Mapping[str, Tensor],
-    got: Mapping[str, Tensor],
-    tolerance: Tolerance,
-    limits: Limits,
-    place: str,
-) -> None:
-    _check_padding(got, place)
-    found = {name: values[got["labels"] >= 0] for name, values in got.items()}
-    pairs = _match(expected, found, tolerance)
-    for name in expected:
-        if name == "labels" or not pairs:
-            continue
-        ours, theirs = (
-            values[name][[pair[side] for pair in pairs]].float()
-            for side, values in ((1, found), (0, expected))
-        )
-        report.note(name, float((ours - theirs).abs().max()))
-    report.compared += len(pairs)
-    report.classes.update(expected["labels"].tolist())
-    for side, (one, other) in enumerate(((expected, found), (found, expected))):
-        matched, ties = {pair[side] for pair in pairs}, 0
-        for row in sorted(set(range(len(one["labels"]))) - matched):
-            if not tolerance.refuse:
-                report.missed += 1
-                continue
-            if not _is_tie(one, row, other, tolerance, limits):
-                who = ("the trained model", "the deployed network")[side]
-                raise DisagreementError(_describe_box(place, who, one, row, other))
-            ties += 1
-        report.ties += ties
-        if ties > max(1, tolerance.ties * len(pairs)):
-            raise DisagreementError(f"{place}: {ties} of {ties + len(pairs)} boxes differ")
-    if tolerance.refuse and not report.worst.get("masks", 0.0) <= tolerance.masks:  # also nan
-        raise DisagreementError(
-            f"{place}: masks differ by {report.worst['masks']:.2g}, allowed is {tolerance.masks:g}"
-        )
-
-
-def _check_padding(got: Mapping[str, Tensor], place: str) -> None:
+def _check_padding(got: Outputs, place: str) -> None:
     empty = got["labels"] < 0
     if bool((got["labels"][empty] != -1).any()) or bool((got["scores"][empty] != 0).any()):
         raise DisagreementError(f"{place}: rows without a box must have score 0 and label -1")
@@ -227,31 +228,23 @@ def _check_padding(got: Mapping[str, Tensor], place: str) -> None:
         raise DisagreementError(f"{place}: rows without a box must come last")
 
 
-def _match(
-    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], tolerance: Tolerance
-) -> list[tuple[int, int]]:
-    """Pair rows of equal labels, boxes and scores, each row at most once."""
+def _match(expected: Outputs, found: Outputs, tolerance: Tolerance) -> tuple[list[int], list[int]]:
+    """Pair rows of equal labels, boxes and scores, each row at most once; return both sides."""
     distance = (expected["boxes"][:, None] - found["boxes"]).abs().amax(-1)  # (R, R')
     close = distance <= tolerance.boxes
     close &= (expected["scores"][:, None] - found["scores"]).abs() <= tolerance.scores
     close &= expected["labels"][:, None] == found["labels"]
-    pairs = []
+    rows, columns = [], []
     for row in range(len(close)):
-        choices = distance[row].masked_fill(~close[row], torch.inf)
         if close[row].any():
-            best = int(choices.argmin())
+            best = int(distance[row].masked_fill(~close[row], torch.inf).argmin())
             close[:, best] = False
-            pairs.append((row, best))
-    return pairs
+            rows.append(row)
+            columns.append(best)
+    return rows, columns
 
 
-def _is_tie(
-    one: Mapping[str, Tensor],
-    row: int,
-    other: Mapping[str, Tensor],
-    tolerance: Tolerance,
-    limits: Limits,
-) -> bool:
+def _is_tie(one: Outputs, row: int, other: Outputs, tolerance: Tolerance, limits: Limits) -> bool:
     """Return whether a rounding error explains that `other` lacks a row of `one`."""
     score = float(one["scores"][row])
     threshold = limits.score_threshold
@@ -273,9 +266,7 @@ def _is_tie(
     return bool((near | (equal & apart & (overlaps > limits.iou_threshold))).any())
 
 
-def _describe_box(
-    place: str, who: str, one: Mapping[str, Tensor], row: int, other: Mapping[str, Tensor]
-) -> str:
+def _describe_box(place: str, who: str, one: Outputs, row: int, other: Outputs) -> str:
     label, score = int(one["labels"][row]), float(one["scores"][row])
     box = [round(value, 2) for value in one["boxes"][row].tolist()]
     text = f"{place}: only {who} has a box {box} of label {label} with score {score:.5f}"

@@ -68,8 +68,7 @@ class DeformableAttention(nn.Module):
             return centres + offsets / self.attention.num_points * sides * 0.5
         # Offsets are in pixels of each level.
         levels = [
-            offsets[:, :, :, level] / torch.stack([offsets.new_full((), side) for side in (w, h)])
-            for level, (h, w) in enumerate(sizes)
+            offsets[:, :, :, level] / as_tensor(size, offsets) for level, size in enumerate(sizes)
         ]
         return centres + torch.stack(levels, dim=3)
 
@@ -82,13 +81,12 @@ def replace_attention(model: nn.Module) -> None:
                 setattr(parent, name, DeformableAttention(child))
 
 
-def encoder_references(sizes: Sizes, valid_ratios: Tensor, device: Any) -> Tensor:
+def encoder_references(sizes: Sizes, valid_ratios: Tensor, device: Any = None) -> Tensor:
     """Return the centre of every pixel relative to every level, (N, K, L, 2) as (x, y)."""
     points = []
     for level, size in enumerate(sizes):
-        ratios = valid_ratios[:, None, level]
-        grid = pixel_centres(size, valid_ratios) / (ratios * as_tensor(size, valid_ratios))
-        points.append(grid)
+        extent = valid_ratios[:, None, level] * as_tensor(size, valid_ratios)
+        points.append(pixel_centres(size, valid_ratios) / extent)
     return torch.cat(points, dim=1)[:, :, None] * valid_ratios[:, None]
 
 

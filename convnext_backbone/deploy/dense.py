@@ -18,7 +18,6 @@ from .boxes import (
     decode_boxes,
     finish,
     gather_rows,
-    read_max_candidates,
 )
 
 
@@ -66,7 +65,10 @@ class PriorHead(nn.Module):
         check_coder(where, head.bbox_coder)
         self.head = head
         self.suppress = Suppression(test_cfg, head.test_cfg)
-        self.max_candidates = read_max_candidates(test_cfg, head.test_cfg)
+        count = int(head.test_cfg.get("nms_pre", -1))
+        if count <= 0:  # all of them, whose number depends on the size of the image
+            raise ValueError(f"{test_cfg}.nms_pre must be positive to be deployed, got {count}")
+        self.max_candidates = count
 
     def forward(self, features: Sequence[Tensor], size: Size) -> tuple[Tensor, ...]:
         """Return the boxes (N, K, 4) that NMS keeps, their scores and groups (N, K)."""

@@ -17,6 +17,7 @@ class Detector(nn.Module):
 
     Attributes:
         output_names: Of what `forward` returns.
+        description: What deploy.json says of the results.
 
     Raises:
         ValueError: A part or a setting is not reproduced; the message names it.
@@ -26,9 +27,16 @@ class Detector(nn.Module):
         super().__init__()
         self.inputs = InputLayer(model.data_preprocessor)
         self.features = Features(model)
-        self.heads = _heads(model, self.inputs)
-        masks = ("masks",) if getattr(self.heads, "masks", None) else ()
-        self.output_names = ("boxes", "scores", "labels", *masks)
+        heads: Any = _heads(model, self.inputs)
+        self.heads = heads
+        self.output_names: tuple[str, ...] = ("boxes", "scores", "labels")
+        self.description = {
+            "score_threshold": heads.limits.score_threshold,
+            "max_boxes": heads.limits.max_per_image,
+        }
+        if getattr(heads, "masks", None):
+            self.output_names += ("masks",)
+            self.description["mask_threshold"] = heads.mask_threshold
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Return boxes (N, K, 4), scores and labels (N, K) and, of some, masks (N, K, 28, 28)."""

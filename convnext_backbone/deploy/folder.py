@@ -10,7 +10,7 @@ Axes: N batch, H height, W width, in pixels.
 import copy
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -28,15 +28,14 @@ from ..images.reading import load_image
 from ..inference.optimize import fold_network
 from ..models.backbone import ConvNextBackbone
 from ..utils.checks import check_choice, check_min
-from ..utils.files import atomic_files, check_outputs, check_path, file_sha256, write_json
+from ..utils.files import atomic_files, check_outputs, expand_path, file_sha256, write_json
 from ..weights.catalogue import WEIGHTS
 from . import predict
 from .boxes import Size
-from .check import Report, Tolerance, compare, load_images
+from .check import Comparison, Tolerance, load_images
 from .detector import Detector
 from .inputs import pad_for_neck
-from .onnx_file import load_with_logits, write_onnx
-from .ops import onnx_translations
+from .onnx_file import Run, load_with_logits, write_onnx
 from .pipeline import fixed_size, read_pipeline
 from .segmentor import Segmentor
 from .targets import PRECISIONS, SHORT_NAMES, TARGETS, naming_extra
@@ -46,8 +45,7 @@ if TYPE_CHECKING:
 
 INPUT = "image"
 MODEL, DESCRIPTION, PROGRAM = "model.onnx", "deploy.json", "predict.py"
-INPUT_DTYPES = {"float32": torch.float32, "uint8": torch.uint8}
-FREE = "free"
+INPUT_DTYPES = ("float32", "uint8")
 # Height and width of the comparison: square, odd, and wide.
 _CHECK_SIZES: tuple[Size, ...] = ((256, 256), (287, 395), (320, 480))
 _CHECK_IMAGES = 4
@@ -120,13 +118,13 @@ def deploy_model(
         DisagreementError: The network does not give what the model gives.
         OSError: The folder cannot be written.
     """
-    check_path(out, "out")
+    out = expand_path(out, "out")
     check_choice("to", to, TARGETS)
     written = [Path(out, name) for name in (MODEL, DESCRIPTION, PROGRAM, *TARGETS[to].files)]
     check_outputs(written, [config, checkpoint, *(images or ()), *(calibration or ())])
     precision = SHORT_NAMES.get(precision, precision)
     check_choice("input_dtype", input_dtype, INPUT_DTYPES)
-    given = Given(_check_size(size), batch, INPUT_DTYPES[input_dtype])
+    given = Given(_check_size(size), batch, input_dtype)
     if batch is not None:
         check_min("batch", batch, 1)
     _check_precision(precision, to, calibration)
@@ -151,14 +149,7 @@ def deploy_model(
         load_image(os.fspath(path))
     check_run = partial(_check, trained, network, given, paths)
     with atomic_files(out, DESCRIPTION) as folder:
-        run = write_onnx(
-            network,
-            given.example(),
-            folder / MODEL,
-            output_names=network.output_names,
-            free_sides=given.free_sides(),
-            translations=onnx_translations(),
-        )
+        run = write_onnx(network, given.example(), given.free_sides(), folder / MODEL)
         if paths and isinstance(network, Segmentor):  # label maps alone show little
             run = load_with_logits(folder / MODEL)
         description["check"] = check_run(run, kind.tolerance)
@@ -200,18 +191,13 @@ class Given:
 
     size: Size | None
     batch: int | None
-    dtype: torch.dtype
-
-    @property
-    def dtype_name(self) -> str:
-        """Its name in numpy and in deploy.json."""
-        return str(self.dtype).rpartition(".")[2]
+    dtype: str  # one of `INPUT_DTYPES`
 
     def example(self) -> Tensor:
         """Return the images that the network is traced with."""
         n = 2 if self.batch is None else self.batch  # one would be taken for a constant
         height, width = self.size or (256, 320)
-        return torch.zeros(n, 3, height, width).to(self.dtype)
+        return torch.zeros(n, 3, height, width, dtype=getattr(torch, self.dtype))
 
     def free_sides(self) -> dict[int, Any]:
         """Return the axes of the input that stay open, for torch.export."""
@@ -234,7 +220,7 @@ def calibration_inputs(
     """
     prepared = (predict.prepare(predict.read_image(Path(path)), rules)[0] for path in paths)
     return [
-        {INPUT: x.transpose(2, 0, 1)[None].repeat(given.batch or 1, 0).astype(given.dtype_name)}
+        {INPUT: x.transpose(2, 0, 1)[None].repeat(given.batch or 1, 0).astype(given.dtype)}
         for x in prepared
     ]
 
@@ -274,7 +260,6 @@ def _describe(trained: "TrainedModel", network: Any, given: Given) -> dict[str, 
     if given.size is not None:
         colour = network.inputs.mean_colour()
         rules = fixed_size(rules, given.size, colour, resize=crop is None)
-    detector = isinstance(network, Detector)
     classes = list(trained.meta.get("classes") or ())
     count = _count_classes(trained.model)
     classes = [*classes[:count], *map(str, range(len(classes), count))]
@@ -286,17 +271,17 @@ def _describe(trained: "TrainedModel", network: Any, given: Given) -> dict[str, 
         "palette": _palette(trained.meta, count),
         "input": {
             "name": INPUT,
-            "dtype": given.dtype_name,
+            "dtype": given.dtype,
             "layout": "NCHW",
             "channels": "RGB",
             "range": [0, 255],
-            "batch": FREE if given.batch is None else given.batch,
-            "size": FREE if given.size is None else list(given.size),
+            "batch": "free" if given.batch is None else given.batch,
+            "size": "free" if given.size is None else list(given.size),
             "padded_in_graph_to_multiple_of": network.inputs.divisor,
         },
         "outputs": {name: OUTPUTS[name] for name in network.output_names},
         "preprocessing": rules,
-        **(_describe_detector(network) if detector else _describe_segmentor(trained, network)),
+        **network.description,
         "licence": _licence(trained.trained_from),
         "versions": {"convnext_backbone": __version__, **_versions()},
     }
@@ -310,26 +295,6 @@ OUTPUTS = {
     "label_map": "(N, H, W) int64, indices into classes, at the size of the input",
     "probabilities": "(N, C, H, W) float32, at the size of the input",
 }
-
-
-def _describe_detector(network: Detector) -> dict[str, Any]:
-    heads: Any = network.heads
-    limits = heads.limits
-    described = {"score_threshold": limits.score_threshold, "max_boxes": limits.max_per_image}
-    if "masks" in network.output_names:
-        described["mask_threshold"] = heads.mask_threshold
-    return described
-
-
-def _describe_segmentor(trained: "TrainedModel", network: Segmentor) -> dict[str, Any]:
-    rule = {
-        "mode": "whole" if network.crop is None else "slide",
-        "align_corners": bool(trained.model.align_corners),
-        "threshold": getattr(network.heads, "threshold", None),
-    }
-    if network.crop is not None:
-        rule |= {"crop": list(network.crop), "stride": list(trained.model.test_cfg.stride)}
-    return {"inference": rule}
 
 
 def _count_classes(model: Any) -> int:
@@ -371,7 +336,7 @@ def _check(
     network: Detector | Segmentor,
     given: Given,
     paths: Sequence[str],
-    run: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    run: Run,
     tolerance: Tolerance,
 ) -> dict[str, Any] | str:
     """Compare a written network with the model on images; return what deploy.json says of it.
@@ -383,18 +348,14 @@ def _check(
 
     if not paths:
         return "not done"
-    report = Report()
+    comparison = Comparison(tolerance, getattr(network.heads, "limits", None))
     for batch, size in given.check_shapes():
-        chosen = [paths[index % len(paths)] for index in range(batch)]
-        compare(
-            report,
-            load_images(chosen, size),
-            lambda images: run({INPUT: images.astype(given.dtype_name)}),
+        comparison.compare_predictions(
+            load_images([paths[index % len(paths)] for index in range(batch)], size),
+            lambda images: run({INPUT: images.astype(given.dtype)}),
             lambda images: predict_in_torch(trained, list(images)),
-            tolerance,
-            getattr(network.heads, "limits", None),
         )
-    return report.as_json()
+    return comparison.as_json()
 
 
 def _check_images(

@@ -12,6 +12,7 @@ import io
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,13 @@ from torch import Tensor, nn
 from ..models.backbone import ConvNextBackbone
 from ..models.classifier import ConvNextForImageClassification, ConvNextModel
 from ..utils.checks import check_choice
-from ..utils.files import atomic_files, check_path, errors_naming
-from .check import DisagreementError, check_shape
-from .onnx_file import DEFAULT_OPSET, OPSETS, write_onnx
+from ..utils.files import atomic_files, errors_naming, expand_path
+from .check import Comparison, Tolerance
+from .onnx_file import DEFAULT_OPSET, OPSETS, Run, write_onnx
 from .targets import PRECISIONS, SHORT_NAMES, TARGETS, Precision
 
 _INPUT = "pixel_values"
-_Network = ConvNextBackbone | ConvNextModel | ConvNextForImageClassification
-_Run = Callable[[Tensor], Mapping[str, Any]]
+_KINDS = (ConvNextBackbone, ConvNextModel, ConvNextForImageClassification)
 
 
 @dataclass(frozen=True)
@@ -85,19 +85,7 @@ def export_onnx(
     precision = SHORT_NAMES.get(precision, precision)
     check_choice("precision", precision, TARGETS["onnx"].precisions)
     TARGETS["onnx"].require(precision)
-
-    def write(network: _TupleNetwork, file: Path) -> _Run:
-        run = write_onnx(
-            network,
-            network.example(),
-            file,
-            output_names=network.names,
-            free_sides=network.free_sides(),
-            opset=opset,
-        )
-        return lambda images: run({_INPUT: images.numpy()})
-
-    return _export(model, path, PRECISIONS[precision], write)
+    return _export(model, path, partial(write_onnx, opset=opset), PRECISIONS[precision])
 
 
 def export_program(model: nn.Module, path: str | os.PathLike[str]) -> ExportResult:
@@ -115,18 +103,7 @@ def export_program(model: nn.Module, path: str | os.PathLike[str]) -> ExportResu
         RuntimeError: The file does not compute what the network does.
         OSError: The file cannot be written.
     """
-
-    def write(network: _TupleNetwork, file: Path) -> _Run:
-        program = torch.export.export(
-            network, (network.example(),), dynamic_shapes={_INPUT: network.free_sides()}
-        )
-        buffer = io.BytesIO()  # given a path, torch ends the process where the disk is full
-        torch.export.save(program, buffer)
-        file.write_bytes(buffer.getvalue())
-        loaded = torch.export.load(file).module()
-        return lambda images: dict(zip(network.names, loaded(images), strict=True))
-
-    return _export(model, path, PRECISIONS["float32"], write)
+    return _export(model, path, _write_program, PRECISIONS["float32"])
 
 
 # A new target is one function and one entry; `export --to` takes its choices from here.
@@ -142,22 +119,20 @@ EXPORTERS: dict[str, Callable[..., ExportResult]] = {
 class _TupleNetwork(nn.Module):
     """A copy of a network, in eval mode on the CPU, that returns a tuple of named outputs."""
 
-    def __init__(self, model: nn.Module, precision: Precision) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        if not isinstance(model, _Network):
-            kinds = (ConvNextBackbone, ConvNextModel, ConvNextForImageClassification)
-            names = ", ".join(kind.__name__ for kind in kinds)
+        if not isinstance(model, _KINDS):
+            names = ", ".join(kind.__name__ for kind in _KINDS)
             raise TypeError(f"model must be one of {names}, got {type(model).__name__}")
-        self.precision = precision
-        self.model = copy.deepcopy(model).requires_grad_(False).cpu().to(precision.dtype)
-        self.config = self.model.config
-        self.config.update({"output_hidden_states": False, "return_dict": True})
+        self.dtype = dtype
+        self.model = copy.deepcopy(model).requires_grad_(False).cpu().to(dtype)
+        self.model.config.update({"output_hidden_states": False, "return_dict": True})
         if isinstance(model, ConvNextBackbone):
-            self.names, strides = model.out_features, model.strides
+            self.output_names, strides = model.out_features, model.strides
         else:
             pooled = isinstance(model, ConvNextModel)
-            self.names = ("last_hidden_state", "pooler_output") if pooled else ("logits",)
-            strides = self.config.strides
+            self.output_names = ("last_hidden_state", "pooler_output") if pooled else ("logits",)
+            strides = model.config.strides
         # The least height and width. torch.export fixes the layout of maps of one pixel.
         self.min_size = 2 * max(strides)
         self.eval()
@@ -175,59 +150,62 @@ class _TupleNetwork(nn.Module):
             3: torch.export.Dim("width", min=self.min_size),
         }
 
-    def example(self) -> Tensor:
-        """Return the images that the network is traced with."""
-        n = 2  # a batch of one would be taken for a constant
-        return self.images((n, 2 * self.min_size, 3 * self.min_size))
-
     def images(self, size: tuple[int, int, int]) -> Tensor:
         """Return random images of a size (N, H, W)."""
         generator = torch.Generator().manual_seed(sum(size))
         n, height, width = size
-        shape = (n, self.config.num_channels, height, width)
-        return torch.randn(shape, generator=generator).to(self.precision.dtype)
+        shape = (n, self.model.config.num_channels, height, width)
+        return torch.randn(shape, generator=generator).to(self.dtype)
 
 
-# ------------------------------------------------------------------------------ the comparison
+# ------------------------------------------------------------------------------ the file
 
 
 def _export(
     model: nn.Module,
     path: str | os.PathLike[str],
+    write: Callable[[_TupleNetwork, Tensor, Mapping[int, Any], Path], Run],
     precision: Precision,
-    write: Callable[[_TupleNetwork, Path], _Run],
 ) -> ExportResult:
     """Write a network with `write`, and move the file to its place if it agrees."""
-    network = _TupleNetwork(model, precision)
-    check_path(path, "path")
-    path = Path(path)
+    network = _TupleNetwork(model, precision.dtype)
+    path = Path(expand_path(path, "path"))
+    # A batch of one would be taken for a constant.
+    example = network.images((2, 2 * network.min_size, 3 * network.min_size))
     with errors_naming(path), atomic_files(path.parent, path.name) as folder:
-        run = write(network, folder / path.name)
-        return _compare(network, run, path)
+        run = write(network, example, network.free_sides(), folder / path.name)
+        seen = _compare(network, run, precision.tolerance)
+    return ExportResult(path, network.output_names, tuple(seen.shapes), max(seen.worst.values()))
 
 
-def _compare(network: _TupleNetwork, run: _Run, path: Path) -> ExportResult:
-    """Run a written file and the network on the same images.
+def _write_program(
+    network: _TupleNetwork, example: Tensor, free_sides: Mapping[int, Any], path: Path
+) -> Run:
+    """Write an exported program of torch, and return it as it runs."""
+    program = torch.export.export(network, (example,), dynamic_shapes=(free_sides,))
+    buffer = io.BytesIO()  # given a path, torch ends the process where the disk is full
+    torch.export.save(program, buffer)
+    path.write_bytes(buffer.getvalue())
+    module = torch.export.load(path).module()
+
+    def run(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        outputs = module(torch.from_numpy(inputs[_INPUT]))
+        return dict(zip(network.output_names, outputs, strict=True))
+
+    return run
+
+
+def _compare(network: _TupleNetwork, run: Run, tolerance: Tolerance) -> Comparison:
+    """Compare a written file with the network on images of three sizes.
 
     Raises:
         DisagreementError: An output has another shape, or is off by more than the tolerance.
     """
-    least = network.min_size
+    comparison, least = Comparison(tolerance), network.min_size
     # The smallest, one that no stride divides, one larger and wider.
-    sizes = ((1, least, least), (3, least + 5, 2 * least + 1), (2, 4 * least, 3 * least))
-    tolerance, worst = network.precision.tolerance.features, 0.0
-    for size in sizes:
+    for size in ((1, least, least), (3, least + 5, 2 * least + 1), (2, 4 * least, 3 * least)):
         images = network.images(size)
         with torch.inference_mode():
-            expected, got = network(images), run(images)
-        for name, theirs in zip(network.names, expected, strict=True):
-            ours, place = torch.as_tensor(got[name]), f"for images of {tuple(images.shape)}"
-            check_shape(name, ours, theirs, place)
-            scale = max(1.0, float(theirs.abs().max()))
-            error = float((ours.float() - theirs.float()).abs().max()) / scale
-            if not error <= tolerance:  # also when it is nan
-                raise DisagreementError(
-                    f"the file gives {name} off by {error:.2g} {place}, allowed is {tolerance:g}"
-                )
-            worst = max(worst, error)
-    return ExportResult(path, network.names, sizes, worst)
+            expected = dict(zip(network.output_names, network(images), strict=True))
+            comparison.compare_features(images, expected, run({_INPUT: images.numpy()}))
+    return comparison

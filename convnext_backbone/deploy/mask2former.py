@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .boxes import Size
-from .deformable import as_tensor, pixel_centres, replace_attention
+from .deformable import encoder_references, replace_attention
 
 
 class PixelDecoder(nn.Module):
@@ -41,23 +41,22 @@ class PixelDecoder(nn.Module):
     def _encode(self, coarse: Sequence[Tensor], sizes: Sequence[Size]) -> Tensor:
         """Return the encoder's output for all levels in a row, (N, K, C)."""
         own, batch = self.decoder, coarse[0].shape[0]
-        queries, places, masks, points = [], [], [], []
+        queries, places, masks = [], [], []
         for index, (feature, size) in enumerate(zip(coarse, sizes, strict=True)):
             mask = feature.new_zeros(batch, *size, dtype=torch.bool)
             embedding = own.level_encoding.weight[index][:, None, None]
             queries.append(own.input_convs[index](feature).flatten(2).mT)
             places.append((own.postional_encoding(mask) + embedding).flatten(2).mT)
             masks.append(mask.flatten(1))
-            points.append(pixel_centres(size, feature) / as_tensor(size, feature))
-        references = torch.cat(points, dim=1)[:, :, None].expand(batch, -1, len(sizes), -1)
+        ratios = coarse[0].new_ones(batch, len(sizes), 2)
         return own.encoder(
             query=torch.cat(queries, dim=1),
             query_pos=torch.cat(places, dim=1),
             key_padding_mask=torch.cat(masks, dim=1),
             spatial_shapes=sizes,
-            reference_points=references,
+            reference_points=encoder_references(sizes, ratios),
             level_start_index=None,
-            valid_ratios=references.new_ones(batch, len(sizes), 2),
+            valid_ratios=ratios,
         )
 
 

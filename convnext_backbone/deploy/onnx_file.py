@@ -2,47 +2,46 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from .ops import onnx_translations
 from .predict import load_network
 
+Run = Callable[[Mapping[str, Any]], Mapping[str, Any]]  # from inputs to outputs, both by name
 DEFAULT_OPSET = 18
 OPSETS = range(18, 24)  # what torch's exporter writes, and LayerNormalization (17) with it
 
 
 def write_onnx(
-    network: nn.Module,
+    network: Any,
     example: Tensor,
-    path: Path,
-    *,
-    output_names: Sequence[str],
     free_sides: Mapping[int, Any],
+    path: Path,
     opset: int = DEFAULT_OPSET,
-    translations: Mapping[Any, Callable[..., Any]] | None = None,
-) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+) -> Run:
     """Write a network of one input; beyond 2 GiB the weights go into `path` + ".data".
 
     Args:
-        network: Its `forward` takes the example and gives a tuple; the input is named as there.
+        network: A module with `output_names`, in order. Its `forward` takes the example and gives
+            a tuple; the input is named as there.
         example: What it is traced with.
-        path: The file.
-        output_names: Of the outputs, in order.
         free_sides: The axes of the input that stay open, for torch.export.
+        path: The file.
         opset: The version of ONNX's operators.
-        translations: What to write for operations that are not torch's own.
 
     Returns:
-        The file as it runs on the CPU: from inputs to outputs, both by name.
+        The file as it runs on the CPU.
 
     Raises:
         RuntimeError: The file has other outputs.
     """
     (input_name,) = inspect.signature(network.forward).parameters
+    output_names = list(network.output_names)
     with warnings.catch_warnings():
         # torch's exporter warns about its own ways and future; the comparison decides.
         warnings.simplefilter("ignore")
@@ -50,22 +49,22 @@ def write_onnx(
             network,
             (example,),
             input_names=[input_name],
-            output_names=list(output_names),
+            output_names=output_names,
             dynamic_shapes={input_name: dict(free_sides)},
             opset_version=opset,
             dynamo=True,
             verbose=False,
-            custom_translation_table=dict(translations or {}),
+            custom_translation_table=onnx_translations(),
         )
     assert program is not None  # the exporter returns None only when it is given a path
     program.save(path)
     written = [output.name for output in program.model.graph.outputs]
-    if written != list(output_names):
+    if written != output_names:
         raise RuntimeError(f"the ONNX file has outputs {written}, they must be {output_names}")
     return load_network(str(path))
 
 
-def load_with_logits(path: Path) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+def load_with_logits(path: Path) -> Run:
     """Load a segmentor's file with one more output, `logits`, by which it chooses its labels.
 
     They are the input of the operator before `label_map`. The file is not changed.

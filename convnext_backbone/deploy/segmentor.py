@@ -85,6 +85,8 @@ class Segmentor(nn.Module):
 
     Attributes:
         crop: Height and width of the windows; None for whole images.
+        output_names: Of what `forward` returns.
+        description: What deploy.json says of the inference.
 
     Raises:
         ValueError: A part or a setting is not reproduced; the message names it.
@@ -103,6 +105,14 @@ class Segmentor(nn.Module):
         self.crop: Size | None = tuple(model.test_cfg.crop_size) if slides else None
         self.probabilities = probabilities or slides
         self.output_names = ("label_map", *(["probabilities"] if self.probabilities else ()))
+        rule = {
+            "mode": "slide" if slides else "whole",
+            "align_corners": bool(model.align_corners),
+            "threshold": getattr(self.heads, "threshold", None),
+        }
+        if slides:
+            rule |= {"crop": list(model.test_cfg.crop_size), "stride": list(model.test_cfg.stride)}
+        self.description = {"inference": rule}
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Return the label map (N, H, W) int64 and, if asked for, probabilities (N, C, H, W)."""

@@ -6,13 +6,7 @@ import torch
 from PIL import Image
 
 from convnext_backbone.deploy.boxes import Limits
-from convnext_backbone.deploy.check import (
-    DisagreementError,
-    Report,
-    Tolerance,
-    compare,
-    load_images,
-)
+from convnext_backbone.deploy.check import Comparison, DisagreementError, Tolerance, load_images
 
 LIMITS = Limits(score_threshold=0.05, iou_threshold=0.5, max_per_image=4)
 BOXES = torch.tensor([[0.0, 0, 10, 10], [20, 20, 40, 40], [50, 50, 60, 70]])
@@ -35,10 +29,10 @@ def padded(rows):
 
 
 def check(ours, theirs=None, limits=LIMITS):
-    report = Report()
+    report = Comparison(Tolerance(), limits)
     images = torch.zeros(1, 3, 64, 96, dtype=torch.uint8)
     theirs = expected() if theirs is None else theirs
-    compare(report, images, lambda x: ours, lambda x: [theirs], Tolerance(), limits)
+    report.compare_predictions(images, lambda x: ours, lambda x: [theirs])
     return report
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from convnext_backbone.deploy.boxes import NO_BOX, Suppression, best_candidates, finish
 from convnext_backbone.deploy.onnx_file import write_onnx
-from convnext_backbone.deploy.ops import nms_mask, onnx_translations, roi_align_levels
+from convnext_backbone.deploy.ops import nms_mask, roi_align_levels
 from convnext_backbone.deploy.segmentor import AdaptiveAvgPool
 
 N, M, CLASSES = 2, 40, 3
@@ -20,14 +20,8 @@ def random_boxes(n=N, m=M, side=100.0):
 
 
 def run_onnx(network, inputs, path, free):
-    run = write_onnx(
-        network.eval(),
-        inputs,
-        path,
-        output_names=["y"],
-        free_sides=free,
-        translations=onnx_translations(),
-    )
+    network.output_names = ("y",)
+    run = write_onnx(network.eval(), inputs, free, path)
     return lambda x: run({"x": x.numpy()})["y"]
 
 

@@ -152,7 +152,7 @@ def test_sixteen_bit_grey_is_read_as_images_reading_and_mmcv_do(suffix, tmp_path
     np.testing.assert_array_equal(ours, np.asarray(to_rgb(to_eight_bits(load_image(path)))))
     np.testing.assert_array_equal(ours, mmcv.imread(path))
     rules = {"resize": None, "pad": None}
-    (calibrated,) = calibration_inputs([str(path)], rules, Given(None, 2, torch.uint8))
+    (calibrated,) = calibration_inputs([str(path)], rules, Given(None, 2, "uint8"))
     assert calibrated["image"].dtype == np.uint8
     np.testing.assert_array_equal(calibrated["image"], [ours.transpose(2, 0, 1)] * 2)
 
