@@ -34,10 +34,10 @@ def run(args: argparse.Namespace) -> None:
     from ..deploy.graph_export import EXPORTERS
     from ..models.backbone import ConvNextBackbone
     from ..models.classifier import ConvNextForImageClassification
-    from ..utils.files import check_outputs, check_path
+    from ..utils.files import check_outputs, expand_path
     from ..weights.containers import WEIGHT_SUFFIXES
 
-    check_path(args.out, "OUT")
+    args.out = expand_path(args.out, "OUT")
     read = (*WEIGHT_SUFFIXES, ".json")  # of a directory
     files = (path for path in Path(args.weights).glob("*") if path.suffix in read)
     check_outputs([args.out], [args.weights, *files])

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     """Draw the images, or serve the page until it is stopped."""
     from ..features.server import MAX_SCENES
     from ..images.files import name_images
-    from ..utils.files import check_path
+    from ..utils.files import expand_path
 
     if not args.images and not args.serve:
         raise ValueError("give an image, or --serve")
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
     images = name_images(args.images) if args.images else {}
     if args.serve and len(images) > MAX_SCENES:
         raise ValueError(f"--serve shows at most {MAX_SCENES} images, got {len(images)}")
-    check_path(args.out, "--out")
+    args.out = expand_path(args.out, "--out")
     suffix = Path(args.out).suffix.lower()
     check_choice("the suffix of --out", suffix, _FORMATS)
     # A norm over channels would give every pixel the same activation.

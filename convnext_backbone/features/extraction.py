@@ -30,7 +30,7 @@ from tqdm import tqdm
 from ..images.files import ImageEntry
 from ..images.reading import image_size_of
 from ..utils.checks import check_choice, check_min, shorten_list
-from ..utils.files import check_path, encode_json, errors_naming, read_json, write_bytes
+from ..utils.files import encode_json, errors_naming, expand_path, read_json, write_bytes
 from .engines import ENGINES
 from .extractor import Failure, FeatureExtractor
 from .formats import FORMATS, Row
@@ -121,8 +121,7 @@ def extract_features(
     """
     check_choice("engine", engine, ENGINES)
     check_choice("format", format, (None, *FORMATS))
-    check_path(out, "out")
-    out, start = Path(out), time.perf_counter()
+    out, start = Path(expand_path(out, "out")), time.perf_counter()
     entries = iter(images)
     # Errors of the sources come before anything is written.
     entries = chain(list(islice(entries, 1)), entries)
@@ -296,8 +295,7 @@ class ShardWriter:
         if (
             before is not None
             and before["images"] == versions
-            and not before["retry"]
-            and self._is_whole(before)
+            and all(is_whole(self.out / file["file"], file["sha256"]) for file in before["files"])
             and not self._can_be_read(shard, before["failures"])
         ):
             advance(len(shard.entries))
@@ -330,9 +328,6 @@ class ShardWriter:
         failed = [entry for entry in shard.entries if entry.name in failures]
         return any(self.extractor.stream(failed))
 
-    def _is_whole(self, record: Mapping[str, Any]) -> bool:
-        return all(is_whole(self.out / file["file"], file["sha256"]) for file in record["files"])
-
     def _check_names(self, shard: Shard, before: Mapping[str, Any]) -> None:
         if before["names"] == _names(shard):
             return
@@ -354,14 +349,12 @@ class ShardWriter:
         files: list[dict[str, Any]] = []
         rows: list[tuple[Row, Mapping[str, Tensor] | None]] = []
         failures: dict[str, str] = {}
-        size, share, retry = 0, 0.0, False
+        size, share = 0, 0.0
         for result in self.extractor.stream(entries):
             entry = entries[result.index]
             if isinstance(result, Failure):
                 failures[entry.name] = result.reason
                 rows.append((Row(entry.name, None, None, result.reason), None))
-                # An image that is not there has another version once it is.
-                retry |= result.transient and entry.version() != ()
             else:
                 height, width = result.original_size
                 rows.append((Row(entry.name, width, height, None), result))
@@ -375,7 +368,7 @@ class ShardWriter:
         if rows:
             files.append(self._write_file(shard, len(files), rows))
         self._remove_from(shard.number, len(files))
-        return {"rows": len(entries), "retry": retry, "failures": failures, "files": files}
+        return {"rows": len(entries), "failures": failures, "files": files}
 
     def _by_size(self, entries: Sequence[ImageEntry]) -> list[ImageEntry]:
         """Sort images by the size of their batches."""

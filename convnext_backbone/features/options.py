@@ -16,7 +16,7 @@ from torch import Tensor
 from ..images.processor import ConvNextImageProcessor, check_pixels
 from ..models.config import ConvNextConfig
 from ..models.trunk import ConvNextTrunk
-from ..utils.checks import check_choice, check_min, first_line
+from ..utils.checks import as_int, check_choice, check_min, first_line
 
 
 def _generalised_mean(x: Tensor, p: float) -> Tensor:
@@ -142,7 +142,7 @@ def parse_size(size: Any) -> Size:
         return height, width
     if size is None or (isinstance(size, str) and size == "native"):
         return size
-    if isinstance(size, int | np.integer) and not isinstance(size, bool):
+    if as_int(size) is not None:
         return check_min("size", size, 1)
     raise ValueError(f"size must be None, a number, (height, width) or 'native', got {size!r}")
 

@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 
 from ..utils.checks import check_choice, shorten_list
-from ..utils.files import file_sha256, read_json
+from ..utils.files import expand_path, file_sha256, read_json
 from .formats import FORMATS, FeatureFile
 
 FORMAT = "convnext_backbone features 2"
 PLAN, MANIFEST = "plan.json", "manifest.json"
 _SHARD_FIELDS = {
-    **{"plan": str, "names": str, "images": str, "rows": int},
-    **{"retry": bool, "failures": dict, "files": list},
+    **{"plan": str, "names": str, "images": str},
+    **{"rows": int, "failures": dict, "files": list},
 }
 _OPEN_FILES = 16  # handles that a reader keeps
 
@@ -42,7 +42,7 @@ class FeatureStore(Mapping[str, dict[str, Tensor]]):
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        self.directory = Path(directory)
+        self.directory = Path(expand_path(directory, "directory"))
         self.manifest = _read_manifest(self.directory)
         self.failures: dict[str, str] = {}
         self._hashes: dict[str, str] = {}  # file -> SHA-256

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..utils.checks import shorten_list
-from ..utils.files import IMAGE_SUFFIXES, check_path, check_regular
+from ..utils.files import IMAGE_SUFFIXES, check_regular, expand_path
 from ..utils.parquet import import_parquet
 
 PathLike = str | os.PathLike[str]
@@ -159,8 +159,7 @@ def holds_many(path: PathLike) -> bool:
 
     ValueError if it is empty.
     """
-    check_path(path)
-    text = os.path.expanduser(path)
+    text = expand_path(path)
     if os.path.isdir(text) or text.lower().endswith((".tar", *_COMPRESSED, *_LISTS)):
         return True
     return not os.path.exists(text) and glob.has_magic(text)
@@ -184,8 +183,7 @@ def find_entries(source: PathLike) -> list[ImageEntry]:
 
 def _match_paths(source: PathLike) -> list[str]:
     """Return the path of what is there, else the files that a glob matches, sorted."""
-    check_path(source)
-    pattern = os.path.expanduser(source)
+    pattern = expand_path(source)
     if os.path.exists(pattern):
         return [pattern]
     if not glob.has_magic(pattern):

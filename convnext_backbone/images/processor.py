@@ -8,12 +8,12 @@ are equal bit for bit within one backend. Where transformers fails or leaves an 
 Axes: N batch, C channels, H height, W width, in pixels.
 """
 
-import json
 import os
 import warnings
 from collections import UserDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,8 +22,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..utils.checks import check_choice
-from ..utils.files import read_json, write_json
+from ..utils.checks import as_int, check_choice, check_min
+from ..utils.files import encode_json, expand_path, read_json, write_json
 from ..weights.source import resolve
 from .reading import (
     CHANNELS_FIRST,
@@ -44,7 +44,6 @@ PROCESSOR_CONFIG = "preprocessor_config.json"
 _Pixels = TypeVar("_Pixels", Tensor, np.ndarray)
 _SQUASH_FROM = 384  # sides from here on are resized without a crop, as the checkpoints were trained
 _MAX_PIXELS = 2**28  # of a resized image; only a sliver of an image gets there
-_BACKENDS = ("torchvision", "pil")
 # What None stands for, as in transformers.
 _DEFAULTS: dict[str, Any] = {
     "size": 384,
@@ -158,7 +157,7 @@ class ConvNextImageProcessor:
         formats = (CHANNELS_FIRST, CHANNELS_LAST)
         check_choice("data_format", self.data_format, formats)
         check_choice("input_data_format", self.input_data_format, (None, *formats))
-        check_choice("backend", self.backend, _BACKENDS)
+        check_choice("backend", self.backend, ("torchvision", "pil"))
         if self.backend == "torchvision" and self.resample not in _TORCHVISION_FILTERS:
             name = Image.Resampling(int(self.resample or 0)).name.lower()
             raise ValueError(
@@ -167,10 +166,15 @@ class ConvNextImageProcessor:
             )
         if not isinstance(self.crop_pct, int | float) or not 0 < self.crop_pct <= 1:
             raise ValueError(f"crop_pct must lie above 0 and up to 1, got {self.crop_pct!r}")
-        if not isinstance(self.rescale_factor, int | float) or self.rescale_factor <= 0:
+        if not isinstance(self.rescale_factor, int | float) or not self.rescale_factor > 0:
             raise ValueError(f"rescale_factor must be positive, got {self.rescale_factor!r}")
-        if np.any(np.asarray(self.image_std) == 0):
-            raise ValueError(f"image_std must not hold 0, got {self.image_std!r}")
+        if not np.all(np.abs(self.image_std) > 0):
+            raise ValueError(f"image_std must not hold 0 or NaN, got {self.image_std!r}")
+        if self.do_normalize and len({np.size(self.image_mean), np.size(self.image_std), 1}) > 2:
+            raise ValueError(
+                "image_mean and image_std must have one number or one a channel each, got "
+                f"{self.image_mean} and {self.image_std}"
+            )
         side = self.size["shortest_edge"]
         check_pixels("size", side, side)
 
@@ -238,8 +242,7 @@ class ConvNextImageProcessor:
         elif isinstance(image, Image.Image):
             image = upright(image)
         if isinstance(image, Image.Image):
-            x = torch.from_numpy(self._from_pil(image, wanted))
-            x = x[None] if x.ndim == 2 else x.permute(2, 0, 1)  # (H, W, C) -> (C, H, W)
+            x = to_chw(torch.from_numpy(self._from_pil(image, wanted)), CHANNELS_LAST)
         else:
             x = to_chw(as_tensor(image), self.input_data_format, wanted)
             x = self._match_channels(x, wanted)
@@ -343,7 +346,7 @@ class ConvNextImageProcessor:
             resized, (height, width) = self.plan(*x.shape[-2:])
             x = _center_crop(_resize_pil(x, resized, int(self.resample or 0)), height, width)
         if self.do_rescale:
-            x = (x.astype(np.float64) * self.rescale_factor).astype(np.float32)
+            x = _rescaled(x, self.rescale_factor)
         if self.do_normalize:
             x = x if np.issubdtype(x.dtype, np.floating) else x.astype(np.float32)
             mean, std = (np.asarray(v, dtype=x.dtype) for v in (self.image_mean, self.image_std))
@@ -355,10 +358,9 @@ class ConvNextImageProcessor:
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as transformers writes them."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        defaults = {f.name: f.default for f in fields(self)}
         left_out = ("do_convert_rgb", "data_format", "input_data_format", "squash", "rescale_first")
         for name in left_out:
-            if values[name] == defaults[name]:
+            if values[name] == getattr(ConvNextImageProcessor, name):
                 del values[name]
         del values["backend"]  # how to compute, not what
         values["resample"] = int(values["resample"])
@@ -390,11 +392,11 @@ class ConvNextImageProcessor:
 
     def to_json_string(self) -> str:
         """Return the settings as the text of a preprocessor_config.json."""
-        return json.dumps(self.to_dict(), indent=2) + "\n"
+        return encode_json(self.to_dict()).decode()
 
     def to_json_file(self, path: str | os.PathLike[str]) -> None:
         """Write the settings to a file, replacing it in one step."""
-        write_json(path, self.to_dict())
+        write_json(expand_path(path, "path"), self.to_dict())
 
     @classmethod
     def from_json_file(cls, path: str | os.PathLike[str]) -> "ConvNextImageProcessor":
@@ -429,7 +431,7 @@ class ConvNextImageProcessor:
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> list[str]:
         """Write `directory`/preprocessor_config.json in one step and return its path in a list."""
-        path = Path(directory) / PROCESSOR_CONFIG
+        path = Path(expand_path(directory, "directory"), PROCESSOR_CONFIG)
         path.parent.mkdir(parents=True, exist_ok=True)
         self.to_json_file(path)
         return [str(path)]
@@ -442,18 +444,16 @@ def check_pixels(name: str, height: int, width: int) -> None:
 
 
 def _size_dict(size: Any) -> dict[str, int]:
-    if isinstance(size, int) and not isinstance(size, bool):
+    if as_int(size) is not None:
         size = {"shortest_edge": size}
     if not isinstance(size, Mapping) or not size.get("shortest_edge"):
         got = size.keys() if isinstance(size, Mapping) else repr(size)
         raise ValueError(f"Size dictionary must contain 'shortest_edge' key. Got {got}")
-    if not isinstance(size["shortest_edge"], int) or size["shortest_edge"] < 1:
-        raise ValueError(f"shortest_edge must be a positive integer, got {size['shortest_edge']!r}")
-    return dict(size)
+    return {**size, "shortest_edge": check_min("shortest_edge", size["shortest_edge"], 1)}
 
 
 def _per_channel(name: str, value: Any) -> float | tuple[float, ...]:
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, Real) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, Sequence | np.ndarray) and len(value) > 0 and not isinstance(value, str):
         return tuple(float(v) for v in value)

@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..utils.files import check_regular
+from ..utils.files import check_regular, expand_path
 
 CHANNELS_FIRST, CHANNELS_LAST = "channels_first", "channels_last"
 _FEW = 1 << 12  # 16-bit values below have at most 16 levels in their high byte: cameras of 12 bits
@@ -40,7 +40,7 @@ def load_image(source: str | os.PathLike[str] | BinaryIO, name: str | None = Non
     try:
         if not isinstance(source, str | os.PathLike):
             return _decode(source)
-        source = os.path.expanduser(source)
+        source = expand_path(source)
         check_regular(source)
         # Given a path, Pillow maps an uncompressed TIFF into memory and takes its sides for those
         # of the upright image.

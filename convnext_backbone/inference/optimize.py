@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
+from ..models.block import weight_of_stages
 from ..models.config import ConvNextConfig
 from .fold import fold_block, fold_downsampling, promote
 from .pack import PackedBlock, PackedPatchConv, can_pack, can_pack_block
@@ -70,9 +71,7 @@ def optimize_for_inference(
             "module must be a ConvNextBackbone, a ConvNextModel or a "
             f"ConvNextForImageClassification, got {type(module).__name__}"
         )
-    # A user's own parameters may come before those of the trunk, and be of another dtype.
-    weights = (*module.get_submodule("stages").parameters(), *module.parameters())
-    own = next(p.dtype for p in weights if p.is_floating_point())
+    own = weight_of_stages(module).dtype
     network = _copy(module).eval().requires_grad_(False)
     if dtype is not None:
         promote(network, torch.promote_types(own, dtype))  # nothing is rounded before folding
@@ -197,9 +196,9 @@ class OptimizedModule(nn.Module):
         super().train(False)
 
     @property
-    def _like(self) -> Tensor:
+    def _device(self) -> torch.device:
         # Packed weights are no parameters; where they are all, the device is the CPU.
-        return next(self.network.parameters(), torch.empty(0, dtype=self.dtype))
+        return next((p.device for p in self.network.parameters()), torch.device("cpu"))
 
     @property
     def config(self) -> ConvNextConfig:
@@ -238,7 +237,7 @@ class OptimizedModule(nn.Module):
                 raise RuntimeError("an optimized module has no gradients; use the original")
             pixel_values = pixel_values.to(self.dtype)
         # Autocast would have another dtype than this module's for the parts that were kept.
-        with torch.no_grad(), torch.autocast(self._like.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
             return self.network(pixel_values, *args, **kwargs)
 
     def optimize_for_inference(
@@ -274,8 +273,8 @@ class OptimizedModule(nn.Module):
     __reduce_ex__ = _refusal("pickled; save the original")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "OptimizedModule":
-        moved = fn(self._like)
-        if (moved.device, moved.dtype) != (self._like.device, self._like.dtype):
+        moved = fn(torch.empty(0, dtype=self.dtype, device=self._device))
+        if (moved.device, moved.dtype) != (self._device, self.dtype):
             raise RuntimeError(
                 "an optimized module cannot be moved or cast; move the original, or give dtype to "
                 "optimize_for_inference"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from typing_extensions import Self, Unpack
 
+from ..utils.checks import as_int
 from ..weights.load import LOAD_OPTIONS, load_weights
 from .config import ConfigFields, ConvNextConfig, resolve_config, show_config_fields
 from .layers import build_norm2d
@@ -253,13 +254,12 @@ class ConvNextBackbone(PretrainedTrunk):
         A norm that stays keeps its weights.
         """
         frozen_whole = self._is_frozen_whole()  # before new norms, which are to train
-        like = next(self.parameters())
         norms = dict(self.norms)
         for name in self.out_features:
             if name not in norms:
                 width, c = self.out_feature_channels[name], self.config
                 norm = build_norm2d(c.norm_layer, width, c.norm_eps)
-                norms[name] = norm.to(like.device, like.dtype).train(self.training)
+                norms[name] = norm.to(self.device, self.dtype).train(self.training)
         self.norms = nn.ModuleDict({name: norms[name] for name in self.out_features})
         # Copies: the lists of the config may be edited in place.
         self._built_outputs = [*self.config.out_features], [*self.config.out_indices]
@@ -312,14 +312,15 @@ class ConvNextBackbone(PretrainedTrunk):
     def frozen_stages(self, value: int) -> None:
         before, self._frozen_stages = self._frozen_stages, self._check_frozen_stages(value)
         self._freeze(self._is_frozen_whole())
-        for stage in range(min(before, value) + 1, max(before, value) + 1):
+        low, high = sorted((before, self._frozen_stages))
+        for stage in range(low + 1, high + 1):
             self._set_mode(stage)
 
     def _check_frozen_stages(self, value: Any) -> int:
-        last = len(self.config.depths)
-        if isinstance(value, bool) or not isinstance(value, int) or not -1 <= value <= last:
+        last, stage = len(self.config.depths), as_int(value)
+        if stage is None or not -1 <= stage <= last:
             raise ValueError(f"frozen_stages must be an integer from -1 to {last}, got {value!r}")
-        return value
+        return stage
 
     def init_weights(self) -> None:
         """Initialize the parameters, then load what `init_cfg` names. mmengine calls this."""

@@ -29,6 +29,15 @@ _SAVED_OPS = [
 _SELECTIVE = partial(create_selective_checkpoint_contexts, _SAVED_OPS)
 
 
+def weight_of_stages(network: nn.Module) -> nn.Parameter:
+    """Return a weight whose dtype and device are those of a network.
+
+    A user's own parameters may come before the stages', and be of another dtype.
+    """
+    weights = (*network.get_submodule("stages").parameters(), *network.parameters())
+    return next(p for p in weights if p.is_floating_point())
+
+
 def checkpointed(module: nn.Module, x: Tensor, with_cp: bool | str) -> Tensor:
     """Call `module` on `x`; what it holds for the backward pass is one of `WITH_CP`."""
     # Without gradients nothing is held, so there is nothing to recompute; nor in a traced graph.

@@ -181,10 +181,9 @@ class ConvNextForImageClassification(_PooledTrunk):
             ValueError: `global_pool` is not "avg", the only pooling, or None, which keeps it.
         """
         check_choice("global_pool", global_pool, (None, "avg"))
-        like = next(self.parameters())
         self.config.num_labels = num_classes
         self._build_classifier()
-        self.head.to(like.device, like.dtype).train(self.training).apply(self._reset)
+        self.head.to(self.device, self.dtype).train(self.training).apply(self._reset)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Return the logits of what `forward_features` returns, or what the last layer takes."""

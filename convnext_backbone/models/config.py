@@ -6,7 +6,6 @@ The rules of `out_features` and `out_indices` are transformers' (`backbone_utils
 
 import copy
 import inspect
-import json
 import math
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import Any, TypedDict, TypeVar
 import numpy as np
 from typing_extensions import Self, Unpack
 
-from ..archs import ARCH_DEFAULTS, FAMILIES, arch_fields, stated_model_type
+from ..archs import FAMILIES, arch_fields, stated_model_type
 from ..utils.checks import (
     as_int,
     check_choice,
@@ -26,7 +25,7 @@ from ..utils.checks import (
     did_you_mean,
     errors_about,
 )
-from ..utils.files import check_path, read_json, write_json
+from ..utils.files import encode_json, expand_path, read_json, write_json
 from ..weights.source import resolve
 from .labels import align_labels, check_problem_type
 from .layers import ACTIVATIONS, NORMS
@@ -54,15 +53,12 @@ _SUPERSEDES: Mapping[str, tuple[str, ...]] = {
 }
 # timm's names, and "patch_no_norm", the stem of facebookresearch's isotropic ConvNeXts.
 STEM_TYPES = ("patch", "overlap", "overlap_tiered", "overlap_act", "patch_no_norm")
-# Fields that only timm's layout and this package's own have names for, and what most ConvNeXts
-# have; config.json holds other values only.
+# Fields that only timm's layout and this package's own have names for.
 VARIANT = ("stem_type", "norm_layer", "conv_bias", "head_norm_first", "head_hidden_size")
-STANDARD: Mapping[str, Any] = {
-    **{name: ARCH_DEFAULTS[name] for name in VARIANT},
-    "pad_to_stride": False,
-}
-# What models return where a call leaves it open; config.json holds other values only.
-_OUTPUT_DEFAULTS = {"output_hidden_states": False, "return_dict": True}
+# What models return where a call leaves it open.
+_OUTPUTS = ("output_hidden_states", "return_dict")
+# Fields that config.json holds only where they differ from their default.
+_OPTIONAL = (*VARIANT, *_OUTPUTS, "pad_to_stride", "problem_type")
 # Arguments of timm, mmpretrain and facebookresearch, and what says the same here.
 _NAMED_HERE = {
     "in_chans": "num_channels",
@@ -262,8 +258,8 @@ class ConvNextConfig:
 
     def _resolve_family(self) -> None:
         if self.model_type is None:
-            names = [name for name, f in FAMILIES.items() if f.use_grn == bool(self.use_grn)]
-            self.model_type = names[0]
+            fitting = (name for name, f in FAMILIES.items() if f.use_grn == bool(self.use_grn))
+            self.model_type = next(fitting)
             if self.layer_scale_init_value is None:
                 self.layer_scale_init_value = _LAYER_SCALE
         check_choice("model_type", self.model_type, tuple(FAMILIES))
@@ -273,7 +269,7 @@ class ConvNextConfig:
                 setattr(self, name, getattr(family, name))
         if self.norm_eps is None:
             self.norm_eps = self.layer_norm_eps if family.single_eps else _NORM_EPS
-        self._replace_each(_as_bool, "use_grn", *_OUTPUT_DEFAULTS)
+        self._replace_each(_as_bool, "use_grn", *_OUTPUTS)
         if self.use_grn != family.use_grn:
             raise ValueError(f"use_grn={self.use_grn} does not fit model_type {self.model_type!r}")
 
@@ -333,12 +329,9 @@ class ConvNextConfig:
     def _resolve_dilations(self) -> None:
         if self.dilations is None:
             strides = tuple(self.patch_size * 2**i for i in range(self.num_stages))
-            if self.output_stride is None:
-                self.output_stride = strides[-1]
-            check_choice("output_stride", self.output_stride, strides)
-            self.output_stride = int(self.output_stride)
-            self.dilations = tuple(max(1, stride // self.output_stride) for stride in strides)
-            return
+            largest = strides[-1] if self.output_stride is None else self.output_stride
+            check_choice("output_stride", largest, strides)
+            self.dilations = tuple(max(1, stride // int(largest)) for stride in strides)
         self.dilations = _positive_ints("dilations", self.dilations)
         _check_per_stage("dilations", self.dilations, self.depths)
         steps = zip((1, *self.dilations), self.dilations, strict=False)
@@ -370,11 +363,6 @@ class ConvNextConfig:
         """The side of the depthwise kernel of each stage."""
         sides = self.kernel_size
         return (sides,) * len(self.depths) if isinstance(sides, int) else tuple(sides)
-
-    @property
-    def use_return_dict(self) -> bool:
-        """Older releases' name of `return_dict`."""
-        return self.return_dict
 
     @classmethod
     def from_arch(cls, arch: str, **overrides: Unpack[ConfigFields]) -> Self:
@@ -469,7 +457,7 @@ class ConvNextConfig:
     @classmethod
     def from_json_file(cls, path: str | os.PathLike[str]) -> Self:
         """Read a config from a file; see `from_pretrained`."""
-        path = Path(path).expanduser()
+        path = expand_path(path, "path")
         values = read_json(path)
         with errors_about(path):
             if not _NAMING & values.keys():
@@ -489,29 +477,25 @@ class ConvNextConfig:
     def _unwritten(self) -> set[str]:
         """Return the fields that transformers derives, or whose value is its default."""
         names = {"num_labels", *FAMILIES[self.model_type].derived}
-        standard = {**_OUTPUT_DEFAULTS, **STANDARD}
+        standard = {name: getattr(ConvNextConfig, name) for name in _OPTIONAL}
         names |= {name for name, value in standard.items() if getattr(self, name) == value}
         if max(self.dilations) == 1:
             names |= {"output_stride", "dilations"}
-        if self.problem_type is None:
-            names.add("problem_type")
         if (self.id2label, self.label2id) == align_labels(None, None, None)[1:]:
             names |= {"id2label", "label2id"}
         return names
 
     def to_json_string(self) -> str:
         """Return the text of a config.json."""
-        return json.dumps(self.to_dict(), indent=2) + "\n"
+        return encode_json(self.to_dict()).decode()
 
     def to_json_file(self, path: str | os.PathLike[str]) -> None:
         """Write a config.json, replacing it in one step."""
-        check_path(path, "path")
-        write_json(Path(path).expanduser(), self.to_dict())
+        write_json(expand_path(path, "path"), self.to_dict())
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Write `directory`/config.json, replacing it in one step."""
-        check_path(directory, "directory")
-        folder = Path(directory).expanduser()
+        folder = Path(expand_path(directory, "directory"))
         folder.mkdir(parents=True, exist_ok=True)
         self.to_json_file(folder / CONFIG_NAME)
 
@@ -665,11 +649,7 @@ def _as_number(name: str, value: object) -> float:
 
 
 def check_names(owner: str, names: Iterable[str], choices: Collection[str]) -> None:
-    """Refuse an argument that is not among the choices.
-
-    Raises:
-        TypeError: It is not.
-    """
+    """Refuse an argument that is not among the choices, with a TypeError."""
     for name in names:
         if name not in choices:
             hint = f" ({_ELSEWHERE[name]})" if name in _ELSEWHERE else did_you_mean(name, choices)
@@ -685,15 +665,10 @@ def show_config_fields(init: _Init) -> _Init:
     What `help()`, `inspect.signature` and completion in a shell read. Static tools read the
     `Unpack[ConfigFields]` of the annotation.
     """
-    signature = inspect.signature(init)
+    signature, shown = inspect.signature(init), inspect.signature(ConvNextConfig)
     named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    shown = [
-        inspect.Parameter(
-            f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type
-        )
-        for f in fields(ConvNextConfig)
-    ]
-    setattr(init, "__signature__", signature.replace(parameters=[*named, *shown]))  # noqa: B010
+    parameters = [*named, *shown.parameters.values()]
+    setattr(init, "__signature__", signature.replace(parameters=parameters))  # noqa: B010
     return init
 
 

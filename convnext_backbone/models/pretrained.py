@@ -11,6 +11,7 @@ from typing_extensions import Self
 
 from ..weights.export import save_pretrained
 from ..weights.load import LOAD_OPTIONS, load_pretrained_
+from .block import weight_of_stages
 from .config import ConvNextConfig, check_names
 from .outputs import FeatureMaps, ModelOutput
 from .timm_interface import TimmTrunk
@@ -101,12 +102,12 @@ class PretrainedTrunk(TimmTrunk):
     @property
     def device(self) -> torch.device:
         """The device of the parameters."""
-        return next(self.parameters()).device
+        return weight_of_stages(self).device
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the parameters."""
-        return next(self.parameters()).dtype
+        return weight_of_stages(self).dtype
 
     @property
     def is_activation_checkpointing(self) -> bool:
@@ -145,12 +146,9 @@ class PretrainedTrunk(TimmTrunk):
         """Keep the activations again."""
         self.with_cp = False
 
-    # transformers' names of the same up to 5.22.
+    # transformers' names of the same up to 5.22, which peft reads.
 
-    @property
-    def is_gradient_checkpointing(self) -> bool:
-        """`is_activation_checkpointing`."""
-        return self.is_activation_checkpointing
+    is_gradient_checkpointing = is_activation_checkpointing
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None
@@ -158,9 +156,7 @@ class PretrainedTrunk(TimmTrunk):
         """Do what `activation_checkpointing_enable` does."""
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs)
 
-    def gradient_checkpointing_disable(self) -> None:
-        """Do what `activation_checkpointing_disable` does."""
-        self.activation_checkpointing_disable()
+    gradient_checkpointing_disable = activation_checkpointing_disable
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """Return the number of parameters.
@@ -173,22 +169,14 @@ class PretrainedTrunk(TimmTrunk):
 
 
 def _check_names(cls: type[PretrainedTrunk], names: Collection[str]) -> None:
-    """Refuse what neither the constructor nor `load_weights` knows.
-
-    Raises:
-        TypeError: There is no such argument.
-    """
+    """Refuse what neither the constructor nor `load_weights` knows, with a TypeError."""
     built = inspect.signature(cls).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in built.values()):  # a subclass may take any keyword
         check_names(f"{cls.__name__}.from_pretrained", names, (*LOAD_OPTIONS, *built))
 
 
 def _floating(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """Return a floating-point dtype by itself or by its name.
-
-    Raises:
-        ValueError: It is none.
-    """
+    """Return a floating-point dtype by itself or by its name; ValueError for anything else."""
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if dtype is not None and not (isinstance(found, torch.dtype) and found.is_floating_point):
         raise ValueError(f"dtype must be a floating-point dtype, its name or 'auto', got {dtype!r}")

@@ -152,12 +152,18 @@ def check_regular(path: str | os.PathLike[str]) -> None:
         raise ValueError(f"{os.fspath(path)} is a {kind}, and only regular files are read")
 
 
-def check_path(path: str | os.PathLike[str], name: str = "source") -> None:
-    """Refuse what is no path, and the empty path, which would mean the current directory."""
+def expand_path(path: str | os.PathLike[str], name: str = "source") -> str:
+    """Return a path that a user gave, with `~` for the home folder.
+
+    Raises:
+        TypeError: It is no path.
+        ValueError: It is empty, which would mean the current directory.
+    """
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"{name} must be a string or a path, got {type(path).__name__}")
     if not os.fspath(path):
         raise ValueError(f"{name} must not be empty; the current directory is '.'")
+    return os.path.expanduser(path)
 
 
 def check_outputs(

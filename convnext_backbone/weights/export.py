@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..archs import FAMILIES, NORM_HAS_BIAS, NOT_IN_TENSORS, ORIGINAL_MODEL_TYPE, trunk_shapes
-from ..models.config import CONFIG_NAME, STANDARD, VARIANT, ConvNextConfig
+from ..models.config import CONFIG_NAME, VARIANT, ConvNextConfig
 from ..models.layers import DropPath
 from ..utils.checks import check_choice, errors_about, shorten_list
-from ..utils.files import atomic_write, check_path, write_json
+from ..utils.files import atomic_write, expand_path, write_json
 from .containers import SUFFIXES
 from .layouts import LAYOUTS, STEM_KEY, TRUNK, Layout, LayoutMatch, restore
 from .load import build_blank
@@ -54,7 +54,7 @@ def save_pretrained(module: nn.Module, directory: str | os.PathLike[str]) -> Non
             package will read the files as they were meant; or layers were altered, so that they are
             not those that the config describes.
     """
-    check_path(directory, "directory")
+    folder = Path(expand_path(directory, "directory"))
     config: ConvNextConfig = module.config  # type: ignore[assignment]
     state = {
         _WRAPPERS.sub("", key): tensor.detach().cpu()
@@ -75,11 +75,10 @@ def save_pretrained(module: nn.Module, directory: str | os.PathLike[str]) -> Non
             f"transformers will not compute what this module computes: {'; '.join(gaps)}",
             stacklevel=3,
         )
-    _write_folder(Path(directory), tensors, values)
+    _write_folder(folder, tensors, values)
 
 
 def _write_folder(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Path:
-    folder = folder.expanduser()
     write_tensors(tensors, folder / WEIGHTS_NAME)
     write_json(folder / CONFIG_NAME, config)
     return folder / WEIGHTS_NAME
@@ -127,7 +126,8 @@ def _variant(state: Mapping[str, Tensor], config: ConvNextConfig) -> dict[str, A
     return {
         name: getattr(config, name)
         for name in VARIANT
-        if getattr(config, name) != STANDARD[name] and (heads.get(name, STEM_KEY) in state)
+        if getattr(config, name) != getattr(ConvNextConfig, name)
+        and heads.get(name, STEM_KEY) in state
     }
 
 
@@ -141,7 +141,7 @@ def transformers_gaps(config: ConvNextConfig, state: Mapping[str, Tensor]) -> li
     if max(config.dilations) > 1:
         fixed["output_stride"] = config.patch_size * 2 ** (config.num_stages - 1)
     for name in ("pad_to_stride", *_variant(state, config)):
-        fixed[name] = STANDARD[name]
+        fixed[name] = getattr(ConvNextConfig, name)
     return [
         f"{name} must be {value}, is {getattr(config, name)}"
         for name, value in fixed.items()
@@ -233,14 +233,13 @@ def convert_weights(
     """
     check_choice("to", to, TARGETS)
     check_choice("pointwise", pointwise, (None, *POINTWISE))
-    check_path(destination, "destination")
+    path = Path(expand_path(destination, "destination"))
     if weights.converted.unexpected:
         raise ValueError(
             f"{weights.source}: {weights.match} does not know "
             f"{', '.join(weights.converted.unexpected)}"
         )
     _refuse_incomplete(weights)
-    path = Path(destination).expanduser()
     if to == "huggingface":
         return _to_huggingface(weights, path)
     written = (*SUFFIXES["safetensors"], *SUFFIXES["PyTorch"])

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from ..utils.checks import first_line
-from ..utils.files import DISK_FULL, check_path
+from ..utils.files import DISK_FULL, expand_path
 from .catalogue import WEIGHTS, WeightEntry, get_weight, suggest
 from .containers import WEIGHT_SUFFIXES
 from .download import OFFLINE, URL, DownloadError, fetch_url, url_path
@@ -243,9 +243,7 @@ def resolve(
         >>> resolve("facebook/convnextv2-atto-1k-224", revision="main").file("config.json").name
         'config.json'
     """
-    check_path(source)
-    name = os.fspath(source)
-    path = Path(os.path.expanduser(name))
+    name, path = os.fspath(source), Path(expand_path(source))
     hub = None if path.exists() else read_hub_id(source)
     if hub is not None:
         repo_id, named = hub

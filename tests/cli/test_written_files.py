@@ -87,6 +87,25 @@ def test_an_empty_output_is_not_the_current_directory(line, image, weights, caps
     assert "must not be empty; the current directory is '.'" in error
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["export", "{weights}", "~/f.pt2", "--to", "torch-export"],
+        ["convert", "{weights}", "~/f", "--to", "huggingface"],
+        ["visualize", "{image}", "--weights", "{weights}", "--out=~/f.png"],
+        ["extract", "{image}", "--weights", "{weights}", "--out=~/f", "--size=32", "--quiet"],
+    ],
+    ids=lambda line: line[0],
+)
+def test_an_output_in_the_home_folder_is_written_there(line, image, weights, monkeypatch):
+    (image.parent / "home").mkdir()
+    monkeypatch.setenv("HOME", str(image.parent / "home"))
+    monkeypatch.chdir(image.parent)
+    assert cli.main([part.format(weights=weights, image=image) for part in line]) == 0
+    assert [path.stem for path in (image.parent / "home").iterdir()] == ["f"]
+    assert not (image.parent / "~").exists()
+
+
 @pytest.mark.parametrize("name", ["model.onnx", "deploy.json", "predict.py", "model.bin"])
 def test_a_deployed_folder_does_not_replace_what_it_is_made_of(name, tmp_path, capsys):
     pytest.importorskip("mmdet")

@@ -30,6 +30,12 @@ def test_pooled_features_stack(weights_file, image_folder, tmp_path):
         assert torch.equal(store.stack("stage2", names[3:5])[1], store.load(names[4], "stage2"))
 
 
+def test_a_tilde_is_the_home_folder(weights_file, image_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    extract(weights_file, image_folder, "~/features")
+    assert list(load_features("~/features")) == list(load_features(tmp_path / "features"))
+
+
 def test_the_reader_names_what_it_does_not_have(whole, tmp_path):
     store = load_features(whole)
     with pytest.raises(KeyError, match=r"no features of image 'empty\.png': cannot read image"):

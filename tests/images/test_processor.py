@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import math
 import pickle
 import warnings
 
@@ -293,6 +294,17 @@ def test_a_step_that_was_switched_off_stays_off(tmp_path):
     assert ConvNextImageProcessor.from_json_file(tmp_path / "own.json").do_normalize is None
 
 
+def test_settings_are_written_where_the_path_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ours = ConvNextImageProcessor(size=96)
+    assert ours.save_pretrained("~/saved") == [str(tmp_path / "saved/preprocessor_config.json")]
+    ours.to_json_file("~/own.json")
+    assert ConvNextImageProcessor.from_json_file("~/own.json") == ours
+    for write in (ours.save_pretrained, ours.to_json_file):
+        with pytest.raises(ValueError, match="must not be empty"):
+            write("")
+
+
 def test_files_of_the_first_releases_are_read(tmp_path):
     old = {
         "crop_pct": 0.875,
@@ -370,19 +382,28 @@ def test_an_image_is_resized_to_one_pixel(shape, backend, resample):
     ("fields", "error"),
     [
         ({"size": {"height": 3, "width": 3}}, "must contain 'shortest_edge' key. Got"),
-        ({"size": {"shortest_edge": -1}}, "shortest_edge must be a positive integer, got -1"),
+        ({"size": {"shortest_edge": -1}}, "shortest_edge must be an integer of at least 1, got -1"),
         ({"crop_pct": 1.5}, "crop_pct must lie above 0 and up to 1, got 1.5"),
         ({"resample": 9}, "resample must be one of"),
         ({"resample": 5}, r"resample must be one of \(0, 2, 3, 1\), got 5"),
         ({"backend": "cv2"}, "backend must be one of"),
         ({"data_format": "nchw"}, "data_format must be one of"),
         ({"image_std": [1.0, 0.0, 1.0]}, "image_std must not hold 0"),
+        ({"image_std": [1.0, math.nan, 1.0]}, "image_std must not hold 0 or NaN"),
+        ({"image_mean": [0.5] * 4}, r"one a channel each, got \(0.5, .*0.5\)"),
         ({"rescale_factor": 0}, "rescale_factor must be positive, got 0"),
+        ({"rescale_factor": math.nan}, "rescale_factor must be positive, got nan"),
     ],
 )
 def test_wrong_settings_are_named(fields, error):
     with pytest.raises(ValueError, match=error):
         ConvNextImageProcessor(**fields)
+
+
+def test_numbers_of_numpy_are_taken():
+    processor = ConvNextImageProcessor(size=np.int64(96), image_mean=np.float32(0.5), image_std=0.5)
+    assert json.loads(processor.to_json_string())["size"] == {"shortest_edge": 96}
+    assert processor.image_mean == 0.5
 
 
 @pytest.mark.parametrize(

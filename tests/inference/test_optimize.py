@@ -185,6 +185,10 @@ def test_what_would_break_it_is_refused(tmp_path):
     for use in (lambda: fast.to(torch.bfloat16), fast.half, fast.init_weights):
         with pytest.raises(RuntimeError, match="optimized module"):
             use()
+    b.temperature = nn.Parameter(torch.ones((), dtype=torch.float64))
+    assert b.optimize_for_inference().float().dtype == torch.float32
+    with pytest.raises(RuntimeError, match="cannot be moved or cast"):
+        b.optimize_for_inference().double()
     with pytest.raises(RuntimeError, match="cannot be pickled; save the original"):
         torch.save(fast, tmp_path / "fast.pt")
     with pytest.raises(TypeError, match="must be a tensor, got ndarray"):

@@ -2,8 +2,10 @@
 
 import copy
 import inspect
+import json
 import warnings
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -15,7 +17,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from convnext_backbone import ConvNextBackbone, ConvNextConfig, list_archs
+from convnext_backbone import (
+    ConvNextBackbone,
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    list_archs,
+)
 from convnext_backbone.models.outputs import FeatureMaps
 from convnext_backbone.models.trunk import Block
 
@@ -152,6 +159,19 @@ def test_outputs_can_change_later(through):
     assert b.norms["stage1"].weight.unique().item() == 3.0
     assert {p.requires_grad for p in b.stages[2].parameters()} == {True}
     assert {p.requires_grad for p in b.stages[3].parameters()} == {False}
+
+
+def test_what_is_built_later_has_the_dtype_of_the_stages():
+    # A user's own parameter comes before those of the stages.
+    b, x = tiny(out_indices=(1,)), torch.randn(1, 3, 32, 32)
+    b.temperature = nn.Parameter(torch.ones((), dtype=torch.float64))
+    b.out_indices = (1, 4)
+    assert b.dtype == torch.float32
+    assert [m.dtype for m in b(x)] == [torch.float32] * 2
+    model = ConvNextForImageClassification(**TINY, num_labels=5)
+    model.temperature = nn.Parameter(torch.ones((), dtype=torch.float64))
+    model.reset_classifier(7)
+    assert model(x).logits.dtype == torch.float32
 
 
 def test_the_callers_config_stays_the_callers():
@@ -296,6 +316,14 @@ def test_frozen_stages_take_no_gradient_and_stay_in_eval_mode(k):
     assert b.train() is b
     assert b.eval() is b
     check_frozen(b.train(), k)
+
+
+def test_numbers_of_numpy_name_frozen_stages_too():
+    b = tiny(frozen_stages=np.int64(1))
+    assert json.dumps(b.frozen_stages) == "1"
+    check_frozen(b, 1)
+    b.frozen_stages = np.int64(2)
+    check_frozen(b, 2)
 
 
 def test_frozen_stages_can_change_later():

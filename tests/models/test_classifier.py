@@ -284,6 +284,7 @@ def test_gradient_checkpointing_gives_the_same_gradients():
         torch.testing.assert_close(p.grad, plain[name], atol=1e-6, rtol=1e-6)
     model.gradient_checkpointing_disable()
     assert not model.is_gradient_checkpointing
+    assert not model.is_activation_checkpointing
     with pytest.warns(UserWarning, match="use_reentrant=True is ignored"):
         model.gradient_checkpointing_enable({"use_reentrant": True})
     with pytest.warns(UserWarning, match="every_n_layers=2 and offload=False are ignored"):

@@ -337,8 +337,7 @@ def test_how_models_answer_travels_through_config_json_to_transformers_and_back(
     back = ConvNextConfig.from_pretrained(tmp_path / "theirs")
     assert (back.output_hidden_states, back.return_dict) == (True, False)
     plain = transformers.ConvNextConfig()
-    assert back.use_return_dict is back.return_dict
-    assert ConvNextConfig().use_return_dict == plain.use_return_dict
+    assert ConvNextConfig().return_dict == plain.return_dict
     assert ConvNextConfig().output_hidden_states == plain.output_hidden_states
 
 

@@ -15,7 +15,7 @@ from convnext_backbone.utils.files import (
     atomic_files,
     atomic_write,
     check_outputs,
-    check_path,
+    expand_path,
     read_json,
     write_bytes,
     write_json,
@@ -236,15 +236,23 @@ def test_a_file_that_is_read_is_not_written(tmp_path):
 
 def test_an_empty_path_is_refused_by_the_name_of_its_argument():
     with pytest.raises(ValueError, match=r"^out must not be empty; the current directory is '\.'$"):
-        check_path("", "out")
+        expand_path("", "out")
     with pytest.raises(TypeError, match="out must be a string or a path, got NoneType"):
-        check_path(None, "out")
+        expand_path(None, "out")
+
+
+def test_a_path_of_the_users_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert expand_path("~/a") == expand_path(Path("~/a")) == str(tmp_path / "a")
+    assert expand_path("~nobody-of-this-name.png") == "~nobody-of-this-name.png"
+    with pytest.raises(ValueError, match="out must not be empty"):
+        expand_path("", "out")
 
 
 def test_the_current_directory_is_meant_by_a_dot_only():
-    check_path(".", "folder")
-    check_path(Path("a"), "folder")
+    expand_path(".", "folder")
+    expand_path(Path("a"), "folder")
     with pytest.raises(ValueError, match=r"folder must not be empty; .* directory is '\.'"):
-        check_path("", "folder")
+        expand_path("", "folder")
     with pytest.raises(TypeError, match="folder must be a string or a path, got int"):
-        check_path(3, "folder")
+        expand_path(3, "folder")

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ...images.files import name_images, output_names
 from ...images.reading import load_image, to_eight_bits, to_rgb
 from ...utils.checks import first_line
-from ...utils.files import atomic_write, check_outputs, check_path, errors_naming
+from ...utils.files import atomic_write, check_outputs, errors_naming, expand_path
 from ..config_walk import iter_datasets
 from .arguments import read_options
 from .checks.checkpoint import check_checkpoint
@@ -72,13 +72,13 @@ def predict_files(
     """
     if not 0 <= score <= 1:
         raise ValueError(f"score must lie in 0 .. 1, got {score!r}")
-    check_path(out, "out")
+    folder = Path(expand_path(out, "out"))
     filter_log_noise()
     config, checkpoint, sources = _split_inputs(inputs)
     images = name_images(sources)
     targets = output_names(images, ".png")
     cfg = load_config(config, read_options(options), ("model", "test_dataloader"))
-    folder, writer_class = Path(out), WRITERS[cfg.default_scope]
+    writer_class = WRITERS[cfg.default_scope]
     written = writer_class.files(folder, targets.values())
     drawn = [folder / "pictures" / target for target in targets.values() if pictures]
     check_outputs([*written, *drawn], [config, checkpoint, *sources, *images.values()])
