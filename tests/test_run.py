@@ -18,6 +18,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 loaded = torch.load(sys.argv[1])
 assert isinstance(loaded["history"], HistoryBuffer), loaded
+assert loaded["meta"] == {"cfg": "a = 1"}  # what is published is what was trained
 assert __name__ == "__main__"
 print(sys.argv[1:], nms(torch.rand(1, 4), torch.ones(1), 0.5)[1].tolist())
 """
@@ -26,7 +27,8 @@ print(sys.argv[1:], nms(torch.rand(1, 4), torch.ones(1), 0.5)[1].tolist())
 def test_a_script_that_imports_mmcv_first_runs_unedited(tmp_path):
     from mmengine.logging import HistoryBuffer
 
-    torch.save({"history": HistoryBuffer([1.0], [1])}, tmp_path / "run.pth")
+    content = {"history": HistoryBuffer([1.0], [1]), "meta": {"cfg": "a = 1"}}
+    torch.save(content, tmp_path / "run.pth")
     (tmp_path / "beside.py").touch()
     (tmp_path / "script.py").write_text("import beside" + SCRIPT)
     command = [sys.executable, "-W", "ignore", "-m", "convnext_backbone.run"]

@@ -385,9 +385,10 @@ def _tensor(
         return None
     if not _are_counts(offset) or not _is_usual(grad, hooks, metadata):
         return None
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     count, item_size = math.prod(size), item_size or storage.dtype.itemsize
     nbytes = storage._untyped_storage.nbytes()
-    if _end(offset, size, stride) * item_size > nbytes:
+    if count and (last + 1) * item_size > nbytes:
         raise_damaged(f"a tensor of shape {size} is larger than its storage of {nbytes:,} bytes")
     return count * item_size
 
@@ -426,9 +427,8 @@ def _parameter(data: Any, grad: Any, hooks: Any, state: Any = None) -> int | Non
 def _of_device(data: Any, dtype: Any, device: Any, grad: Any) -> int | None:
     """Check a tensor of an XLA device or its like, which is a copy of an array or a tensor."""
     is_usual = isinstance(dtype, torch.dtype) and isinstance(device, str) and isinstance(grad, bool)
-    return (
-        MAX_ITEM * _nbytes_of(data) if isinstance(data, Tensor | np.ndarray) and is_usual else None
-    )
+    is_usual = is_usual and isinstance(data, Tensor | np.ndarray)
+    return MAX_ITEM * _nbytes_of(data) if is_usual else None
 
 
 def _copy(data: Any, dtype: torch.dtype, device: str, grad: bool) -> Tensor:
@@ -450,10 +450,17 @@ def _make_sparse(layout: torch.layout, parts: Any) -> Tensor:
 
 
 def _nested(buffer: Any, sizes: Any, strides: Any, offsets: Any) -> int | None:
-    rows = list(zip(offsets.tolist(), sizes.tolist(), strides.tolist(), strict=True))
-    is_usual = all(_are_counts(o) and _is_shape(n, s) for o, n, s in rows)
-    is_inside = is_usual and all(_end(*row) <= buffer.numel() for row in rows)
-    return MAX_ITEM * _nbytes_of(buffer, sizes, strides, offsets) if is_inside else None
+    rows = sizes.tolist()
+    size = buffer.itemsize * sum(map(math.prod, rows)) + _ENTRY * len(rows)
+    return size if all(_are_counts(*row) for row in rows) else None
+
+
+def _make_nested(buffer: Tensor, sizes: Tensor, strides: Tensor, offsets: Tensor) -> Tensor:
+    """Make a nested tensor of copies; torch takes the place of each row as a file states it."""
+    rows = zip(sizes.tolist(), strides.tolist(), offsets.tolist(), strict=True)
+    begin = buffer.storage_offset()
+    views = [buffer.as_strided(size, stride, begin + offset) for size, stride, offset in rows]
+    return torch.nested.as_nested_tensor(views)
 
 
 def _without_values(dtype: Any, size: Any, stride: Any, grad: Any) -> int | None:
@@ -492,12 +499,6 @@ def _are_counts(*values: Any) -> bool:
     return all(type(value) is int and value >= 0 for value in values)
 
 
-def _end(offset: int, size: Any, stride: Any) -> int:
-    """Return the number of items that a storage must have for a tensor."""
-    last = sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    return offset + last + 1 if math.prod(size) else 0
-
-
 def _is_shape(size: Any, stride: Any) -> bool:
     return len(size) == len(stride) <= _MAX_AXES and _are_counts(*size, *stride)
 
@@ -530,7 +531,6 @@ _OWN_NAMES: dict[Any, _Check] = {
     torch._utils._rebuild_qtensor: _quantized,
     torch._utils._rebuild_parameter: _parameter,
     torch._utils._rebuild_parameter_with_state: _parameter,
-    torch._utils._rebuild_nested_tensor: _nested,
     torch._utils._rebuild_meta_tensor_no_storage: _without_values,
     torch.serialization._get_layout: _plain,
     torch.device: _plain,
@@ -547,6 +547,7 @@ _IN_PLACE: dict[str, tuple[Any, _Check]] = {
     "torch._utils._rebuild_device_tensor_from_numpy": (_copy, _of_device),
     "torch._utils._rebuild_device_tensor_from_cpu_tensor": (_copy, _of_device),
     "torch._utils._rebuild_sparse_tensor": (_make_sparse, _sparse),
+    "torch._utils._rebuild_nested_tensor": (_make_nested, _nested),
     "builtins.bytes": (_empty_bytes, _nothing),
     **{name: (make, lambda *parts: _size_of(parts)) for name, make in NUMPY_TYPES.items()},
 }

@@ -212,20 +212,20 @@ def of_type(kind):
     return parts(text("storage"), kind, text("0"), text("cpu"), number(4))
 
 
-def nested(size=4, offset=0):
+def nested(size=4, offset=0, stride=1):
     """Parts of a nested tensor of one row, of a buffer of 4 numbers."""
     integers = [
         call("torch._utils._rebuild_device_tensor_from_numpy", small_array(value),
              name("torch.int64"), text("cpu"), NO)
-        for value in ([[size]], [[1]], [offset])
+        for value in ([[size]], [[stride]], [offset])
     ]  # fmt: skip
     return tensor(), *integers
 
 
 def small_array(value):
     """An array of small integers."""
-    value = np.array(value, np.int8)
-    kind = call("numpy.dtype", text("i1"), NO, b"\x88")
+    value = np.array(value, np.int64)
+    kind = call("numpy.dtype", text("i8"), NO, b"\x88")
     data = call("_codecs.encode", text(value.tobytes().decode("latin1")), text("latin1"))
     made = call("numpy._core.multiarray._reconstruct", name("numpy.ndarray"), NOTHING, text("b"))
     return made + parts(number(1), numbers(value.shape), kind, NO, data) + b"b"
@@ -366,6 +366,8 @@ HOSTILE = {
         f"nested, {what}": entries(a=call("torch._utils._rebuild_nested_tensor", *tensors))
         for what, tensors in {
             "beyond its memory": nested(size=3, offset=2),
+            "of a negative size": nested(size=-1),
+            "expanded and copied": nested(size=1 << 40, stride=0),
             "before its memory": nested(size=1, offset=-1),
             "of three tensors": nested()[:3],
         }.items()

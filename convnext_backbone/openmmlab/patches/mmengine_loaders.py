@@ -44,10 +44,7 @@ def load(file: Any, map_location: Any = None, *_: Any, name: str | None = None, 
     Without `map_location`, tensors are on the CPU. `name` is the file's in errors.
     """
     source = Path(file) if isinstance(file, str | Path) else file
-    types = mmengine_types()
-    checkpoint = read_torch_file(source, name, types=types, place=_place(map_location))
-    _remove_configs(checkpoint)
-    return checkpoint
+    return read_torch_file(source, name, types=mmengine_types(), place=_place(map_location))
 
 
 def _place(map_location: Any) -> Place | None:
@@ -84,7 +81,9 @@ def _load_safely(loader: _Loader) -> _Loader:
 
         try:
             with checkpoint_errors(filename), _loads_by(read):
-                return loader(filename, map_location=map_location, **options)
+                checkpoint = loader(filename, map_location=map_location, **options)
+                _remove_configs(checkpoint)
+                return checkpoint
         except CheckpointError as error:
             cause, name = error.__cause__, filename.partition("://")[2]
             if isinstance(cause, DownloadError):
