@@ -71,6 +71,10 @@ def fill_array(array: Any, state: Any) -> None:
 
 
 def _holds(dtype: object, data: object, count: int) -> bool:
+    """Return whether bytes are so many items; ValueError: they are no characters."""
+    if isinstance(dtype, CheckedDtype) and dtype.dtype.kind == "U" and isinstance(data, bytes):
+        order = "be" if dtype.dtype.str.startswith(">") else "le"
+        data.decode(f"utf-32-{order}", "surrogatepass")  # of other numbers numpy makes no text
     return (
         isinstance(dtype, CheckedDtype)
         and dtype.dtype.kind in _KINDS

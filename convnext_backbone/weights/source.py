@@ -243,7 +243,7 @@ def resolve(
         >>> resolve("facebook/convnextv2-atto-1k-224", revision="main").file("config.json").name
         'config.json'
     """
-    name, path = os.fspath(source), Path(expand_path(source))
+    path, name = Path(expand_path(source)), os.fspath(source)
     hub = None if path.exists() else read_hub_id(source)
     if hub is not None:
         repo_id, named = hub

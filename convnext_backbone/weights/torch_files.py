@@ -38,7 +38,11 @@ EMA_WRAPPERS = ("model_ema", "ema_state_dict", "state_dict_ema", "ema")
 # all who load the first get the average; its averaged model has `steps` besides its `module`.
 _EXCHANGED, _COUNTER, _COPY = ("state_dict", "ema_state_dict"), "steps", "module."
 # Zip files of torch that hold a program, by how the name of an entry ends.
-_PROGRAMS = {"/constants.pkl": "TorchScript", "/archive_format": "torch.export"}
+_PROGRAMS = {
+    "/constants.pkl": "TorchScript",
+    "/archive_format": "torch.export",
+    "serialized_exported_program.json": "torch.export",  # before torch 2.7
+}
 _PICKLE = "/data.pkl"
 # What published checkpoints hold besides tensors, all of it plain data, by its name in pickles.
 WEIGHT_TYPES: dict[str, Any] = {"argparse.Namespace": argparse.Namespace, **INERT_TYPES}

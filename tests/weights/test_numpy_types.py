@@ -19,7 +19,8 @@ VALUES = {
     "bool": np.array([True, False]),
     "half": np.array([1.5, 2.5], np.float16),
     "complex": np.array([1 + 2j]),
-    "text": np.array(["ab", "c"]),
+    "text": np.array(["ab", "c", "\U0001f600", "\ud800"]),
+    "big-endian text": np.array(["ab", "c"], dtype=">U2"),
     "bytes": np.array([b"ab", b"c"]),
     "empty": np.zeros((0, 3)),
     "no axes": np.array(2.5),
@@ -106,6 +107,11 @@ ATTACKS = {
         np.dtype, "f8", False, True, state=(3, "<", (np.dtype("O"), (2,)), None, None, -1, -1, 0)
     ),
     "a name for a dtype": Call(np.dtype, "object"),
+    "no character": Call(SCALAR, np.dtype("U1"), b"\xff" * 4),
+    "characters of another order": Call(SCALAR, np.dtype(">U1"), "a".encode("utf-32-le")),
+    "an array of no characters": Call(
+        RECONSTRUCT, np.ndarray, (0,), b"b", state=(1, (1,), np.dtype("U1"), False, b"\xff" * 4)
+    ),
 }
 
 
