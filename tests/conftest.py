@@ -19,6 +19,9 @@ with contextlib.suppress(ImportError):
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     torch.set_num_threads(1)
+    # Autograd starts the threads of all devices at the first backward pass. There is none yet; once
+    # torch.export was used there is one, and no test could fork after its thread has started.
+    torch.ones(1, requires_grad=True).sum().backward()
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
+import numpy as np
+
 # What importing packages that do not fit together has been seen to raise.
 IMPORT_ERRORS = (
     *(ImportError, AssertionError, AttributeError, NameError, OSError),
@@ -52,7 +54,8 @@ def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
 def as_int(value: Any) -> int | None:
     """Return an integer of Python, NumPy or torch as Python's; None where it is none, or a bool."""
     try:
-        return None if isinstance(value, bool) else operator.index(value)
+        # In older NumPy (2.2), its bool is an integer, with a warning.
+        return None if isinstance(value, bool | np.bool_) else operator.index(value)
     except TypeError:
         return None
 
