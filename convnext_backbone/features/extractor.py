@@ -66,7 +66,6 @@ class Failure:
     index: int
     name: str
     reason: str  # in one line
-    transient: bool = False  # its bytes could not be read, which may succeed another time
 
     def __bool__(self) -> bool:
         return False
@@ -316,9 +315,8 @@ class FeatureExtractor:
         try:
             return self._prepare_item(item)
         except Exception as error:  # of a decoder or of the caller's dataset, about this image
-            transient = isinstance(error, OSError) and error.errno is not None
             reason = " ".join(str(error).split()) or type(error).__name__
-            failure = Failure(item.index, item.name, reason, transient)
+            failure = Failure(item.index, item.name, reason)
             if self.run_options.on_error == "raise":
                 raise ValueError(str(failure)) from error
             return failure

@@ -310,7 +310,7 @@ _STEPS: dict[str, Callable[[PickleReader, Any], Any]] = {
     "ADDITEMS": lambda reader, _: reader._extend(reader._pop_mark()),
     "GLOBAL": lambda reader, argument: reader._push_named(*argument.split(" ", 1)),
     "STACK_GLOBAL": lambda reader, _: reader._push_named(*reader._pop(2)),
-    "REDUCE": lambda reader, _: reader._reduce(_),
+    "REDUCE": PickleReader._reduce,
     "NEWOBJ": lambda reader, _: reader._make(_),
     "BUILD": lambda reader, _: reader._build(_),
     "BINPERSID": PickleReader._load,

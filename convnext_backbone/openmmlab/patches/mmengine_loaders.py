@@ -11,7 +11,7 @@ when every loader of both families passes `weights_only=True` and reads its own 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from threading import RLock
 from types import ModuleType
@@ -76,11 +76,8 @@ def _load_safely(loader: _Loader) -> _Loader:
     # mmengine logs the name of a loader without its "load_from_".
     @wraps(loader, assigned=("__name__", "__qualname__", "__doc__"))
     def load_from(filename: str, map_location: Any = None, **options: Any) -> Any:
-        def read(file: Any, map_location: Any = None, *args: Any, **kwargs: Any) -> Any:
-            return load(file, map_location, name=filename)
-
         try:
-            with checkpoint_errors(filename), _loads_by(read):
+            with checkpoint_errors(filename), _loads_by(partial(load, name=filename)):
                 checkpoint = loader(filename, map_location=map_location, **options)
                 _remove_configs(checkpoint)
                 return checkpoint
