@@ -6,8 +6,6 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
-import numpy as np
-
 # What importing packages that do not fit together has been seen to raise.
 IMPORT_ERRORS = (
     *(ImportError, AssertionError, AttributeError, NameError, OSError),
@@ -54,8 +52,9 @@ def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
 def as_int(value: Any) -> int | None:
     """Return an integer of Python, NumPy or torch as Python's; None where it is none, or a bool."""
     try:
-        # In older NumPy (2.2), its bool is an integer, with a warning.
-        return None if isinstance(value, bool | np.bool_) else operator.index(value)
+        # To NumPy 2.2, its bool is an integer, with a warning.
+        is_bool = isinstance(value, bool) or str(getattr(value, "dtype", "")) == "bool"
+        return None if is_bool else operator.index(value)
     except TypeError:
         return None
 
